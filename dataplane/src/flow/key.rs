@@ -1,0 +1,115 @@
+//! The five-tuple of a packet, in host order.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Protocol number of TCP.
+pub const TCP: u8 = 6;
+/// Protocol number of UDP.
+pub const UDP: u8 = 17;
+/// Protocol number of SCTP.
+pub const SCTP: u8 = 132;
+
+/// Source, destination, ports and protocol as one packet carries them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct FlowKey {
+    /// Source address; an IPv4 address in the low 32 bits.
+    pub src: u128,
+    /// Destination address; an IPv4 address in the low 32 bits.
+    pub dst: u128,
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Whether the addresses are IPv6.
+    pub v6: bool,
+}
+
+impl FlowKey {
+    /// The key of packets in the other direction.
+    #[inline]
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, ..*self }
+    }
+
+    /// A keyed 64-bit hash of the tuple. `seed` is random for each process, so that nobody outside can aim at one bucket.
+    #[inline]
+    pub fn hash(&self, seed: u64) -> u64 {
+        let ports = u64::from(self.sport) << 16 | u64::from(self.dport) | u64::from(self.proto) << 32;
+        if self.v6 {
+            let [src, dst] = [self.src, self.dst].map(halves);
+            let first = fold(src.0 ^ seed, src.1 ^ K0);
+            let second = fold(dst.0 ^ seed, dst.1 ^ K1);
+            fold(first ^ ports, second ^ K2)
+        } else {
+            let (_, src) = halves(self.src);
+            let (_, dst) = halves(self.dst);
+            fold((src << 32 | dst) ^ seed, ports ^ K0 ^ seed.rotate_left(32))
+        }
+    }
+
+    /// Source as a standard address.
+    pub fn source(&self) -> IpAddr {
+        address(self.src, self.v6)
+    }
+
+    /// Destination as a standard address.
+    pub fn destination(&self) -> IpAddr {
+        address(self.dst, self.v6)
+    }
+
+    /// The virtual address, port and protocol that the packet is sent to.
+    #[inline]
+    pub fn vip(&self) -> VipKey {
+        VipKey { addr: self.dst, port: self.dport, proto: self.proto, v6: self.v6 }
+    }
+}
+
+/// What a service is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VipKey {
+    /// Virtual address; an IPv4 address in the low 32 bits.
+    pub addr: u128,
+    /// Port.
+    pub port: u16,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Whether the address is IPv6.
+    pub v6: bool,
+}
+
+/// An address as keys hold it: the bits and whether it is IPv6.
+#[inline]
+pub fn bits(addr: IpAddr) -> (u128, bool) {
+    match addr {
+        IpAddr::V4(v4) => (u128::from(v4.to_bits()), false),
+        IpAddr::V6(v6) => (v6.to_bits(), true),
+    }
+}
+
+/// The inverse of [`bits`].
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "an IPv4 address is the low 32 bits by contract")]
+pub fn address(bits: u128, v6: bool) -> IpAddr {
+    if v6 { Ipv6Addr::from_bits(bits).into() } else { Ipv4Addr::from_bits(bits as u32).into() }
+}
+
+// Digits of pi, odd: nothing up the sleeve.
+const K0: u64 = 0x243f_6a88_85a3_08d3;
+const K1: u64 = 0x1319_8a2e_0370_7345;
+const K2: u64 = 0xa409_3822_299f_31d1;
+
+/// The 128-bit product of `a` and `b`, its halves folded: every bit of the result depends on all of both.
+#[inline]
+fn fold(a: u64, b: u64) -> u64 {
+    let (high, low) = halves(u128::from(a) * u128::from(b));
+    high ^ low
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
+fn halves(word: u128) -> (u64, u64) {
+    ((word >> 64) as u64, word as u64)
+}

@@ -1,0 +1,121 @@
+//! A frame in the memory of its I/O: a chunk with headroom before the packet and tailroom behind it.
+
+use crate::ids::PortId;
+
+/// Bytes that every I/O leaves in front of a received packet at least: room for TX metadata (24) and, later, an
+/// outer IPv6 header with UDP and GUE (56), in whole words.
+pub const MIN_HEADROOM: usize = 96;
+
+/// Frames in a batch at most.
+pub const BATCH: usize = 64;
+
+/// What the sender of a frame leaves to the egress interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Checksum {
+    /// The layer-4 checksum is complete (or was wrong on arrival and still is).
+    #[default]
+    Complete,
+    /// The checksum field holds the uncomplemented pseudo-header sum; the egress fills the rest in.
+    /// Offsets in bytes: `start` from the first byte of the frame, `offset` from `start`.
+    Partial {
+        /// First byte that the checksum covers.
+        start: u16,
+        /// Where in the covered bytes the checksum field lies.
+        offset: u16,
+    },
+}
+
+/// One layer-2 frame, borrowed from the I/O for the time of a batch.
+#[derive(Debug)]
+pub struct Frame<'a> {
+    chunk: &'a mut [u8],
+    start: usize,
+    end: usize,
+    /// The port it came in by.
+    pub port: PortId,
+    /// Set where another worker handed it over: it is not handed on again.
+    pub handed_over: bool,
+    /// What the egress interface has still to fill in.
+    pub checksum: Checksum,
+}
+
+impl<'a> Frame<'a> {
+    /// A frame of `len` bytes at `start` in `chunk`; `None` where it does not lie inside.
+    pub fn new(chunk: &'a mut [u8], start: usize, len: usize, port: PortId) -> Option<Self> {
+        let end = start.checked_add(len)?;
+        (end <= chunk.len()).then_some(Self {
+            chunk,
+            start,
+            end,
+            port,
+            handed_over: false,
+            checksum: Checksum::Complete,
+        })
+    }
+
+    /// The frame's bytes, from the Ethernet header on.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        // `start <= end <= chunk.len()` holds by construction, so the default is never taken.
+        self.chunk.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// The frame's bytes, to be changed in place.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.chunk.get_mut(self.start..self.end).unwrap_or_default()
+    }
+
+    /// Length in bytes, Ethernet header included, frame check sequence not.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether the frame has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Where the frame starts in its chunk, in bytes.
+    pub fn offset(&self) -> usize {
+        self.start
+    }
+
+    /// Bytes free in front of the frame.
+    pub fn headroom(&self) -> usize {
+        self.start
+    }
+
+    /// Bytes free behind the frame.
+    pub fn tailroom(&self) -> usize {
+        self.chunk.len() - self.end
+    }
+
+    /// Moves the start of the frame `count` bytes forward into the headroom. The new bytes hold garbage.
+    /// Returns false, and changes nothing, where the headroom is too small.
+    #[must_use]
+    pub fn grow_front(&mut self, count: usize) -> bool {
+        let fits = count <= self.start;
+        if fits {
+            self.start -= count;
+        }
+        fits
+    }
+
+    /// Cuts `count` bytes off the front (all, where it has fewer).
+    pub fn shrink_front(&mut self, count: usize) {
+        self.start = self.end.min(self.start.saturating_add(count));
+    }
+
+    /// Sets the length to `len` bytes: cuts the tail, or takes in tailroom (which holds garbage).
+    /// Returns false, and changes nothing, where the chunk is too small.
+    #[must_use]
+    pub fn resize(&mut self, len: usize) -> bool {
+        let fits = self.start.checked_add(len).is_some_and(|end| end <= self.chunk.len());
+        if fits {
+            self.end = self.start + len;
+        }
+        fits
+    }
+}

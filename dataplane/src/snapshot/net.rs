@@ -1,0 +1,178 @@
+//! Ports, routes and neighbours: where a packet with a given destination leaves, and with which layer-2 header.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use prefix_trie::{Prefix, PrefixMap};
+
+use crate::ids::{HopId, PortId};
+
+/// An interface that Weir serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its name in the kernel.
+    pub name: Arc<str>,
+    /// Its index in the kernel.
+    pub ifindex: u32,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Largest IP packet in bytes.
+    pub mtu: u16,
+    /// Whether senders may leave layer-4 checksums unfinished (a veth whose peer is a local stack).
+    pub partial_checksums: bool,
+}
+
+/// How a destination is left for. All paths of a route are equal but for their weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// By one of these paths.
+    Via(Vec<Path>),
+    /// To this host itself: the kernel's.
+    Local,
+    /// Refused: blackhole, unreachable, prohibit.
+    Refused,
+}
+
+/// One path of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The kernel's index of the egress link (a VLAN link has its own).
+    pub link: u32,
+    /// The gateway; `None` where the destination is on the link itself.
+    pub gateway: Option<IpAddr>,
+    /// Share of flows, at least 1.
+    pub weight: u16,
+}
+
+/// A link as seen from the ports: the port that carries it and the VLAN tags on the wire, outer first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The port that frames leave by.
+    pub port: PortId,
+    /// Tags as (TPID, VLAN id), outer first.
+    pub vlans: ArrayVec<(u16, u16), 2>,
+    /// Largest IP packet in bytes.
+    pub mtu: u16,
+}
+
+/// A neighbour with a prepared layer-2 header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// The port that frames leave by.
+    pub port: PortId,
+    /// Destination and source MAC and VLAN tags, without the EtherType of the payload: 12, 16 or 20 bytes.
+    pub header: ArrayVec<u8, 20>,
+    /// Largest IP packet in bytes.
+    pub mtu: u16,
+}
+
+impl Hop {
+    /// The hop over `link` to the neighbour with the MAC address `neighbour`, sent from `own`.
+    pub fn new(link: &Link, own: [u8; 6], neighbour: [u8; 6]) -> Self {
+        let mut header = ArrayVec::new();
+        header.extend(neighbour);
+        header.extend(own);
+        for (tpid, vid) in &link.vlans {
+            header.extend(tpid.to_be_bytes());
+            header.extend(vid.to_be_bytes());
+        }
+        Self { port: link.port, header, mtu: link.mtu }
+    }
+}
+
+/// Why no hop was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoHop {
+    /// No route, or one that refuses.
+    NoRoute,
+    /// The route leads by a link that no port carries.
+    NoPort,
+    /// The destination is this host itself.
+    Local,
+    /// The neighbour has to be asked for.
+    Unresolved(Neighbour),
+}
+
+/// A neighbour's place: what ARP or neighbour discovery asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Neighbour {
+    /// The kernel's index of the link.
+    pub link: u32,
+    /// Its IP address.
+    pub addr: IpAddr,
+}
+
+/// The network half of a snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Net {
+    /// Changes whenever a [`HopId`] that a flow remembers may lead elsewhere than the routes say. Neighbours that
+    /// come or change their MAC address do not change it.
+    pub epoch: u32,
+    /// The served interfaces, by [`PortId`].
+    pub ports: Vec<Port>,
+    /// The kernel's link indices.
+    pub links: HashMap<u32, Link, ahash::RandomState>,
+    /// Hops by [`HopId`]; `None` where the neighbour is gone or unresolved at present.
+    pub hops: Vec<Option<Hop>>,
+    /// Which hop a neighbour is.
+    pub neighbours: HashMap<Neighbour, HopId, ahash::RandomState>,
+    /// IPv4 routes.
+    pub routes4: PrefixMap<Prefix4, Route>,
+    /// IPv6 routes.
+    pub routes6: PrefixMap<Prefix6, Route>,
+    /// Where the kernel's frames go: the port whose far end is the local stack, and that end's MAC address.
+    pub kernel: Option<(PortId, [u8; 6])>,
+}
+
+/// An IPv4 prefix: address in host order and length.
+pub type Prefix4 = (u32, u8);
+/// An IPv6 prefix: address in host order and length.
+pub type Prefix6 = (u128, u8);
+
+impl Net {
+    /// The port with this id.
+    #[inline]
+    pub fn port(&self, id: PortId) -> Option<&Port> {
+        self.ports.get(id.index())
+    }
+
+    /// The hop with this id, if it is resolved.
+    #[inline]
+    pub fn hop(&self, id: HopId) -> Option<&Hop> {
+        self.hops.get(id.index())?.as_ref()
+    }
+
+    /// The longest matching route's hop towards `dst`. `hash` picks among equal paths.
+    pub fn hop_to(&self, dst: IpAddr, hash: u32) -> Result<HopId, NoHop> {
+        let route = match dst {
+            IpAddr::V4(v4) => self.routes4.get_lpm(&Prefix4::from_repr_len(v4.to_bits(), 32)).map(|(_, r)| r),
+            IpAddr::V6(v6) => self.routes6.get_lpm(&Prefix6::from_repr_len(v6.to_bits(), 128)).map(|(_, r)| r),
+        };
+        let path = match route.ok_or(NoHop::NoRoute)? {
+            Route::Via(paths) => choose(paths, hash).ok_or(NoHop::NoRoute)?,
+            Route::Local => return Err(NoHop::Local),
+            Route::Refused => return Err(NoHop::NoRoute),
+        };
+        if !self.links.contains_key(&path.link) {
+            return Err(NoHop::NoPort);
+        }
+        let neighbour = Neighbour { link: path.link, addr: path.gateway.unwrap_or(dst) };
+        let unresolved = NoHop::Unresolved(neighbour);
+        let id = *self.neighbours.get(&neighbour).ok_or(unresolved)?;
+        self.hop(id).map(|_| id).ok_or(unresolved)
+    }
+}
+
+/// Picks a path by its share of the hash space (the kernel's multipath rule, RFC 2992 in spirit).
+fn choose(paths: &[Path], hash: u32) -> Option<&Path> {
+    let total: u64 = paths.iter().map(|path| u64::from(path.weight)).sum();
+    let mut point = (u64::from(hash) * total) >> 32;
+    paths.iter().find(|path| {
+        let weight = u64::from(path.weight);
+        let here = point < weight;
+        point = point.saturating_sub(weight);
+        here
+    })
+}

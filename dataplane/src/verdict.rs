@@ -1,0 +1,107 @@
+//! What becomes of a frame, and why.
+
+use crate::ids::{PortId, WorkerId};
+
+/// What the I/O does with a frame after the engine has seen it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Rewritten; sent by this port.
+    Tx(PortId),
+    /// Answered in place (ARP, neighbour discovery, ICMP, TCP RST); sent by the port it came in by. The reason
+    /// is there where the answer stands for a refusal.
+    Reply(Option<DropReason>),
+    /// Belongs to a flow of another worker; unchanged.
+    Handoff(WorkerId),
+    /// Not Weir's; unchanged, for the kernel.
+    Kernel,
+    /// Not delivered.
+    Drop(DropReason),
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident => $name:literal,)*) => {
+        /// Why a packet was not delivered: return type, metric label and test expectation at once.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The reason's name as counters, JSON and documentation have it.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A header runs past the end of the frame.
+    Truncated => "truncated",
+    /// A length field contradicts the frame or another field.
+    BadLength => "bad_length",
+    /// A field has a value that the protocol forbids (version, IHL, data offset, more than two VLAN tags).
+    BadHeader => "bad_header",
+    /// The IPv4 header checksum or an ICMP checksum is wrong.
+    BadChecksum => "bad_checksum",
+    /// TTL or hop limit is used up.
+    TtlExceeded => "ttl_exceeded",
+    /// The source address cannot be a sender's: multicast, broadcast, loopback or unspecified.
+    BadSource => "bad_source",
+    /// The source address is one of Weir's own VIPs or SNAT addresses.
+    SourceIsVip => "source_is_vip",
+    /// Source and destination are the same address and port.
+    Land => "land",
+    /// A fragment: not followed yet.
+    Fragment => "fragment",
+    /// An IP protocol or ICMP type that Weir does not carry for this address.
+    Unsupported => "unsupported",
+    /// The service has no backend that takes new flows.
+    NoBackend => "no_backend",
+    /// A packet in the middle of a flow that nobody knows.
+    NoFlow => "no_flow",
+    /// The flow table is full.
+    FlowTableFull => "flow_table_full",
+    /// No SNAT port is free towards this backend.
+    SnatExhausted => "snat_exhausted",
+    /// No route to the next address.
+    NoRoute => "no_route",
+    /// The neighbour's MAC address is not known (it is being asked for).
+    NoNeighbour => "no_neighbour",
+    /// The route leads by an interface that Weir does not serve.
+    NoPort => "no_port",
+    /// Larger than the MTU of the egress interface, and not to be fragmented.
+    MtuExceeded => "mtu_exceeded",
+    /// No room left in the frame's chunk for what had to be added.
+    NoHeadroom => "no_headroom",
+    /// An ICMP error about a flow that nobody knows.
+    IcmpNoFlow => "icmp_no_flow",
+    /// Rejected answers are limited in rate; this one was over the limit.
+    RateLimited => "rate_limited",
+    /// The ring to the worker that owns the flow is full.
+    HandoffFull => "handoff_full",
+    /// The frame is larger than a handoff slot or a chunk of the owner.
+    HandoffTooLarge => "handoff_too_large",
+    /// The kernel's, but there is no path to hand it over (`kernel_path: none`).
+    NoKernelPath => "no_kernel_path",
+    /// The egress interface's TX ring is full.
+    TxRingFull => "tx_ring_full",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_name_and_number() {
+        let names: std::collections::BTreeSet<_> = DropReason::ALL.iter().map(|r| r.name()).collect();
+        assert_eq!(names.len(), DropReason::ALL.len());
+        for (number, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, number);
+        }
+    }
+}
