@@ -1,0 +1,66 @@
+# make demo    real traffic through Weir, in namespaces of this machine
+# make test    every test; what needs namespaces runs as root
+# make lint    formatting, lints, documentation, dependencies
+# make bench   the engine's cost, and iperf3 beside a bare forwarder
+# make deps    installs what all of these need; each of them asks for its own part first
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
+
+# Workspaces of their own beside the main one.
+BESIDE := $(wildcard perf/generator/Cargo.toml dataplane/fuzz/Cargo.toml)
+FUZZ_SECONDS ?= 20
+
+# Namespaces and AF_XDP are root's. An ordinary user builds, and sudo runs.
+ifneq ($(shell id -u),0)
+SUDO := $(if $(shell command -v sudo),sudo -E)
+RUNNER := $(if $(SUDO),--config 'target."cfg(unix)".runner=["sudo","-E"]')
+endif
+
+.PHONY: help
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+.PHONY: deps
+deps:
+	@scripts/deps.sh
+
+.PHONY: deps-%
+deps-%:
+	@scripts/deps.sh $(subst +, ,$*)
+
+.PHONY: demo
+demo: deps-build+net
+	cargo build --release --bin weir
+	$(SUDO) target/release/weir demo $(DEMO_ARGS)
+
+.PHONY: test
+test: deps-build+net
+	cargo $(RUNNER) test --workspace --no-fail-fast
+
+.PHONY: lint
+lint: deps-build+lint
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
+	$(foreach manifest,$(BESIDE),\
+		cargo fmt --manifest-path $(manifest) --check && \
+		cargo clippy --manifest-path $(manifest) --all-targets -- -D warnings &&) true
+	scripts/deny.sh
+
+.PHONY: bench
+bench: deps-build+net+bench
+	cargo bench --bench engine
+	cargo build --release --bin weir
+	cargo build --release --manifest-path perf/generator/Cargo.toml
+	cargo build --release --package testbed --example iperf
+	$(SUDO) target/release/examples/iperf
+
+# Seeds first, then so many seconds of each target. Stable Rust suffices: the sanitizer flags are let through.
+.PHONY: fuzz-smoke
+fuzz-smoke: deps-build+fuzz
+	cd dataplane/fuzz && for target in $$(cargo fuzz list); do \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target --fuzz-dir . -- seeds/$$target -max_total_time=$(FUZZ_SECONDS); done
