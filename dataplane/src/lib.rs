@@ -11,6 +11,16 @@
 //! and allocates nothing, so the same code runs in production, in `weir replay`, in `weir explain`, in a fuzzer
 //! and in a bench.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        clippy::disallowed_macros,
+        reason = "a test may wait, measure and write"
+    )
+)]
+
 pub mod flow;
 pub mod frame;
 pub mod ids;
