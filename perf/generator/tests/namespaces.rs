@@ -1,0 +1,228 @@
+//! The commands against each other, over veth pairs: client -- forwarder -- server, each in a namespace of its own.
+
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
+
+const QUEUES: &str = "2";
+const SERVER_MAC: &str = "02:00:00:00:00:02";
+
+/// Three namespaces with two veth pairs of two queues, gone when dropped.
+struct Lab {
+    client: String,
+    forwarder: String,
+    server: String,
+}
+
+impl Lab {
+    fn new(name: &str) -> Self {
+        let [client, forwarder, server] =
+            ["c", "f", "s"].map(|role| format!("weirgen-{name}-{role}-{}", std::process::id()));
+        let lab = Self { client, forwarder, server };
+        let Self { client, forwarder, server } = &lab;
+        for namespace in [client, forwarder, server] {
+            ip(&format!("netns add {namespace}"));
+        }
+        let queues = format!("numtxqueues {QUEUES} numrxqueues {QUEUES}");
+        for (namespace, near, far) in [(client, "c0", "f0"), (server, "s0", "f1")] {
+            ip(&format!(
+                "link add {near} netns {namespace} {queues} type veth peer name {far} netns {forwarder} {queues}"
+            ));
+        }
+        ip(&format!("-n {server} link set s0 address {SERVER_MAC}"));
+        for (namespace, interface) in [(client, "c0"), (server, "s0"), (forwarder, "f0"), (forwarder, "f1")] {
+            ip(&format!("-n {namespace} link set {interface} addrgenmode none up"));
+        }
+        ip(&format!("-n {client} addr add 10.0.0.1/24 dev c0"));
+        ip(&format!("-n {server} addr add 10.0.0.2/24 dev s0"));
+        lab
+    }
+
+    fn forward(&self) -> Tool {
+        Tool::start(&self.forwarder, &["forward", "--in", "f0", "--out", "f1", "--queues", QUEUES])
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for namespace in [&self.client, &self.forwarder, &self.server] {
+            drop(Command::new("ip").args(["netns", "del", namespace]).status());
+        }
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A running `weir-gen`, ended when dropped.
+struct Tool(Child);
+
+impl Tool {
+    /// Starts a command and waits until its sockets are bound.
+    fn start(namespace: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace, env!("CARGO_BIN_EXE_weir-gen")]).args(arguments);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut tool = Self(child);
+        let mut lines = BufReader::new(tool.0.stderr.take().unwrap()).lines();
+        let mut said = Vec::new();
+        let ready = lines.by_ref().map(Result::unwrap).any(|line| {
+            said.push(line);
+            said.last().is_some_and(|line| line == "ready")
+        });
+        assert!(ready, "{arguments:?} did not start: {said:?}");
+        // Nobody reads what else it says, but it must be able to say it.
+        thread::spawn(move || lines.for_each(drop));
+        tool
+    }
+
+    /// Waits for the end and returns the report.
+    fn report(mut self) -> Value {
+        let mut text = String::new();
+        self.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        assert!(self.0.wait().unwrap().success());
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Stops the command and returns the report.
+    fn stop(self) -> Value {
+        self.signal();
+        self.report()
+    }
+
+    fn signal(&self) {
+        // `ip netns exec` becomes the command, so this is its process.
+        drop(Command::new("kill").arg(self.0.id().to_string()).status());
+    }
+}
+
+impl Drop for Tool {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            self.signal();
+            drop(self.0.wait());
+        }
+    }
+}
+
+/// Namespaces need root. Says so where the test cannot run.
+fn is_root(test: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("{test} did not run: it needs root for network namespaces and AF_XDP");
+    }
+    root
+}
+
+#[test]
+fn nothing_is_lost_or_damaged_at_a_low_rate() {
+    if !is_root("nothing_is_lost_or_damaged_at_a_low_rate") {
+        return;
+    }
+    let lab = Lab::new("rate");
+    let forwarder = lab.forward();
+    let mut passed = 0;
+    for (src, dst, protocol, size) in [
+        ("10.1.0.1", "10.0.0.2", "udp", "60"),
+        ("10.1.0.1", "10.0.0.2", "tcp-syn", "60"),
+        ("fd00::1", "fd00::2", "tcp-ack", "1514"),
+    ] {
+        let sink = Tool::start(&lab.server, &["sink", "--interface", "s0", "--queues", QUEUES]);
+        let generator = Tool::start(
+            &lab.client,
+            &[
+                "send",
+                "--interface",
+                "c0",
+                "--queues",
+                QUEUES,
+                "--dst-mac",
+                SERVER_MAC,
+                "--src",
+                src,
+                "--dst",
+                dst,
+                "--protocol",
+                protocol,
+                "--size",
+                size,
+                "--flows",
+                "500",
+                "--rate",
+                "10000",
+                "--count",
+                "2000",
+            ],
+        );
+        assert_eq!(generator.report()["sent"], 4000, "{protocol}");
+        thread::sleep(Duration::from_millis(200));
+        let report = sink.stop();
+        let faults = ["missing", "late", "damaged"].map(|fault| report[fault].as_u64().unwrap());
+        assert_eq!((report["received"].as_u64(), faults), (Some(4000), [0, 0, 0]), "{protocol}: {report}");
+        passed += 4000;
+    }
+    let report = forwarder.stop();
+    let threads = report["threads"].as_array().unwrap();
+    let forwarded: u64 = threads.iter().map(|thread| thread["forwarded"][0].as_u64().unwrap()).sum();
+    assert_eq!(forwarded, passed, "{report}");
+    for thread in threads {
+        assert!(thread["forwarded"][0].as_u64().unwrap() > 0, "both queues take part: {report}");
+    }
+}
+
+#[test]
+fn tcp_passes_with_checksum_offload_left_on() {
+    const BYTES: usize = 16 << 20;
+    if !is_root("tcp_passes_with_checksum_offload_left_on") {
+        return;
+    }
+    let lab = Lab::new("tcp");
+    let _forwarder = lab.forward();
+    let address: SocketAddr = "10.0.0.2:7000".parse().unwrap();
+    let pattern: Vec<u8> = (0..BYTES).map(|at| ((at * 31) >> 3) as u8).collect();
+    thread::scope(|scope| {
+        let listener =
+            scope.spawn(|| inside(&lab.server, || TcpListener::bind(address).unwrap())).join().unwrap();
+        let server = scope.spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).unwrap();
+            stream.write_all(b"whole").unwrap();
+            received
+        });
+        let client = scope.spawn(|| {
+            let mut stream = inside(&lab.client, || {
+                TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap()
+            });
+            stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+            stream.write_all(&pattern).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        });
+        assert_eq!(client.join().unwrap(), "whole");
+        assert!(server.join().unwrap() == pattern, "the bytes differ");
+    });
+}
+
+/// Runs `work` with this thread in the namespace; sockets made in it stay there.
+fn inside<T>(namespace: &str, work: impl FnOnce() -> T) -> T {
+    setns(File::open(format!("/run/netns/{namespace}")).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+    work()
+}
