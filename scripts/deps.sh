@@ -24,6 +24,8 @@ build  /usr/include/stdlib.h  libc6-dev
 build  /usr/include/libelf.h  libelf-dev
 build  /usr/include/zlib.h    zlib1g-dev
 net    ip                     iproute2
+net    ping                   iputils-ping
+net    tcpdump                tcpdump
 net    ethtool                ethtool
 net    nginx                  nginx
 net    dnsmasq                dnsmasq-base

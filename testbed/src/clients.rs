@@ -1,0 +1,195 @@
+//! Client programs, run in a namespace: curl, dig, iperf3, wrk and ping.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::namespace::Namespace;
+use crate::process::{Process, run};
+use crate::servers::{BLOB_PATH, DNS_NAME, IPERF_PORT};
+
+/// How long one exchange may take.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// What curl got of one URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// HTTP status.
+    pub status: u16,
+    /// The page, without the newline at its end.
+    pub text: String,
+}
+
+/// Fetches `/` so many times with one curl, each time by a new connection.
+///
+/// # Errors
+/// When any of the requests fails, with what curl said.
+pub fn curl(client: &Namespace, server: SocketAddr, requests: u32) -> Result<Vec<Page>> {
+    let mut command = client.command("curl");
+    command
+        .args(["--silent", "--show-error", "--fail-early", "--header", "Connection: close"])
+        .args(["--max-time", &LIMIT.as_secs().to_string(), "--write-out", "%{http_code}\\n"])
+        .arg(format!("http://{server}/?[1-{requests}]"));
+    let said = run(&mut command, LIMIT * requests.max(1))?;
+    ensure!(said.status.success(), "curl of {server}: {}", said.err.trim());
+    // Each page ends in a newline, and so does each status.
+    let lines: Vec<&str> = said.out.lines().collect();
+    let page = |pair: &[&str]| match pair {
+        [text, status] => Some(Page { status: status.parse().ok()?, text: (*text).to_owned() }),
+        _ => None,
+    };
+    let pages: Option<Vec<Page>> = lines.chunks(2).map(page).collect();
+    pages.with_context(|| format!("curl of {server} printed: {}", said.out))
+}
+
+/// Fetches the large file once.
+///
+/// # Errors
+/// When it does not come whole within 30 s.
+pub fn download(client: &Namespace, server: SocketAddr) -> Result<Vec<u8>> {
+    let mut command = client.command("curl");
+    command
+        .args(["--silent", "--show-error", "--fail", "--max-time", "30"])
+        .arg(format!("http://{server}/{BLOB_PATH}"));
+    let output = command.stdin(Stdio::null()).output().context("running curl")?;
+    ensure!(output.status.success(), "curl of {server}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(output.stdout)
+}
+
+/// How a DNS question travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// One datagram each way.
+    Udp,
+    /// A connection.
+    Tcp,
+}
+
+/// Asks a DNS server once which backend it is.
+///
+/// # Errors
+/// When no answer comes within a second.
+pub fn dig(client: &Namespace, server: SocketAddr, transport: Transport) -> Result<String> {
+    let mut command = client.command("dig");
+    command.args(["+short", "+tries=1", "+time=1", "-p", &server.port().to_string()]);
+    if transport == Transport::Tcp {
+        command.arg("+tcp");
+    }
+    let said = run(command.arg(format!("@{}", server.ip())).args([DNS_NAME, "TXT"]), LIMIT)?;
+    ensure!(said.status.success(), "dig of {server}: {}", said.out.trim());
+    Ok(said.out.trim().trim_matches('"').to_owned())
+}
+
+/// Which way iperf3's bulk goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client.
+    Upload,
+    /// To the client.
+    Download,
+}
+
+/// Sends TCP as fast as it goes for `duration`; the receiver's rate, bits a second. Its connections must all reach
+/// the same backend.
+///
+/// # Errors
+/// When the connection fails or iperf3's report cannot be read.
+pub fn iperf3(client: &Namespace, server: IpAddr, direction: Direction, duration: Duration) -> Result<f64> {
+    let mut command = client.command("iperf3");
+    command.args(["--json", "--connect-timeout", "3000", "--port", &IPERF_PORT.to_string()]);
+    command.args(["--time", &duration.as_secs().max(1).to_string(), "--client", &server.to_string()]);
+    if direction == Direction::Download {
+        command.arg("--reverse");
+    }
+    let said = run(&mut command, duration + LIMIT * 2)?;
+    let report: serde_json::Value = serde_json::from_str(&said.out)
+        .with_context(|| format!("iperf3 of {server}: {}{}", said.out, said.err))?;
+    let rate = report.pointer("/end/sum_received/bits_per_second").and_then(serde_json::Value::as_f64);
+    let error = report.get("error").and_then(serde_json::Value::as_str).unwrap_or("it reports no rate");
+    rate.filter(|rate| said.status.success() && *rate > 0.0)
+        .with_context(|| format!("iperf3 of {server}: {error}"))
+}
+
+/// Starts wrk over kept connections; [`wrk_result`] reads what it says at its end.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn wrk(
+    client: &Namespace,
+    server: SocketAddr,
+    duration: Duration,
+    log: std::path::PathBuf,
+) -> Result<Process> {
+    let mut command = client.command("wrk");
+    command.args(["--threads", "1", "--connections", "16", "--timeout", "5s"]);
+    command.arg(format!("--duration={}s", duration.as_secs())).arg(format!("http://{server}/"));
+    Process::spawn("wrk", command, log)
+}
+
+/// What wrk counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wrk {
+    /// Requests answered.
+    pub requests: u64,
+    /// Connections that failed, or reads, writes and timeouts on them, or answers other than 2xx and 3xx.
+    pub errors: u64,
+}
+
+/// Reads wrk's report.
+///
+/// # Errors
+/// When it is not one.
+pub fn wrk_result(report: &str) -> Result<Wrk> {
+    let numbers = |line: &str| -> Vec<u64> {
+        line.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
+    };
+    let mut result = None;
+    let mut errors = 0;
+    for line in report.lines().map(str::trim) {
+        if line.contains(" requests in ") {
+            result = numbers(line).first().copied();
+        } else if line.starts_with("Socket errors:") || line.starts_with("Non-2xx") {
+            // "Non-2xx or 3xx responses: 7": the digits of the classes are not counts.
+            errors +=
+                numbers(line.rsplit_once("responses:").map_or(line, |(_, count)| count)).iter().sum::<u64>();
+        }
+    }
+    let requests = result.with_context(|| format!("wrk printed:\n{report}"))?;
+    Ok(Wrk { requests, errors })
+}
+
+/// Whether an ICMP echo request is answered within a second.
+///
+/// # Errors
+/// When ping cannot be run.
+pub fn ping(client: &Namespace, addr: IpAddr) -> Result<bool> {
+    Ok(run(client.command("ping").args(["-c", "1", "-W", "1", &addr.to_string()]), LIMIT)?.status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrk_errors_are_the_sum_of_all_kinds() {
+        let head = "Running 1s test @ http://10.1.0.100/\n  1 threads and 16 connections\n";
+        for (name, tail, want) in [
+            ("none", "  9 requests in 1.00s, 1.55KB read\n", Some(Wrk { requests: 9, errors: 0 })),
+            (
+                "of sockets",
+                "  9 requests in 1.00s, 1.55KB read\n  Socket errors: connect 1, read 2, write 3, timeout 4\n",
+                Some(Wrk { requests: 9, errors: 10 }),
+            ),
+            (
+                "of answers",
+                "  9 requests in 1.00s, 1.55KB read\n  Non-2xx or 3xx responses: 7\n",
+                Some(Wrk { requests: 9, errors: 7 }),
+            ),
+            ("not a report", "unable to connect\n", None),
+        ] {
+            assert_eq!(wrk_result(&format!("{head}{tail}")).ok(), want, "{name}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Configurations of Weir for this network.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::servers::{DNS_PORT, HTTP_PORT, IPERF_PORT};
+use crate::topology::{BACKENDS, Family, LAN, QUEUES, Topology, WAN};
+
+/// A service of the configuration, with the testbed's backends.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its VIP.
+    pub vip: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// How backends are chosen.
+    pub scheduler: &'static str,
+    /// How backends get their packets.
+    pub mode: &'static str,
+    /// Addresses and ports of the backends.
+    pub backends: Vec<SocketAddr>,
+}
+
+impl Service {
+    /// A service by `rr` and `fullnat` over all backends, at the same port there.
+    pub fn new(vip: IpAddr, port: u16, protocol: &'static str) -> Self {
+        let family = if vip.is_ipv4() { Family::V4 } else { Family::V6 };
+        let backends = (1..=BACKENDS).map(|number| SocketAddr::new(family.backend(number), port)).collect();
+        Self { vip, port, protocol, scheduler: "rr", mode: "fullnat", backends }
+    }
+
+    /// The web servers.
+    pub fn http(vip: IpAddr) -> Self {
+        Self::new(vip, HTTP_PORT, "tcp")
+    }
+
+    /// The DNS servers, over UDP.
+    pub fn dns(vip: IpAddr) -> Self {
+        Self::new(vip, DNS_PORT, "udp")
+    }
+
+    /// The iperf3 servers. One test is several connections that must meet at one backend, so `sh` chooses it by the
+    /// client's address.
+    pub fn iperf3(vip: IpAddr) -> Self {
+        Self { scheduler: "sh", ..Self::new(vip, IPERF_PORT, "tcp") }
+    }
+
+    /// Where clients reach it.
+    pub fn addr(&self) -> SocketAddr {
+        SocketAddr::new(self.vip, self.port)
+    }
+
+    /// The same with another forwarding mode.
+    #[must_use]
+    pub fn mode(self, mode: &'static str) -> Self {
+        Self { mode, ..self }
+    }
+
+    /// The same with another scheduler.
+    #[must_use]
+    pub fn scheduler(self, scheduler: &'static str) -> Self {
+        Self { scheduler, ..self }
+    }
+
+    /// The same with other backends.
+    #[must_use]
+    pub fn backends(self, backends: Vec<SocketAddr>) -> Self {
+        Self { backends, ..self }
+    }
+
+    fn yaml(&self) -> String {
+        let Self { vip, port, protocol, scheduler, mode, .. } = self;
+        let pool = if *mode == "fullnat" { "    snat_pool: pool\n" } else { "" };
+        let line = |backend: &SocketAddr| {
+            format!("      - {{address: \"{}\", port: {}}}\n", backend.ip(), backend.port())
+        };
+        let backends = match self.backends.as_slice() {
+            [] => " []\n".to_owned(),
+            some => "\n".to_owned() + &some.iter().map(line).collect::<String>(),
+        };
+        format!(
+            "  - name: \"{vip}/{port}/{protocol}\"\n    vip: \"{vip}\"\n    port: {port}\n    protocol: {protocol}\n    \
+             scheduler: {scheduler}\n    mode: {mode}\n{pool}    backends:{backends}"
+        )
+    }
+}
+
+/// A configuration for a Weir in the gateway: both interfaces, a worker a queue, a SNAT pool, and `services`.
+pub fn config(topology: &Topology, services: &[Service]) -> String {
+    let socket = topology.scratch().join("weir.sock");
+    let (v4, v6) = (Family::V4.snat(), Family::V6.snat());
+    let services = match services {
+        [] => "[]\n".to_owned(),
+        some => "\n".to_owned() + &some.iter().map(Service::yaml).collect::<String>(),
+    };
+    format!(
+        "interfaces:\n  - name: {WAN}\n  - name: {LAN}\nworkers: {{count: {QUEUES}}}\nflows: {{limit: 65536}}\n\
+         admin: {{socket: \"{}\"}}\n\
+         snat_pools:\n  - name: pool\n    addresses: [\"{v4}\", \"{v6}\"]\n    ports: 20000-59999\n\
+         services: {services}",
+        socket.display(),
+    )
+}

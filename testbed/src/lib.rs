@@ -1,0 +1,37 @@
+//! A small network on one machine, with real servers and clients: what `weir demo`, the end-to-end tests and the
+//! lab run Weir in.
+//!
+//! ```text
+//! client --eth0-----wan-- gateway --lan-----uplink-- switch --port1-----eth0-- backend-1 (nginx, dnsmasq, iperf3)
+//!                           Weir                       |------port2-----eth0-- backend-2
+//!                                                      `------port3-----eth0-- backend-3
+//! ```
+//!
+//! Each name is a network namespace, each line a veth pair with two queues at both ends, and everything has an IPv4
+//! and an IPv6 address ([`topology`]). Checksum offload stays on, as it is on a host out of the box. Nothing of it
+//! touches the machine's own interfaces, and all of it is gone when the [`Topology`] goes out of scope, when the
+//! process gets SIGINT, SIGTERM or SIGHUP, and, after SIGKILL, when the next one is built.
+//!
+//! All of it needs root ([`is_root`]) and the programs that `scripts/deps.sh net` installs.
+
+mod cleanup;
+pub mod clients;
+pub mod config;
+mod http;
+mod namespace;
+mod process;
+pub mod servers;
+pub mod topology;
+mod weir;
+
+pub use config::{Service, config};
+pub use http::{Load, load};
+pub use namespace::Namespace;
+pub use process::{Process, Said, run};
+pub use topology::Topology;
+pub use weir::Weir;
+
+/// Whether this process may make namespaces.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}

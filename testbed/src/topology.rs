@@ -1,0 +1,211 @@
+//! The network: who is connected to whom, with which addresses.
+
+use std::fs::Permissions;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::cleanup::{self, Mess};
+use crate::namespace::Namespace;
+
+/// Queues of every interface, and so workers of a Weir that uses them all.
+pub const QUEUES: u32 = 2;
+/// How many backends there are.
+pub const BACKENDS: u8 = 3;
+/// The gateway's interface towards the client.
+pub const WAN: &str = "wan";
+/// The gateway's interface towards the backends.
+pub const LAN: &str = "lan";
+/// The only interface of the client and of each backend.
+pub const ETH: &str = "eth0";
+
+/// An address family, and the addresses that it gives everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both of them.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The client's address.
+    pub fn client(self) -> IpAddr {
+        self.host(1, 2)
+    }
+
+    /// The gateway's own address towards the client.
+    pub fn gateway(self) -> IpAddr {
+        self.host(1, 1)
+    }
+
+    /// The gateway's own address towards the backends, which is their router.
+    pub fn router(self) -> IpAddr {
+        self.host(2, 1)
+    }
+
+    /// The address of backend `number`, from 1.
+    pub fn backend(self, number: u8) -> IpAddr {
+        self.host(2, 10 + number)
+    }
+
+    /// A VIP in the client's own subnet: the client asks for its MAC address.
+    pub fn vip(self) -> IpAddr {
+        self.host(1, 100)
+    }
+
+    /// A VIP in the client's own subnet that every backend has on its loopback interface too, as `dr` wants it.
+    pub fn shared_vip(self) -> IpAddr {
+        self.host(1, 101)
+    }
+
+    /// A VIP in no subnet: the client sends to it by way of the gateway.
+    pub fn routed_vip(self) -> IpAddr {
+        self.host(9, 100)
+    }
+
+    /// A source address for `fullnat`, in the backends' subnet.
+    pub fn snat(self) -> IpAddr {
+        self.host(2, 200)
+    }
+
+    /// The address as a URL has it.
+    pub fn url(addr: IpAddr) -> String {
+        match addr {
+            IpAddr::V4(addr) => addr.to_string(),
+            IpAddr::V6(addr) => format!("[{addr}]"),
+        }
+    }
+
+    fn host(self, subnet: u8, host: u8) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::new(10, subnet, 0, host).into(),
+            Self::V6 => Ipv6Addr::new(0xfd00, subnet.into(), 0, 0, 0, 0, 0, host.into()).into(),
+        }
+    }
+
+    /// Prefix lengths of a subnet and of a single address.
+    fn prefixes(self) -> (u8, u8) {
+        match self {
+            Self::V4 => (24, 32),
+            Self::V6 => (64, 128),
+        }
+    }
+}
+
+/// The network of the crate's drawing, without servers and without Weir.
+#[derive(Debug)]
+pub struct Topology {
+    /// Where clients run.
+    pub client: Namespace,
+    /// Where Weir runs; forwards between `wan` and `lan` as a router does.
+    pub gateway: Namespace,
+    /// Where servers run, in the order of their numbers.
+    pub backends: Vec<Namespace>,
+    switch: Namespace,
+    scratch: Scratch,
+}
+
+impl Topology {
+    /// Builds it, and removes what killed processes left of theirs.
+    ///
+    /// # Errors
+    /// Without root, or when a program is missing.
+    pub fn build() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("{}{}-", cleanup::prefix(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let namespace = |role: &str| Namespace::add(format!("{prefix}{role}"));
+        let topology = Self {
+            client: namespace("client")?,
+            gateway: namespace("gateway")?,
+            backends: (1..=BACKENDS)
+                .map(|number| namespace(&format!("backend-{number}")))
+                .collect::<Result<_>>()?,
+            switch: namespace("switch")?,
+            scratch: Scratch::make(&prefix)?,
+        };
+        topology.connect()?;
+        topology.address()?;
+        Ok(topology)
+    }
+
+    /// A directory for configurations, sockets and logs that is removed with the rest.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.0.path()
+    }
+
+    fn connect(&self) -> Result<()> {
+        self.gateway.sysctl("net/ipv4/ip_forward", "1")?;
+        self.gateway.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        veth(&self.gateway, WAN, &self.client, ETH)?;
+        veth(&self.gateway, LAN, &self.switch, "uplink")?;
+        // Without snooping, neighbour discovery's multicast reaches every port from the first frame on.
+        self.switch.ip("link add bridge type bridge stp_state 0 mcast_snooping 0\nlink set bridge up\n")?;
+        self.switch.ip("link set uplink master bridge\n")?;
+        for (number, backend) in (1..).zip(&self.backends) {
+            let port = format!("port{number}");
+            veth(&self.switch, &port, backend, ETH)?;
+            self.switch.ip(&format!("link set {port} master bridge\n"))?;
+        }
+        Ok(())
+    }
+
+    fn address(&self) -> Result<()> {
+        for family in Family::BOTH {
+            let (subnet, single) = family.prefixes();
+            let (client, gateway, router) = (family.client(), family.gateway(), family.router());
+            let shared = family.shared_vip();
+            self.gateway.ip(&format!(
+                "address add {gateway}/{subnet} dev {WAN}\naddress add {router}/{subnet} dev {LAN}\n"
+            ))?;
+            self.client
+                .ip(&format!("address add {client}/{subnet} dev {ETH}\nroute add default via {gateway}\n"))?;
+            for (number, backend) in (1..).zip(&self.backends) {
+                let own = family.backend(number);
+                backend.ip(&format!(
+                    "address add {own}/{subnet} dev {ETH}\naddress add {shared}/{single} dev lo\n\
+                     route add default via {router}\n"
+                ))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Connects two namespaces by a veth pair with [`QUEUES`] queues at both ends, both up.
+fn veth(near: &Namespace, near_name: &str, far: &Namespace, far_name: &str) -> Result<()> {
+    let queues = format!("numtxqueues {QUEUES} numrxqueues {QUEUES}");
+    let far_namespace = far.name();
+    near.ip(&format!(
+        "link add {near_name} {queues} type veth peer name {far_name} netns {far_namespace} {queues}\n\
+         link set {near_name} up\n"
+    ))?;
+    far.ip(&format!("link set {far_name} up\n"))
+}
+
+/// A directory that others than root can read, for servers that give up their privileges.
+#[derive(Debug)]
+struct Scratch(TempDir);
+
+impl Scratch {
+    fn make(prefix: &str) -> Result<Self> {
+        let readable = Permissions::from_mode(0o755);
+        let made = tempfile::Builder::new().prefix(prefix).permissions(readable).tempdir();
+        let directory = made.context("making a scratch directory")?;
+        cleanup::register(Mess::Directory(directory.path().into()));
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        cleanup::remove(&Mess::Directory(self.0.path().into()));
+    }
+}
