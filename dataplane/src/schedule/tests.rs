@@ -1,0 +1,271 @@
+//! The schedulers against a model that walks a list as the kernel's text says, and under several threads.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::ids::{BackendId, ServiceId};
+use crate::snapshot::Mode;
+
+fn backend(id: u32, weight: u32) -> Backend {
+    let addr = IpAddr::V4(Ipv4Addr::from_bits(0x0a01_0000 | id));
+    Backend { id: BackendId(id), addr, port: 80, weight, mode: Mode::Nat }
+}
+
+fn service(kind: Kind, backends: Vec<Backend>) -> Service {
+    let scheduler = Scheduler::compile(kind, Flags::default(), &backends).unwrap();
+    let backends = backends.into();
+    Service { id: ServiceId(0), name: "test".into(), vips: Vec::new(), scheduler, backends, pool: None }
+}
+
+fn weighted(kind: Kind, weights: &[u32]) -> Service {
+    service(kind, (1..).zip(weights).map(|(id, weight)| backend(id, *weight)).collect())
+}
+
+fn pick(service: &Service, state: &State) -> Option<u32> {
+    schedule(service, state, &FlowKey::default()).map(|backend| backend.id.0)
+}
+
+/// rr and wrr as the kernel's text has them: one entry at a time, one level at a time.
+#[derive(Default)]
+struct Model {
+    kind: Option<Kind>,
+    list: Vec<Backend>,
+    /// The entry chosen last; `None` is the head.
+    at: Option<u32>,
+    level: i64,
+}
+
+impl Model {
+    fn levels(&self) -> (i64, i64) {
+        let weights =
+            || self.list.iter().map(|backend| i64::from(backend.weight)).filter(|weight| *weight > 0);
+        let divides = |step: &i64| weights().all(|weight| weight % step == 0);
+        let step = (1..=weights().min().unwrap_or(1)).rev().find(divides).unwrap_or(1);
+        (step, weights().max().unwrap_or(0) - (step - 1))
+    }
+
+    fn place(&self, id: u32) -> usize {
+        self.list.iter().position(|backend| backend.id.0 == id).unwrap()
+    }
+
+    fn changed(&mut self) {
+        if self.kind == Some(Kind::Wrr) {
+            let (step, top) = self.levels();
+            self.at = None;
+            if self.level > top || self.level == 0 {
+                self.level = top;
+            } else if step > 1 {
+                self.level = self.level / step * step + 1;
+            }
+        }
+    }
+
+    fn add(&mut self, added: Backend) {
+        self.list.insert(0, added);
+        self.changed();
+    }
+
+    fn edit(&mut self, place: usize, weight: u32) {
+        self.list[place].weight = weight;
+        self.changed();
+    }
+
+    fn remove(&mut self, place: usize) {
+        let gone = self.list.remove(place);
+        if self.at == Some(gone.id.0) {
+            self.at = place.checked_sub(1).map(|before| self.list[before].id.0);
+        }
+        self.changed();
+    }
+
+    fn next(&mut self) -> Option<u32> {
+        let weighted = self.kind == Some(Kind::Wrr);
+        let (step, top) = self.levels();
+        if self.list.iter().all(|backend| backend.weight == 0) {
+            return None;
+        }
+        let mut place = self.at.map_or(0, |id| self.place(id) + 1);
+        loop {
+            let Some(candidate) = self.list.get(place) else {
+                place = 0;
+                self.level = if self.level > step { self.level - step } else { top };
+                continue;
+            };
+            let needed = if weighted { self.level } else { 1 };
+            if i64::from(candidate.weight) >= needed {
+                self.at = Some(candidate.id.0);
+                return self.at;
+            }
+            place += 1;
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Add(u32),
+    Edit(prop::sample::Index, u32),
+    Remove(prop::sample::Index),
+    Pick(u8),
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let weight = prop_oneof![0..7u32, (0..5u32).prop_map(|tens| tens * 10), Just(65_535)];
+    let op = prop_oneof![
+        2 => weight.clone().prop_map(Op::Add),
+        2 => (any::<prop::sample::Index>(), weight).prop_map(|(index, weight)| Op::Edit(index, weight)),
+        1 => any::<prop::sample::Index>().prop_map(Op::Remove),
+        4 => (1..20u8).prop_map(Op::Pick),
+    ];
+    prop::collection::vec(op, 1..60)
+}
+
+proptest! {
+    #[test]
+    fn rr_and_wrr_choose_as_the_kernels_text_says_through_every_change_of_the_list(
+        ops in ops(),
+        kind in prop::sample::select(vec![Kind::Rr, Kind::Wrr]),
+    ) {
+        let state = State::new(1, 100);
+        let mut model = Model { kind: Some(kind), ..Model::default() };
+        let mut current = service(kind, Vec::new());
+        for (id, op) in (1..).zip(ops) {
+            match op {
+                Op::Add(weight) => model.add(backend(id, weight)),
+                Op::Edit(index, weight) if !model.list.is_empty() => {
+                    model.edit(index.index(model.list.len()), weight);
+                }
+                Op::Remove(index) if !model.list.is_empty() => model.remove(index.index(model.list.len())),
+                Op::Pick(count) => {
+                    for _ in 0..count {
+                        prop_assert_eq!(pick(&current, &state), model.next());
+                    }
+                    continue;
+                }
+                Op::Edit(..) | Op::Remove(_) => continue,
+            }
+            let next = service(kind, model.list.clone());
+            carry(&current, &next, state.service(next.id).unwrap());
+            current = next;
+        }
+    }
+
+    #[test]
+    fn wrr_gives_each_backend_its_weight_in_every_round(weights in prop::collection::vec(0..40u32, 1..8)) {
+        let state = State::new(1, 100);
+        let service = weighted(Kind::Wrr, &weights);
+        let step = weights.iter().copied().filter(|weight| *weight > 0).reduce(|a, b| {
+            (1..=a.min(b)).rev().find(|d| a % d == 0 && b % d == 0).unwrap()
+        });
+        let mut chosen = vec![0; weights.len()];
+        for _ in 0..weights.iter().sum::<u32>() / step.unwrap_or(1) {
+            chosen[pick(&service, &state).unwrap() as usize - 1] += step.unwrap();
+        }
+        prop_assert_eq!(chosen, weights);
+    }
+}
+
+#[test]
+fn several_threads_share_one_round() {
+    const THREADS: u32 = 4;
+    const ROUNDS: u32 = 1_000;
+    let weights = [5, 0, 3, 1, 1];
+    for (kind, want) in [(Kind::Rr, [1, 0, 1, 1, 1]), (Kind::Wrr, weights)] {
+        let (state, service) = (State::new(1, 10), weighted(kind, &weights));
+        let picks = ROUNDS * want.iter().sum::<u32>();
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    for _ in 0..picks {
+                        let id = BackendId(pick(&service, &state).unwrap());
+                        state.backend(id).unwrap().active.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        let chosen = [1, 2, 3, 4, 5].map(|id| state.backend(BackendId(id)).unwrap().counts().0);
+        assert_eq!(chosen, want.map(|share| share * ROUNDS * THREADS), "{kind}");
+    }
+}
+
+#[test]
+fn workers_on_the_old_and_the_new_list_do_not_lose_the_position() {
+    let state = State::new(1, 10);
+    let [old, new] = [&[1, 2, 3, 4][..], &[1, 3, 4]]
+        .map(|ids| service(Kind::Rr, ids.iter().map(|id| backend(*id, 1)).collect()));
+    assert_eq!([pick(&old, &state), pick(&old, &state)], [Some(1), Some(2)]);
+    carry(&old, &new, state.service(old.id).unwrap());
+    assert_eq!(pick(&old, &state), Some(2), "this worker has not seen the change yet");
+    assert_eq!(pick(&new, &state), Some(3), "its position is gone here: on at its place");
+    assert_eq!([pick(&old, &state), pick(&new, &state)], [Some(4), Some(1)]);
+}
+
+#[test]
+fn a_position_past_the_hint_is_searched() {
+    let state = State::new(1, 1);
+    let many = service(Kind::Rr, (1..=70_000).map(|id| backend(id, 1)).collect());
+    for want in (1..=70_000).chain([1, 2]) {
+        assert_eq!(pick(&many, &state), Some(want));
+    }
+}
+
+#[test]
+fn another_scheduler_starts_afresh() {
+    let state = State::new(1, 10);
+    let [rr, wrr] = [Kind::Rr, Kind::Wrr].map(|kind| weighted(kind, &[1, 2]));
+    assert_eq!(pick(&rr, &state), Some(1));
+    carry(&rr, &wrr, state.service(rr.id).unwrap());
+    assert_eq!([0; 3].map(|_| pick(&wrr, &state)), [Some(2), Some(1), Some(2)]);
+}
+
+#[test]
+fn connections_are_weighed() {
+    /// Weight, active and inactive connections.
+    type Loaded = (u32, u32, u32);
+    let rows: [(&str, Kind, &[Loaded], Option<u32>); 9] = [
+        ("lc: the first of equals", Kind::Lc, &[(1, 1, 0), (1, 0, 0), (1, 0, 0)], Some(2)),
+        ("lc: idle ones count", Kind::Lc, &[(1, 0, 2), (1, 0, 1)], Some(2)),
+        ("lc: an active one outweighs 256 idle ones", Kind::Lc, &[(1, 1, 0), (1, 0, 256)], Some(2)),
+        ("lc: 258 idle ones outweigh an active one", Kind::Lc, &[(1, 1, 0), (1, 0, 258)], Some(1)),
+        ("lc: weight 0 is drained", Kind::Lc, &[(0, 0, 0), (1, 9, 9)], Some(2)),
+        ("wlc: for its weight", Kind::Wlc, &[(1, 2, 0), (3, 5, 0)], Some(2)),
+        ("wlc: the first of equals", Kind::Wlc, &[(1, 1, 0), (3, 3, 0)], Some(1)),
+        ("wlc: the first that is not drained", Kind::Wlc, &[(0, 0, 0), (2, 1, 0), (2, 1, 0)], Some(2)),
+        ("wlc: all drained", Kind::Wlc, &[(0, 0, 0), (0, 0, 0)], None),
+    ];
+    for (name, kind, backends, want) in rows {
+        let state = State::new(1, 10);
+        let weights: Vec<_> = backends.iter().map(|(weight, ..)| *weight).collect();
+        for (id, (_, active, inactive)) in (1..).map(BackendId).zip(backends) {
+            let counts = state.backend(id).unwrap();
+            counts.active.store(*active, Ordering::Relaxed);
+            counts.inactive.store(*inactive, Ordering::Relaxed);
+        }
+        assert_eq!(pick(&weighted(kind, &weights), &state), want, "{name}");
+    }
+}
+
+#[test]
+fn sh_folds_an_ipv6_address_into_one_word() {
+    let state = State::new(1, 10);
+    let service = weighted(Kind::Sh, &[1, 1, 1]);
+    let find = |src, v6| schedule(&service, &state, &FlowKey { src, v6, ..FlowKey::default() }).unwrap().id;
+    for v4 in 0x0a00_0000..0x0a00_1000u32 {
+        let words = [0x2001_0db8, 0x1234_5678, 0xdead_beef, v4 ^ 0x2001_0db8 ^ 0x1234_5678 ^ 0xdead_beef];
+        let v6 = words.iter().fold(0, |bits, word| bits << 32 | u128::from(*word));
+        assert_eq!(find(v6, true), find(v4.into(), false));
+    }
+}
+
+#[test]
+fn nobody_is_chosen_where_nobody_may() {
+    let state = State::new(1, 10);
+    for kind in Kind::ALL.iter().copied().filter(|kind| kind.is_available()) {
+        for weights in [&[][..], &[0], &[0, 0, 0]] {
+            assert_eq!(pick(&weighted(kind, weights), &state), None, "{kind} {weights:?}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Weighted round robin (`ip_vs_wrr.c`).
+//!
+//! The list is walked once for each level from the largest weight down, in steps of the weights' greatest common
+//! divisor; a pass takes every backend whose weight reaches its level. So a backend is chosen `weight / gcd` times
+//! a round, spread over the passes.
+
+use std::sync::atomic::AtomicU64;
+
+use super::cursor::Cursor;
+use super::eligible;
+use crate::snapshot::Backend;
+
+/// The levels of one list of backends. Weights above 65,535, the largest that IPVS's tools take, count as 65,535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Levels {
+    /// From level to level (kernel: `di`): the greatest common divisor of the weights, 1 where all are 0.
+    step: u16,
+    /// The first level (kernel: `mw`), less by `step - 1` than the largest weight so that the last level is 1.
+    /// 0 where all weights are 0.
+    top: u16,
+}
+
+impl Levels {
+    pub(super) fn of(backends: &[Backend]) -> Self {
+        let step = backends.iter().map(weight).fold(0, gcd).max(1);
+        let largest = backends.iter().map(weight).max().unwrap_or(0);
+        Self { step, top: largest.saturating_sub(step - 1) }
+    }
+
+    /// The level of the pass after the one at `level`.
+    #[inline]
+    fn below(self, level: u16) -> u16 {
+        match level.saturating_sub(self.step) {
+            0 => self.top,
+            below => below,
+        }
+    }
+
+    /// `level` where it is one of these levels or between them, else the first.
+    #[inline]
+    fn clamp(self, level: u16) -> u16 {
+        if (1..=self.top).contains(&level) { level } else { self.top }
+    }
+}
+
+/// Moves on to the next backend.
+#[inline]
+pub(super) fn next<'a>(backends: &'a [Backend], levels: Levels, cell: &AtomicU64) -> Option<&'a Backend> {
+    Cursor::advance(cell, |cursor| {
+        let (behind, before) = cursor.split(backends);
+        let level = levels.clamp(cursor.level);
+        let rest_of_pass = (before.len()..).zip(behind);
+        let (level, (place, backend)) = match reaching(level, rest_of_pass) {
+            Some(found) => (level, found),
+            None => {
+                let level = highest(backends, levels)?.min(levels.below(level));
+                (level, reaching(level, (0..).zip(backends))?)
+            }
+        };
+        Some((Cursor::at(place, backend.id, level), backend))
+    })
+}
+
+/// Back to the head of the list; the level stays where the new levels have it.
+pub(super) fn carry(levels: Levels, cell: &AtomicU64) {
+    Cursor::advance(cell, |cursor| {
+        let level = match cursor.level {
+            0 => levels.top,
+            level if level > levels.top => levels.top,
+            level if levels.step > 1 => level / levels.step * levels.step + 1,
+            level => level,
+        };
+        Some((Cursor::head(level), ()))
+    });
+}
+
+/// The first place whose backend may be chosen in the pass at `level`.
+#[inline]
+fn reaching<'a>(
+    level: u16,
+    mut places: impl Iterator<Item = (usize, &'a Backend)>,
+) -> Option<(usize, &'a Backend)> {
+    places.find(|(_, backend)| eligible(backend) && weight(backend) >= level)
+}
+
+/// The highest level at which a pass chooses anything: passes above it find nobody and can be left out.
+#[inline]
+fn highest(backends: &[Backend], levels: Levels) -> Option<u16> {
+    let largest = backends.iter().filter(|backend| eligible(backend)).map(weight).max()?;
+    Some(largest.saturating_sub(levels.step - 1).max(1))
+}
+
+#[inline]
+fn weight(backend: &Backend) -> u16 {
+    u16::try_from(backend.weight).unwrap_or(u16::MAX)
+}
+
+fn gcd(a: u16, b: u16) -> u16 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
