@@ -1,0 +1,227 @@
+//! SNAT ports: which worker owns one, and which ones a worker tries for a new flow.
+//!
+//! Each worker has an equal, contiguous slice of a pool's ports, on each of the pool's addresses. Of a reply the
+//! owner is so known from its destination port, without a table. A port is not taken from a list: the reply's whole
+//! five-tuple has to be new, so one port serves as many flows as there are backend addresses and ports, and the
+//! flow table is the only record.
+
+use std::ops::Range;
+
+use crate::ids::WorkerId;
+use crate::snapshot::SnatPool;
+
+/// Candidates for one flow at most: bounds the work that a packet can cause in an exhausted pool.
+pub const TRIES: u32 = 64;
+
+/// The worker whose slice of `pool` holds `port`; `None` for a port outside the pool or without workers.
+#[inline]
+pub fn owner(pool: &SnatPool, port: u16, workers: u8) -> Option<WorkerId> {
+    let total = total(pool);
+    let offset = u32::from(port.checked_sub(pool.low)?);
+    if offset >= total {
+        return None;
+    }
+    // The inverse of `slice`: the last worker whose slice starts at or before the port. At most 2^24.
+    let owner = ((offset + 1) * u32::from(workers)).checked_sub(1)? / total;
+    u8::try_from(owner).ok().map(WorkerId)
+}
+
+/// The ports of one worker, as offsets from the pool's lowest. The slices of all workers follow each other without a
+/// gap and differ by one port at most; empty for a worker that does not exist.
+fn slice(pool: &SnatPool, worker: WorkerId, workers: u8) -> Range<u32> {
+    let (worker, workers) = (u32::from(worker.0), u32::from(workers));
+    if worker >= workers {
+        return 0..0;
+    }
+    let start = |worker: u32| worker * total(pool) / workers;
+    start(worker)..start(worker + 1)
+}
+
+/// Ports in the pool: 0 to 65,536.
+fn total(pool: &SnatPool) -> u32 {
+    (u32::from(pool.high) + 1).saturating_sub(u32::from(pool.low))
+}
+
+/// Pairs of source address and port to try for one flow, at most [`TRIES`].
+///
+/// Where the worker has no more pairs than that, all come, once each. Else every try is drawn at random from all of
+/// them, so with a share `u` of the pairs in use towards one backend address and port, none of the tries is free
+/// with probability `u^64`: 0.1 % at 90 % use, 3.8 % at 95 %, 53 % at 99 %. A client's retransmissions draw again, as
+/// long as the caller varies `spread`: at 99 % use one of four attempts succeeds with 92 %. Draws are independent
+/// rather than consecutive because consecutive ones pile flows up in runs, and a run makes all tries fail together.
+#[derive(Clone, Debug)]
+pub struct Candidates<'a> {
+    pool: &'a SnatPool,
+    v6: bool,
+    ports: Range<u32>,
+    /// Pairs to choose from.
+    space: u64,
+    /// State of the generator; in a small space the pair to start at.
+    random: u64,
+    left: u32,
+}
+
+impl<'a> Candidates<'a> {
+    /// The candidates of `worker`, one of `workers`, among the pool's IPv6 or IPv4 addresses. `spread` decides
+    /// which: a keyed hash of the flow, mixed with something that changes from attempt to attempt.
+    pub fn new(pool: &'a SnatPool, worker: WorkerId, workers: u8, v6: bool, spread: u64) -> Self {
+        let ports = slice(pool, worker, workers);
+        let addresses = if v6 { pool.v6.len() } else { pool.v4.len() };
+        let space = addresses as u64 * u64::from(ports.end - ports.start);
+        let left = u32::try_from(space).unwrap_or(TRIES).min(TRIES);
+        Self { pool, v6, ports, space, random: spread, left }
+    }
+
+    /// The number of the next pair to try, below `space`.
+    fn draw(&mut self) -> u64 {
+        if self.space <= u64::from(TRIES) {
+            // `left` counts down from `space`, so every pair comes once.
+            return (scale(mix(self.random), self.space) + u64::from(self.left)) % self.space;
+        }
+        self.random = self.random.wrapping_add(GOLDEN_RATIO);
+        scale(mix(self.random), self.space)
+    }
+}
+
+impl Iterator for Candidates<'_> {
+    type Item = (u128, u16);
+
+    fn next(&mut self) -> Option<(u128, u16)> {
+        if self.left == 0 {
+            return None;
+        }
+        let number = self.draw();
+        self.left -= 1;
+        let ports = u64::from(self.ports.end - self.ports.start);
+        let address = usize::try_from(number / ports).ok()?;
+        let address = match self.v6 {
+            true => *self.pool.v6.get(address)?,
+            false => u128::from(*self.pool.v4.get(address)?),
+        };
+        let offset = u64::from(self.ports.start) + number % ports;
+        Some((address, u16::try_from(u64::from(self.pool.low) + offset).ok()?))
+    }
+}
+
+/// Step of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Output function of SplitMix64.
+#[inline]
+fn mix(state: u64) -> u64 {
+    let state = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let state = (state ^ state >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    state ^ state >> 31
+}
+
+/// A number below `space` from 64 random bits (Lemire: Fast Random Integer Generation in an Interval, 2019).
+#[inline]
+fn scale(random: u64, space: u64) -> u64 {
+    ((u128::from(random) * u128::from(space)) >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pool(low: u16, high: u16, addresses: u32) -> SnatPool {
+        let v4 = (0..addresses).map(|n| 0x0a00_0001 + n).collect();
+        let v6 = (0..addresses).map(|n| 0xfd00 << 112 | u128::from(n)).collect();
+        SnatPool { name: "test".into(), v4, v6, low, high }
+    }
+
+    proptest! {
+        #[test]
+        fn slices_cover_the_pool_without_overlap_and_owner_inverts_them(
+            (low, high) in (any::<u16>(), any::<u16>()).prop_map(|(a, b)| (a.min(b), a.max(b))),
+            workers in 1..=255u8,
+        ) {
+            let pool = pool(low, high, 1);
+            let mut next = 0;
+            for worker in (0..workers).map(WorkerId) {
+                let slice = slice(&pool, worker, workers);
+                prop_assert_eq!(slice.start, next);
+                next = slice.end;
+                let fair = total(&pool) / u32::from(workers);
+                prop_assert!((fair..=fair + 1).contains(&(slice.end - slice.start)));
+                // The owner changes nowhere else than at an end of a slice.
+                for offset in [slice.clone().next(), slice.clone().next_back()].into_iter().flatten() {
+                    let port = u16::try_from(u32::from(low) + offset).unwrap();
+                    prop_assert_eq!(owner(&pool, port, workers), Some(worker));
+                }
+            }
+            prop_assert_eq!(next, total(&pool));
+            prop_assert!(slice(&pool, WorkerId(workers), workers).is_empty());
+            for outside in [low.checked_sub(1), high.checked_add(1)].into_iter().flatten() {
+                prop_assert_eq!(owner(&pool, outside, workers), None);
+            }
+            prop_assert_eq!(owner(&pool, low, 0), None);
+        }
+
+        #[test]
+        fn candidates_are_the_workers_own(
+            low in 1u16..60_000,
+            count in 1u16..5_000,
+            addresses in 0..20u32,
+            (workers, worker) in (1..=8u8).prop_flat_map(|workers| (Just(workers), 0..workers)),
+            v6: bool,
+            spread: u64,
+        ) {
+            let pool = pool(low, low + (count - 1), addresses);
+            let worker = WorkerId(worker);
+            let space = addresses * (slice(&pool, worker, workers).end - slice(&pool, worker, workers).start);
+            let candidates: Vec<_> = Candidates::new(&pool, worker, workers, v6, spread).collect();
+            prop_assert_eq!(candidates.len(), space.min(TRIES) as usize);
+            for (address, port) in &candidates {
+                prop_assert_eq!(owner(&pool, *port, workers), Some(worker));
+                let known = if v6 { pool.v6.contains(address) } else { pool.v4.iter().any(|a| u128::from(*a) == *address) };
+                prop_assert!(known);
+            }
+            if space <= TRIES {
+                let distinct: HashSet<_> = candidates.iter().collect();
+                prop_assert_eq!(distinct.len(), candidates.len(), "a small space is tried whole");
+            }
+        }
+    }
+
+    #[test]
+    fn every_port_has_one_owner() {
+        let pool = pool(1_024, u16::MAX, 1);
+        for workers in [1, 2, 3, 7, 16, 255] {
+            let mut share = vec![0; usize::from(workers)];
+            for port in pool.low..=pool.high {
+                share[owner(&pool, port, workers).unwrap().index()] += 1;
+            }
+            let slices = (0..workers).map(|worker| slice(&pool, WorkerId(worker), workers).len());
+            assert!(slices.eq(share), "{workers} workers");
+        }
+    }
+
+    #[test]
+    fn a_space_in_use_up_to_a_share_is_found_exhausted_as_often_as_documented() {
+        const FLOWS: u32 = 20_000;
+        let pool = pool(1_024, u16::MAX, 2);
+        let worker = WorkerId(1);
+        let pairs = 2 * slice(&pool, worker, 2).len();
+        for (percent, most, least) in [(90, 0.003, 0.0), (95, 0.045, 0.03), (99, 0.55, 0.50)] {
+            // Filled the way it is in service: each flow takes its first free candidate.
+            let mut used = HashSet::new();
+            let mut spread = 0;
+            while used.len() * 100 < pairs * percent {
+                spread += 1;
+                let free = Candidates::new(&pool, worker, 2, false, spread).find(|pair| !used.contains(pair));
+                used.extend(free);
+            }
+            let failed = (0..FLOWS).filter(|flow| {
+                let spread = u64::from(*flow) << 32;
+                Candidates::new(&pool, worker, 2, false, spread).all(|pair| used.contains(&pair))
+            });
+            let rate = failed.count() as f64 / f64::from(FLOWS);
+            assert!((least..most).contains(&rate), "{percent} % in use: {rate}");
+        }
+    }
+}
