@@ -67,19 +67,28 @@ pub enum Transport {
     Tcp,
 }
 
-/// Asks a DNS server once which backend it is.
+/// Asks a DNS server so many times, each time from a new port, which backend it is; the answers, one a question.
 ///
 /// # Errors
-/// When no answer comes within a second.
-pub fn dig(client: &Namespace, server: SocketAddr, transport: Transport) -> Result<String> {
+/// When an answer does not come within a second.
+pub fn dig(
+    client: &Namespace,
+    server: SocketAddr,
+    transport: Transport,
+    questions: u32,
+) -> Result<Vec<String>> {
     let mut command = client.command("dig");
     command.args(["+short", "+tries=1", "+time=1", "-p", &server.port().to_string()]);
     if transport == Transport::Tcp {
         command.arg("+tcp");
     }
-    let said = run(command.arg(format!("@{}", server.ip())).args([DNS_NAME, "TXT"]), LIMIT)?;
+    command.arg(format!("@{}", server.ip()));
+    for _ in 0..questions {
+        command.args([DNS_NAME, "TXT"]);
+    }
+    let said = run(&mut command, LIMIT + Duration::from_secs(1) * questions)?;
     ensure!(said.status.success(), "dig of {server}: {}", said.out.trim());
-    Ok(said.out.trim().trim_matches('"').to_owned())
+    Ok(said.out.lines().map(|line| line.trim_matches('"').to_owned()).collect())
 }
 
 /// Which way iperf3's bulk goes.

@@ -35,3 +35,13 @@ pub use weir::Weir;
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
+
+/// The programs that this crate runs and that are not on this machine.
+pub fn missing_programs() -> Vec<&'static str> {
+    const PROGRAMS: [&str; 10] =
+        ["ip", "ethtool", "nginx", "dnsmasq", "iperf3", "curl", "dig", "wrk", "ping", "timeout"];
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories: Vec<_> = std::env::split_paths(&path).collect();
+    let missing = |program: &&str| !directories.iter().any(|directory| directory.join(program).exists());
+    PROGRAMS.into_iter().filter(missing).collect()
+}
