@@ -1,21 +1,41 @@
 //! The whole path of a packet on one screen.
+//!
+//! A batch passes three stages, so that the memory of each packet is on its way while others are worked on: parse
+//! and prefetch the flow's bucket; find its tag and prefetch the entry; confirm, translate, and give the verdict.
+
+mod admit;
+mod answer;
+mod established;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::indexing_slicing, clippy::expect_used, missing_docs, reason = "a fixture may panic")]
+pub mod fixture;
+mod sweep;
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
 
-use crate::frame::Frame;
+use crate::flow::directory::Directory;
+use crate::flow::entry;
+use crate::flow::key::FlowKey;
+use crate::flow::table::{FlowTable, Heap, Hit, Reserve};
+use crate::frame::{BATCH, Frame};
 use crate::ids::{BackendId, ServiceId, WorkerId};
+use crate::packet::{self, Kind, Packet};
 use crate::snapshot::net::Neighbour;
 use crate::snapshot::{Mode, Snapshot};
 use crate::state::State;
 use crate::stats::WorkerStats;
 use crate::time::Tick;
-use crate::verdict::Verdict;
+use crate::trace::{Silent, Step, Trace};
+use crate::verdict::{DropReason, Verdict};
 
 /// What an engine is made with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Setup {
     /// Which worker it serves.
     pub worker: WorkerId,
@@ -25,11 +45,13 @@ pub struct Setup {
     pub flow_limit: usize,
     /// Counts shared by all workers.
     pub state: Arc<State>,
+    /// Which worker owns a flow; shared by all workers.
+    pub directory: Arc<Directory>,
     /// This worker's counters.
     pub stats: Arc<WorkerStats>,
     /// Neighbours that control should ask for.
     pub wanted: Arc<ArrayQueue<Neighbour>>,
-    /// Random for each process: keys the hashes.
+    /// Keys the hashes: random for each process, the same for all its workers.
     pub seed: u64,
 }
 
@@ -52,34 +74,215 @@ pub struct FlowRecord {
 /// The packet engine of one worker, with the worker's own state.
 #[derive(Debug)]
 pub struct Engine {
+    core: Core,
+    scratch: Box<[Scratch]>,
+}
+
+/// What the first two stages leave for the third.
+#[derive(Clone, Copy, Debug)]
+struct Scratch {
+    parsed: Result<Packet, DropReason>,
+    hash: u64,
+    hit: Option<Hit>,
+}
+
+/// The engine without its scratch memory.
+#[derive(Debug)]
+struct Core {
     setup: Setup,
+    flows: FlowTable,
+    sweep: sweep::Progress,
+    answers: answer::Allowance,
+    /// Spreads the search for SNAT ports; counts flows opened.
+    opened: u64,
 }
 
 impl Engine {
-    /// An engine with an empty flow table. Allocates and faults in all memory that it will ever use.
+    /// An engine with an empty flow table on the heap. Allocates and faults in all memory that it will ever use.
     pub fn new(setup: Setup) -> Self {
-        Self { setup }
+        Self::with_memory(setup, &Heap)
     }
 
-    /// Decides on every frame of a batch and rewrites it in place. `verdicts` has the length of `frames`.
-    pub fn process(&mut self, _frames: &mut [Frame<'_>], _verdicts: &mut [Verdict], _now: Tick, _tables: &Snapshot) {}
+    /// The same, with the flow table's memory from `reserve`.
+    pub fn with_memory(setup: Setup, reserve: &impl Reserve) -> Self {
+        let flows = FlowTable::new(setup.flow_limit, setup.seed, reserve);
+        let empty = Scratch { parsed: Err(DropReason::Truncated), hash: 0, hit: None };
+        Self {
+            core: Core { setup, flows, sweep: Default::default(), answers: Default::default(), opened: 0 },
+            scratch: vec![empty; BATCH].into_boxed_slice(),
+        }
+    }
 
-    /// Forgets flows whose time is up: a bounded sweep, called once a turn whether there were frames or not.
-    pub fn sweep(&mut self, _now: Tick, _tables: &Snapshot) {}
+    /// Decides on every frame of a batch (at most [`BATCH`]) and rewrites it in place. `verdicts` has the length
+    /// of `frames`; all are set.
+    pub fn process(
+        &mut self,
+        frames: &mut [Frame<'_>],
+        verdicts: &mut [Verdict],
+        now: Tick,
+        tables: &Snapshot,
+    ) {
+        debug_assert!(frames.len() <= BATCH && frames.len() == verdicts.len());
+        let Self { core, scratch } = self;
+        for (frame, note) in frames.iter().zip(scratch.iter_mut()) {
+            note.parsed = packet::parse(frame.bytes());
+            if let Ok(packet) = &note.parsed {
+                note.hash = core.flows.hash(&packet.key);
+                core.flows.prefetch(note.hash);
+            }
+        }
+        for note in scratch.iter_mut().take(frames.len()) {
+            note.hit = core.flows.probe(note.hash);
+        }
+        core.setup.stats.frames.add(frames.len() as u64);
+        for ((frame, verdict), note) in frames.iter_mut().zip(verdicts).zip(scratch.iter()) {
+            *verdict = core.decide(frame, note, now, tables, &mut Silent);
+            core.setup.stats.verdict(*verdict);
+        }
+    }
+
+    /// Decides on one frame and tells `trace` every step: the same path as [`Self::process`], for tools.
+    pub fn process_one(
+        &mut self,
+        frame: &mut Frame<'_>,
+        now: Tick,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Verdict {
+        let parsed = packet::parse(frame.bytes());
+        let hash = parsed.as_ref().map_or(0, |packet| self.core.flows.hash(&packet.key));
+        let note = Scratch { parsed, hash, hit: self.core.flows.probe(hash) };
+        let verdict = self.core.decide(frame, &note, now, tables, trace);
+        if let Verdict::Drop(reason) | Verdict::Reply(Some(reason)) = verdict {
+            trace.step(Step::Refused(reason));
+        }
+        self.core.setup.stats.frames.add(1);
+        self.core.setup.stats.verdict(verdict);
+        verdict
+    }
 
     /// Copies live flows into `out` until its capacity is used or `limit` slots were looked at, from slot `cursor`
     /// on. Returns the next cursor, `None` at the end of the table. Allocates nothing.
-    pub fn dump(&self, _cursor: usize, _limit: usize, _now: Tick, _out: &mut Vec<FlowRecord>) -> Option<usize> {
-        None
+    pub fn dump(&self, cursor: usize, limit: usize, now: Tick, out: &mut Vec<FlowRecord>) -> Option<usize> {
+        let flows = &self.core.flows;
+        let high = flows.high_water() as usize;
+        let end = high.min(cursor.saturating_add(limit));
+        for slot in cursor..end {
+            if out.len() == out.capacity() {
+                return Some(slot);
+            }
+            let live = u32::try_from(slot).ok().and_then(|slot| flows.entry(slot));
+            out.extend(live.map(|entry| self.core.record(entry, now)));
+        }
+        (end < high).then_some(end)
     }
 
     /// Flows in the table.
     pub fn flows(&self) -> usize {
-        0
+        self.core.flows.len()
     }
 
     /// This worker's counters.
     pub fn stats(&self) -> &WorkerStats {
-        &self.setup.stats
+        &self.core.setup.stats
+    }
+}
+
+impl Core {
+    /// One packet: the flow that is known, else the flow that may be opened, else what is answered or left.
+    #[inline]
+    fn decide(
+        &mut self,
+        frame: &mut Frame<'_>,
+        note: &Scratch,
+        now: Tick,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Verdict {
+        let packet = match &note.parsed {
+            Ok(packet) => packet,
+            Err(reason) => return Verdict::Drop(*reason),
+        };
+        let outcome = if packet.kind == Kind::Transport {
+            match self.find(note, &packet.key, now) {
+                Some(hit) => self.forward(frame, packet, note.hash, hit, now, tables, trace),
+                None => self.admit(frame, packet, note.hash, now, tables, trace),
+            }
+        } else {
+            self.other(frame, packet, tables, trace)
+        };
+        outcome.unwrap_or_else(Verdict::Drop)
+    }
+
+    /// The live flow of a packet. One whose time is up but which the sweep has not met yet is no flow.
+    #[inline]
+    fn find(&mut self, note: &Scratch, key: &FlowKey, now: Tick) -> Option<Hit> {
+        let hit = match note.hit {
+            Some(hit) if self.flows.confirm(hit, key) => hit,
+            _ => self.flows.lookup(note.hash, key)?,
+        };
+        if self.flows.entry(hit.slot())?.expires.is_due(now) {
+            self.expire(hit.slot());
+            return None;
+        }
+        Some(hit)
+    }
+
+    /// Everything that is no TCP, UDP or SCTP packet.
+    #[cold]
+    fn other(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        let services = &tables.services;
+        match packet.kind {
+            Kind::IcmpError => self.icmp_error(frame, packet, tables, trace),
+            Kind::ArpRequest | Kind::NeighbourSolicitation | Kind::EchoRequest
+                if services.owns(packet.key.dst, packet.key.v6) =>
+            {
+                self.respond(frame, packet, tables, trace)
+            }
+            Kind::Fragment if services.is_virtual(packet.key.dst, packet.key.v6) => Err(DropReason::Fragment),
+            _ => {
+                trace.step(Step::NotOurs);
+                Ok(self.to_kernel(frame, packet, tables))
+            }
+        }
+    }
+
+    /// Leaves a frame to the kernel, with a note on a checksum that its sender left unfinished.
+    fn to_kernel(&self, frame: &mut Frame<'_>, packet: &Packet, tables: &Snapshot) -> Verdict {
+        if tables.net.port(frame.port).is_some_and(|port| port.partial_checksums) {
+            crate::rewrite::nat::note_partial(frame, packet);
+        }
+        Verdict::Kernel
+    }
+
+    /// The other worker that owns the flow of `hash`, for a frame that came straight from an interface.
+    fn elsewhere(&self, frame: &Frame<'_>, hash: u64) -> Option<WorkerId> {
+        if self.setup.workers < 2 || frame.handed_over {
+            return None;
+        }
+        self.setup.directory.owner(hash).filter(|owner| *owner != self.setup.worker)
+    }
+
+    fn record(&self, entry: &entry::Entry, now: Tick) -> FlowRecord {
+        let tuple = self.flows.tuple(entry);
+        let (forward, reply) = (tuple.forward, tuple.reply);
+        FlowRecord {
+            proto: forward.proto,
+            client: (forward.source(), forward.sport),
+            vip: (forward.destination(), forward.dport),
+            snat: (reply.destination(), reply.dport),
+            backend: (reply.source(), reply.sport),
+            service_id: entry.service,
+            backend_id: entry.backend,
+            mode: entry.mode(),
+            state: if forward.proto == crate::flow::key::TCP { entry.state.name() } else { "UDP" },
+            expires_s: entry.expires.seconds_from(now),
+        }
     }
 }

@@ -32,6 +32,27 @@ impl BackendState {
     pub fn counts(&self) -> (u32, u32) {
         (self.active.load(Ordering::Relaxed), self.inactive.load(Ordering::Relaxed))
     }
+
+    /// A flow was opened; it starts inactive.
+    #[inline]
+    pub fn opened(&self) {
+        self.inactive.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A flow became active, or inactive.
+    #[inline]
+    pub fn moved(&self, active: bool) {
+        let (to, from) = if active { (&self.active, &self.inactive) } else { (&self.inactive, &self.active) };
+        to.fetch_add(1, Ordering::Relaxed);
+        from.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A flow ended.
+    #[inline]
+    pub fn closed(&self, active: bool) {
+        let count = if active { &self.active } else { &self.inactive };
+        count.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The slabs, indexed by id.

@@ -58,6 +58,8 @@ pub struct WorkerStats {
     pub flows_opened: Counter,
     /// Flows that ended by their timeout.
     pub flows_expired: Counter,
+    /// Half-open flows that were ended to make room for another.
+    pub flows_evicted: Counter,
     /// Flows whose owner could not be published to the other workers (the directory's line was full).
     pub directory_full: Counter,
     /// Neighbours that could not be asked for because the request ring was full.
@@ -79,6 +81,7 @@ impl WorkerStats {
             taken_over: Counter::default(),
             flows_opened: Counter::default(),
             flows_expired: Counter::default(),
+            flows_evicted: Counter::default(),
             directory_full: Counter::default(),
             wanted_lost: Counter::default(),
             drops: DropReason::ALL.iter().map(|_| Counter::default()).collect(),

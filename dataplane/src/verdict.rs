@@ -68,6 +68,8 @@ reasons! {
     FlowTableFull => "flow_table_full",
     /// No SNAT port is free towards this backend.
     SnatExhausted => "snat_exhausted",
+    /// The client's address and port already lead to this backend for another service (`nat` keeps both).
+    TupleInUse => "tuple_in_use",
     /// No route to the next address.
     NoRoute => "no_route",
     /// The neighbour's MAC address is not known (it is being asked for).
@@ -80,8 +82,6 @@ reasons! {
     NoHeadroom => "no_headroom",
     /// An ICMP error about a flow that nobody knows.
     IcmpNoFlow => "icmp_no_flow",
-    /// Rejected answers are limited in rate; this one was over the limit.
-    RateLimited => "rate_limited",
     /// The ring to the worker that owns the flow is full.
     HandoffFull => "handoff_full",
     /// The frame is larger than a handoff slot or a chunk of the owner.

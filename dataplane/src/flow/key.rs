@@ -38,16 +38,15 @@ impl FlowKey {
     #[inline]
     pub fn hash(&self, seed: u64) -> u64 {
         let ports = u64::from(self.sport) << 16 | u64::from(self.dport) | u64::from(self.proto) << 32;
-        if self.v6 {
+        let addresses = if self.v6 {
             let [src, dst] = [self.src, self.dst].map(halves);
-            let first = fold(src.0 ^ seed, src.1 ^ K0);
-            let second = fold(dst.0 ^ seed, dst.1 ^ K1);
-            fold(first ^ ports, second ^ K2)
+            fold(src.0 ^ seed, src.1 ^ K0) ^ fold(dst.0 ^ K1, dst.1 ^ seed)
         } else {
-            let (_, src) = halves(self.src);
-            let (_, dst) = halves(self.dst);
-            fold((src << 32 | dst) ^ seed, ports ^ K0 ^ seed.rotate_left(32))
-        }
+            let [(_, src), (_, dst)] = [self.src, self.dst].map(halves);
+            (src << 32 | dst) ^ seed
+        };
+        // Tuples differ in a few bits, which one multiplication does not bring into all of the result.
+        fold(fold(addresses, ports ^ K2) ^ ports, K1)
     }
 
     /// Source as a standard address.

@@ -1,6 +1,12 @@
 //! Flows: their key, their table, their states and what they hold.
 
+mod bucket;
 pub mod directory;
+pub mod entry;
 pub mod key;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::indexing_slicing, reason = "a check may panic")]
+pub mod model;
 pub mod snat;
+pub mod table;
 pub mod tcp;

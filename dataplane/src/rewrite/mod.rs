@@ -1,1 +1,6 @@
-//! rewrite
+//! What Weir changes in a frame, one file a purpose.
+
+pub mod answer;
+pub mod icmp;
+pub mod l2;
+pub mod nat;

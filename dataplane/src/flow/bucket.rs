@@ -1,0 +1,175 @@
+//! One cache line of the flow index: eight tags and eight references to entries.
+
+use super::entry::Way;
+
+/// References in a bucket.
+pub(super) const LANES: usize = 8;
+
+/// A bucket that holds this many takes a newcomer only if the newcomer's other bucket is no emptier.
+pub(super) const CROWDED: usize = 6;
+
+/// Where an entry is and by which of its two keys it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reference(u32);
+
+const REPLY: u32 = 1;
+const AWAY: u32 = 1 << 1;
+
+impl Reference {
+    #[inline]
+    pub(super) fn new(slot: u32, way: Way) -> Self {
+        Self(slot << 2 | if way == Way::Reply { REPLY } else { 0 })
+    }
+
+    #[inline]
+    pub(super) fn slot(self) -> u32 {
+        self.0 >> 2
+    }
+
+    #[inline]
+    pub(super) fn way(self) -> Way {
+        if self.0 & REPLY == 0 { Way::Forward } else { Way::Reply }
+    }
+
+    /// Whether it lies in the second of its two buckets.
+    pub(super) fn is_away(self) -> bool {
+        self.0 & AWAY != 0
+    }
+
+    pub(super) fn moved(self) -> Self {
+        Self(self.0 ^ AWAY)
+    }
+
+    fn names(self, other: Self) -> bool {
+        (self.0 ^ other.0) & !AWAY == 0
+    }
+}
+
+/// Eight tags (0 is free) in two words, eight references, and how many newcomers had to go elsewhere.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(super) struct Bucket {
+    tags: [u64; 2],
+    references: [u32; LANES],
+    /// References whose first bucket this is and that lie in their second one.
+    pub(super) spilled: u32,
+}
+
+const _: () = assert!(size_of::<Bucket>() == 64);
+
+/// One in every 16-bit lane.
+const ONES: u64 = 0x0001_0001_0001_0001;
+/// The top bit of every 16-bit lane.
+const TOPS: u64 = 0x8000_8000_8000_8000;
+
+impl Bucket {
+    pub(super) const EMPTY: Self = Self { tags: [0; 2], references: [0; LANES], spilled: 0 };
+
+    /// The references whose tag is `tag`. May hold a few whose tag is not: the caller compares keys anyway.
+    #[inline]
+    pub(super) fn matching(&self, tag: u16) -> Matching<'_> {
+        let wanted = u64::from(tag) * ONES;
+        let [low, high] = self.tags.map(|word| zero_lanes(word ^ wanted));
+        Matching { bucket: self, lanes: u128::from(high) << 64 | u128::from(low) }
+    }
+
+    /// How many references it holds.
+    pub(super) fn len(&self) -> usize {
+        (0..LANES).filter(|lane| self.tag(*lane) != 0).count()
+    }
+
+    /// Puts a reference into a free lane; false where there is none.
+    pub(super) fn insert(&mut self, tag: u16, reference: Reference) -> bool {
+        let Some(lane) = (0..LANES).find(|lane| self.tag(*lane) == 0) else { return false };
+        self.set(lane, tag, reference);
+        true
+    }
+
+    /// Takes a reference out, wherever it has been moved between its buckets. Returns it as it lay here.
+    pub(super) fn remove(&mut self, tag: u16, reference: Reference) -> Option<Reference> {
+        let lane =
+            (0..LANES).find(|lane| self.tag(*lane) == tag && self.reference(*lane).names(reference))?;
+        let found = self.reference(lane);
+        self.set(lane, 0, Reference(0));
+        Some(found)
+    }
+
+    /// All references with their tags.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u16, Reference)> {
+        let lanes = *self;
+        (0..LANES).map(move |lane| (lanes.tag(lane), lanes.reference(lane))).filter(|(tag, _)| *tag != 0)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "one lane is wanted")]
+    fn tag(&self, lane: usize) -> u16 {
+        let word = self.tags.get(lane / 4).copied().unwrap_or_default();
+        (word >> (lane % 4 * 16)) as u16
+    }
+
+    fn reference(&self, lane: usize) -> Reference {
+        Reference(self.references.get(lane).copied().unwrap_or_default())
+    }
+
+    fn set(&mut self, lane: usize, tag: u16, reference: Reference) {
+        let shift = lane % 4 * 16;
+        if let (Some(word), Some(place)) = (self.tags.get_mut(lane / 4), self.references.get_mut(lane)) {
+            *word = *word & !(0xffff << shift) | u64::from(tag) << shift;
+            *place = reference.0;
+        }
+    }
+}
+
+/// The top bit set in every 16-bit lane that is zero; a lane above a zero lane may be set wrongly.
+#[inline]
+fn zero_lanes(word: u64) -> u64 {
+    word.wrapping_sub(ONES) & !word & TOPS
+}
+
+/// Iterator over the references that [`Bucket::matching`] found.
+#[derive(Debug)]
+pub(super) struct Matching<'a> {
+    bucket: &'a Bucket,
+    lanes: u128,
+}
+
+impl Iterator for Matching<'_> {
+    type Item = Reference;
+
+    #[inline]
+    fn next(&mut self) -> Option<Reference> {
+        if self.lanes == 0 {
+            return None;
+        }
+        let lane = (self.lanes.trailing_zeros() / 16) as usize;
+        self.lanes &= self.lanes - 1;
+        self.bucket.references.get(lane % LANES).map(|reference| Reference(*reference))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_finds_what_it_holds_and_refuses_the_ninth() {
+        let mut bucket = Bucket::EMPTY;
+        for slot in 0..8u32 {
+            assert!(bucket.insert(100 + slot as u16 % 3, Reference::new(slot, Way::Forward)));
+        }
+        assert!(!bucket.insert(7, Reference::new(9, Way::Reply)));
+        for slot in 0..8u32 {
+            assert!(bucket.matching(100 + slot as u16 % 3).any(|found| found.slot() == slot));
+        }
+        assert_eq!(bucket.matching(99).filter(|found| found.slot() > 8).count(), 0);
+    }
+
+    #[test]
+    fn a_moved_reference_is_removed_by_its_name() {
+        let mut bucket = Bucket::EMPTY;
+        let reference = Reference::new(3, Way::Reply);
+        bucket.insert(5, reference.moved());
+        assert!(bucket.remove(5, Reference::new(3, Way::Forward)).is_none());
+        assert!(bucket.remove(5, reference).is_some_and(Reference::is_away));
+        assert_eq!(bucket.len(), 0);
+    }
+}

@@ -1,0 +1,387 @@
+//! The flow table of one worker: entries of one cache line behind buckets of one cache line, both directions of a
+//! flow found, sized at start and never grown.
+//!
+//! Every key hashes to two buckets; it lies in the first unless that is crowded. The table keeps at most four
+//! references a bucket on average, so that a lookup of a known flow reads one bucket and one entry almost always,
+//! and a lookup of an unknown one reads one bucket unless something had to leave it (`Bucket::spilled`).
+
+use super::bucket::{Bucket, CROWDED, Reference};
+use super::entry::{self, Entry, Tuple, Way, Wide};
+use super::key::FlowKey;
+use crate::ids::{BackendId, ServiceId};
+use crate::prefetch::prefetch;
+use crate::rewrite::nat::Target;
+use crate::snapshot::Mode;
+use crate::time::Tick;
+
+/// Index of an entry.
+pub type Slot = u32;
+
+/// Slots that a table has at most (two bits of a reference are its own).
+pub const MAX_FLOWS: usize = 1 << 30;
+
+/// A found flow: its slot and the way that the packet travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hit(Reference);
+
+impl Hit {
+    /// The entry's index.
+    #[inline]
+    pub fn slot(self) -> Slot {
+        self.0.slot()
+    }
+
+    /// The packet's way within the flow.
+    #[inline]
+    pub fn way(self) -> Way {
+        self.0.way()
+    }
+}
+
+/// What a flow is opened with.
+#[derive(Clone, Copy, Debug)]
+pub struct NewFlow {
+    /// Its endpoints.
+    pub tuple: Tuple,
+    /// How it is forwarded. `dr` flows have no reply key.
+    pub mode: Mode,
+    /// Its service.
+    pub service: ServiceId,
+    /// Its backend.
+    pub backend: BackendId,
+}
+
+/// The table has no slot, or no room in either bucket of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// Flows of one worker.
+#[derive(Debug)]
+pub struct FlowTable {
+    buckets: Vec<Bucket>,
+    entries: Vec<Entry>,
+    wide: Vec<Wide>,
+    wide_free: Vec<u32>,
+    /// Head of the list of free slots below `high`; `Slot::MAX` ends it.
+    free: Slot,
+    /// Slots from here on were never used.
+    high: Slot,
+    live: usize,
+    seed: u64,
+    mask: u64,
+}
+
+/// Ends the list of free slots.
+const NONE: Slot = Slot::MAX;
+
+impl FlowTable {
+    /// A table for `limit` flows (at least 1, at most [`MAX_FLOWS`]), all memory taken and faulted in: 64 bytes a
+    /// flow, another 64 for its IPv6 addresses, and 32 to 64 for its two references. `seed` keys the hash.
+    ///
+    /// `reserve` gives the empty vectors of a given capacity, so that the caller may place them on huge pages.
+    pub fn new(limit: usize, seed: u64, reserve: &impl Reserve) -> Self {
+        let limit = limit.clamp(1, MAX_FLOWS);
+        let buckets = (limit * 2 / 4).next_power_of_two().max(2);
+        let slots = (0..u32::try_from(limit).unwrap_or(u32::MAX)).rev();
+        let mut wide_free = reserve.reserve(limit);
+        wide_free.extend(slots);
+        Self {
+            buckets: filled(reserve, buckets, Bucket::EMPTY),
+            entries: filled(reserve, limit, Entry::FREE),
+            wide: filled(reserve, limit, Wide::default()),
+            wide_free,
+            free: NONE,
+            high: 0,
+            live: 0,
+            seed,
+            mask: buckets as u64 - 1,
+        }
+    }
+
+    /// The hash by which this table knows a key.
+    #[inline]
+    pub fn hash(&self, key: &FlowKey) -> u64 {
+        key.hash(self.seed)
+    }
+
+    /// Flows in the table.
+    pub fn len(&self) -> usize {
+        self.live
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// Flows that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Slots that may hold a live flow: all below this one.
+    pub fn high_water(&self) -> Slot {
+        self.high
+    }
+
+    /// Brings the first bucket of a hash into the cache.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        if let Some(bucket) = self.buckets.get(self.home(hash)) {
+            prefetch(bucket);
+        }
+    }
+
+    /// What probably is the flow of a hash, and its entry on the way into the cache. To be confirmed by
+    /// [`Self::confirm`].
+    #[inline]
+    pub fn probe(&self, hash: u64) -> Option<Hit> {
+        let reference = self.buckets.get(self.home(hash))?.matching(tag(hash)).next()?;
+        prefetch(self.entries.get(reference.slot() as usize)?);
+        Some(Hit(reference))
+    }
+
+    /// Whether `hit` is the flow of `key`.
+    #[inline]
+    pub fn confirm(&self, hit: Hit, key: &FlowKey) -> bool {
+        self.matches(hit.0, key)
+    }
+
+    /// The flow of `key`, whose hash is `hash`.
+    #[inline]
+    pub fn lookup(&self, hash: u64, key: &FlowKey) -> Option<Hit> {
+        let (home, tag) = (self.home(hash), tag(hash));
+        let bucket = self.buckets.get(home)?;
+        if let Some(found) = bucket.matching(tag).find(|reference| self.matches(*reference, key)) {
+            return Some(Hit(found));
+        }
+        if bucket.spilled == 0 {
+            return None;
+        }
+        let other = self.buckets.get(self.other(home, tag))?;
+        other.matching(tag).find(|reference| self.matches(*reference, key)).map(Hit)
+    }
+
+    /// The live entry in `slot`.
+    #[inline]
+    pub fn entry(&self, slot: Slot) -> Option<&Entry> {
+        self.entries.get(slot as usize).filter(|entry| entry.is_live())
+    }
+
+    /// The live entry in `slot`, to be changed.
+    #[inline]
+    pub fn entry_mut(&mut self, slot: Slot) -> Option<&mut Entry> {
+        self.entries.get_mut(slot as usize).filter(|entry| entry.is_live())
+    }
+
+    /// The endpoints of an entry.
+    #[inline]
+    pub fn tuple(&self, entry: &Entry) -> Tuple {
+        if entry.is_v6() { entry.tuple_v6(&self.wide_of(entry)) } else { entry.tuple_v4() }
+    }
+
+    /// What a packet of an entry's flow is translated to.
+    #[inline]
+    pub fn target(&self, entry: &Entry, way: Way) -> Target {
+        if !entry.is_v6() {
+            return entry.target_v4(way);
+        }
+        let key = entry.tuple_v6(&self.wide_of(entry)).translated(way);
+        Target::V6 { src: key.src, dst: key.dst, ports: entry::ports_of(&key) }
+    }
+
+    /// Opens a flow. Both directions are found afterwards, or nothing has changed.
+    pub fn open(&mut self, new: &NewFlow, expires: Tick) -> Result<Slot, Full> {
+        let slot = self.take_slot(new)?;
+        let (forward, reply) = (&new.tuple.forward, &new.tuple.reply);
+        if !self.link(self.hash(forward), Reference::new(slot, Way::Forward)) {
+            self.give_slot_back(slot);
+            return Err(Full);
+        }
+        if new.mode != Mode::Dr && !self.link(self.hash(reply), Reference::new(slot, Way::Reply)) {
+            self.unlink(self.hash(forward), Reference::new(slot, Way::Forward));
+            self.give_slot_back(slot);
+            return Err(Full);
+        }
+        if let Some(entry) = self.entries.get_mut(slot as usize) {
+            entry.expires = expires;
+            entry.service = new.service;
+            entry.backend = new.backend;
+        }
+        self.live += 1;
+        Ok(slot)
+    }
+
+    /// Forgets the flow in `slot`; nothing happens where there is none.
+    pub fn close(&mut self, slot: Slot) {
+        let Some(entry) = self.entry(slot) else { return };
+        let tuple = self.tuple(entry);
+        let mode = entry.mode();
+        self.unlink(self.hash(&tuple.forward), Reference::new(slot, Way::Forward));
+        if mode != Mode::Dr {
+            self.unlink(self.hash(&tuple.reply), Reference::new(slot, Way::Reply));
+        }
+        self.give_slot_back(slot);
+        self.live -= 1;
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "targets have 64-bit addresses")]
+    fn home(&self, hash: u64) -> usize {
+        (hash & self.mask) as usize
+    }
+
+    /// The other bucket of a tag that lies in `bucket`: the same function both ways.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "targets have 64-bit addresses")]
+    fn other(&self, bucket: usize, tag: u16) -> usize {
+        // Odd multiplier (2^64 over the golden ratio): no tag gives 0 in the bits that `| 1` leaves open.
+        let step = u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16 | 1;
+        bucket ^ (step & self.mask) as usize
+    }
+
+    #[inline]
+    fn matches(&self, reference: Reference, key: &FlowKey) -> bool {
+        let Some(entry) = self.entries.get(reference.slot() as usize) else { return false };
+        if !key.v6 {
+            return entry.matches_v4(key, reference.way());
+        }
+        let tuple = entry.tuple_v6(&self.wide_of(entry));
+        entry.is_v6()
+            && *key
+                == match reference.way() {
+                    Way::Forward => tuple.forward,
+                    Way::Reply => tuple.reply,
+                }
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an IPv6 entry holds an index here, checked by `get`"
+    )]
+    fn wide_of(&self, entry: &Entry) -> Wide {
+        self.wide.get(entry.forward as usize).copied().unwrap_or_default()
+    }
+
+    /// Puts a reference into one of its two buckets, moving at most one other out of the way.
+    fn link(&mut self, hash: u64, reference: Reference) -> bool {
+        let (home, tag) = (self.home(hash), tag(hash));
+        let other = self.other(home, tag);
+        let lengths = [home, other].map(|at| self.buckets.get(at).map_or(0, Bucket::len));
+        let stays = lengths[0] < CROWDED || lengths[0] <= lengths[1];
+        if stays && self.put(home, tag, reference) || self.put(other, tag, reference.moved()) {
+            return true;
+        }
+        self.make_room(home) && self.put(home, tag, reference)
+    }
+
+    fn put(&mut self, at: usize, tag: u16, reference: Reference) -> bool {
+        let done = self.buckets.get_mut(at).is_some_and(|bucket| bucket.insert(tag, reference));
+        if done && reference.is_away() {
+            self.count_spilled(self.other(at, tag), 1);
+        }
+        done
+    }
+
+    /// Moves one reference of a full bucket to its other bucket.
+    fn make_room(&mut self, at: usize) -> bool {
+        let Some(bucket) = self.buckets.get(at).copied() else { return false };
+        let moved =
+            bucket.iter().find(|(tag, reference)| self.put(self.other(at, *tag), *tag, reference.moved()));
+        let Some((tag, reference)) = moved else { return false };
+        self.take_out(at, tag, reference)
+    }
+
+    fn unlink(&mut self, hash: u64, reference: Reference) {
+        let (home, tag) = (self.home(hash), tag(hash));
+        if !self.take_out(home, tag, reference) {
+            self.take_out(self.other(home, tag), tag, reference);
+        }
+    }
+
+    fn take_out(&mut self, at: usize, tag: u16, reference: Reference) -> bool {
+        let Some(found) = self.buckets.get_mut(at).and_then(|bucket| bucket.remove(tag, reference)) else {
+            return false;
+        };
+        if found.is_away() {
+            self.count_spilled(self.other(at, tag), -1);
+        }
+        true
+    }
+
+    fn count_spilled(&mut self, at: usize, change: i32) {
+        if let Some(bucket) = self.buckets.get_mut(at) {
+            bucket.spilled = bucket.spilled.saturating_add_signed(change);
+        }
+    }
+
+    fn take_slot(&mut self, new: &NewFlow) -> Result<Slot, Full> {
+        let slot = if self.free != NONE { self.free } else { self.high };
+        let wide = if new.tuple.forward.v6 { self.wide_free.last().copied() } else { None };
+        let entry = self.entries.get_mut(slot as usize).ok_or(Full)?;
+        if slot == self.high {
+            self.high += 1;
+        } else {
+            self.free = Slot::try_from(entry.forward).unwrap_or(NONE);
+        }
+        let (forward, reply) = (&new.tuple.forward, &new.tuple.reply);
+        *entry = Entry {
+            forward: wide.map_or_else(|| entry::pair(forward), u64::from),
+            reply: entry::pair(reply),
+            forward_ports: entry::ports_of(forward),
+            reply_ports: entry::ports_of(reply),
+            proto: forward.proto,
+            ..Entry::FREE
+        };
+        entry.set_live(new.mode, forward.v6);
+        if let Some(line) = wide.and_then(|index| self.wide.get_mut(index as usize)) {
+            self.wide_free.pop();
+            *line = Wide { client: forward.src, vip: forward.dst, backend: reply.src, snat: reply.dst };
+        }
+        Ok(slot)
+    }
+
+    fn give_slot_back(&mut self, slot: Slot) {
+        let Some(entry) = self.entries.get_mut(slot as usize) else { return };
+        if entry.is_v6() {
+            // Never past its capacity: as many lines as slots. An index came from this list.
+            self.wide_free.extend(u32::try_from(entry.forward));
+        }
+        *entry = Entry { forward: u64::from(self.free), ..Entry::FREE };
+        self.free = slot;
+    }
+}
+
+/// The part of a hash that is kept in the bucket; never 0.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the top 16 bits are wanted")]
+fn tag(hash: u64) -> u16 {
+    ((hash >> 48) as u16).max(1)
+}
+
+/// Where a table's memory comes from.
+pub trait Reserve {
+    /// An empty vector with room for `count` values.
+    fn reserve<T>(&self, count: usize) -> Vec<T>;
+}
+
+/// Memory from the global allocator.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heap;
+
+impl Reserve for Heap {
+    fn reserve<T>(&self, count: usize) -> Vec<T> {
+        Vec::with_capacity(count)
+    }
+}
+
+/// A vector of `count` copies: writing them faults every page in.
+fn filled<T: Copy>(reserve: &impl Reserve, count: usize, value: T) -> Vec<T> {
+    let mut vector = reserve.reserve(count);
+    vector.resize(count, value);
+    vector
+}
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
+mod tests;

@@ -1,0 +1,181 @@
+//! A packet of no known flow: whose it is, and the flow that it may open.
+
+use super::Core;
+use super::established::{enter, timeout_s};
+use crate::flow::entry::{Tuple, Way};
+use crate::flow::key::{self, FlowKey};
+use crate::flow::snat;
+use crate::flow::table::{NewFlow, Slot};
+use crate::frame::Frame;
+use crate::packet::Packet;
+use crate::rewrite::nat;
+use crate::schedule::schedule;
+use crate::snapshot::{Backend, Mode, Service, Snapshot};
+use crate::time::Tick;
+use crate::trace::{Answer, Step, Trace};
+use crate::verdict::{DropReason, Verdict};
+use crate::wire::tcp::{RST, SYN};
+use crate::wire::{ipv4, ipv6};
+
+impl Core {
+    /// Hands the packet to the worker that knows its flow, opens a flow for it, or says why not.
+    #[inline(never)]
+    pub(super) fn admit(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        hash: u64,
+        now: Tick,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        let key = &packet.key;
+        if let Some(owner) = self.elsewhere(frame, hash) {
+            trace.step(Step::FlowElsewhere(owner));
+            return Ok(Verdict::Handoff(owner));
+        }
+        let Some(service) = tables.services.find(&key.vip()) else {
+            return self.without_service(frame, packet, tables, trace);
+        };
+        trace.step(Step::ServiceMatched(service.id));
+        trace.step(Step::FlowUnknown);
+        check_source(key, tables)?;
+        if key.proto == key::TCP && packet.tcp_flags & (SYN | RST) != SYN {
+            return self.refuse(frame, packet, DropReason::NoFlow, Answer::Reset, tables, trace);
+        }
+        let Some(backend) = schedule(service, &self.setup.state, key) else {
+            if let Some(counter) = self.setup.stats.refused(service.id) {
+                counter.add(1);
+            }
+            let answer = if key.proto == key::TCP { Answer::Reset } else { Answer::PortUnreachable };
+            return self.refuse(frame, packet, DropReason::NoBackend, answer, tables, trace);
+        };
+        trace.step(Step::Scheduled(backend.id));
+        let slot = self.open(packet, service, backend, now, tables, trace)?;
+        self.send(frame, packet, slot, Way::Forward, tables, trace)
+    }
+
+    /// A packet to no service: a reply to a SNAT port, or the kernel's.
+    fn without_service(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        let key = &packet.key;
+        if let Some(pool) = tables.services.snat_pool(key.dst, key.v6) {
+            let owner = snat::owner(pool, key.dport, self.setup.workers);
+            if let Some(owner) = owner.filter(|owner| *owner != self.setup.worker && !frame.handed_over) {
+                trace.step(Step::FlowElsewhere(owner));
+                return Ok(Verdict::Handoff(owner));
+            }
+            trace.step(Step::FlowUnknown);
+            return Err(DropReason::NoFlow);
+        }
+        trace.step(Step::NotOurs);
+        Ok(self.to_kernel(frame, packet, tables))
+    }
+
+    /// Opens the flow that `packet` starts, both ways, and counts it.
+    fn open(
+        &mut self,
+        packet: &Packet,
+        service: &Service,
+        backend: &Backend,
+        now: Tick,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Slot, DropReason> {
+        let reply = self.reply_key(packet, service, backend, tables, trace)?;
+        let tuple = Tuple { forward: packet.key, reply };
+        let new = NewFlow { tuple, mode: backend.mode, service: service.id, backend: backend.id };
+        let slot = match self.flows.open(&new, now) {
+            Ok(slot) => slot,
+            Err(_) if self.evict(now) => self.flows.open(&new, now).map_err(|_| DropReason::FlowTableFull)?,
+            Err(_) => return Err(DropReason::FlowTableFull),
+        };
+        trace.step(Step::FlowOpened(backend.mode));
+        self.opened = self.opened.wrapping_add(1);
+        self.setup.stats.flows_opened.add(1);
+        self.publish(&tuple, backend.mode);
+        if let Some(counts) = self.setup.state.backend(backend.id) {
+            counts.opened();
+        }
+        if let Some(counters) = self.setup.stats.backend(backend.id) {
+            counters.flows.add(1);
+        }
+        let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
+        nat::Deltas::prepare(entry, &tuple);
+        if entry.proto() == key::TCP {
+            let first = entry.state.next(entry.direction(Way::Forward), packet.tcp_flags);
+            enter(entry, first, &self.setup.state);
+        }
+        entry.expires = now.after_seconds(timeout_s(entry, tables));
+        Ok(slot)
+    }
+
+    /// What the backend's packets of the new flow will carry: decided by the forwarding mode.
+    fn reply_key(
+        &mut self,
+        packet: &Packet,
+        service: &Service,
+        backend: &Backend,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<FlowKey, DropReason> {
+        let key = &packet.key;
+        let (src, v6) = key::bits(backend.addr);
+        let reply =
+            FlowKey { src, dst: key.src, sport: backend.port, dport: key.sport, proto: key.proto, v6 };
+        match backend.mode {
+            Mode::Dr => Ok(reply),
+            Mode::Nat if self.is_free(&reply) => Ok(reply),
+            Mode::Nat => Err(DropReason::TupleInUse),
+            Mode::FullNat => {
+                let pool = service.pool.and_then(|id| tables.services.pool(id));
+                let pool = pool.ok_or(DropReason::SnatExhausted)?;
+                let spread = self.flows.hash(key) ^ self.opened;
+                let workers = self.setup.workers;
+                let taken = snat::Candidates::new(pool, self.setup.worker, workers, v6, spread)
+                    .map(|(address, port)| FlowKey { dst: address, dport: port, ..reply })
+                    .find(|candidate| self.is_free(candidate))
+                    .ok_or(DropReason::SnatExhausted)?;
+                trace.step(Step::SnatTaken { address: taken.destination(), port: taken.dport });
+                Ok(taken)
+            }
+        }
+    }
+
+    fn is_free(&self, key: &FlowKey) -> bool {
+        self.flows.lookup(self.flows.hash(key), key).is_none()
+    }
+
+    /// Tells the other workers whose flow this is.
+    fn publish(&self, tuple: &Tuple, mode: Mode) {
+        if self.setup.workers < 2 {
+            return;
+        }
+        let directory = &self.setup.directory;
+        let forward = directory.publish(self.flows.hash(&tuple.forward), self.setup.worker);
+        let reply = mode == Mode::Dr || directory.publish(self.flows.hash(&tuple.reply), self.setup.worker);
+        if !(forward && reply) {
+            self.setup.stats.directory_full.add(1);
+        }
+    }
+}
+
+/// Refuses senders that cannot be: an answer to them would go astray or come back.
+fn check_source(key: &FlowKey, tables: &Snapshot) -> Result<(), DropReason> {
+    if key.src == key.dst && key.sport == key.dport {
+        return Err(DropReason::Land);
+    }
+    if tables.services.is_virtual(key.src, key.v6) {
+        return Err(DropReason::SourceIsVip);
+    }
+    let is_sender = match u32::try_from(key.src) {
+        Ok(v4) if !key.v6 => ipv4::is_host(v4),
+        _ => ipv6::is_host(key.src),
+    };
+    if is_sender { Ok(()) } else { Err(DropReason::BadSource) }
+}

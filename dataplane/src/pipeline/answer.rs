@@ -1,0 +1,105 @@
+//! What Weir answers itself: for the addresses it owns, and in place of packets that it refuses.
+
+use super::Core;
+use crate::frame::Frame;
+use crate::packet::{Kind, Packet};
+use crate::rewrite::answer;
+use crate::snapshot::Snapshot;
+use crate::time::{TICKS_PER_SECOND, Tick};
+use crate::trace::{Answer, Step, Trace};
+use crate::verdict::{DropReason, Verdict};
+
+/// Refusals that one worker answers in a second at most: enough for every honest client, too few to be a weapon.
+const REFUSALS_PER_SECOND: u32 = 10_000;
+
+/// How many refusals may still be answered in the present tick.
+#[derive(Debug, Default)]
+pub(super) struct Allowance {
+    tick: Tick,
+    used: u32,
+}
+
+impl Allowance {
+    fn take(&mut self, now: Tick) -> bool {
+        if self.tick != now {
+            *self = Self { tick: now, used: 0 };
+        }
+        self.used = self.used.saturating_add(1);
+        self.used <= REFUSALS_PER_SECOND / TICKS_PER_SECOND
+    }
+}
+
+impl Core {
+    /// Answers ARP, neighbour discovery and echo for an owned address.
+    pub(super) fn respond(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        let mac = tables.net.port(frame.port).ok_or(DropReason::NoPort)?.mac;
+        let made = match packet.kind {
+            Kind::ArpRequest => {
+                answer::arp(frame, packet, mac)?;
+                Answer::Arp
+            }
+            Kind::NeighbourSolicitation => {
+                answer::neighbour(frame, packet, mac)?;
+                Answer::NeighbourAdvertisement
+            }
+            _ => {
+                answer::echo(frame, packet, mac)?;
+                Answer::Echo
+            }
+        };
+        trace.step(Step::Answered(made));
+        Ok(Verdict::Reply(None))
+    }
+
+    /// Answers a packet that is not forwarded for `reason`, or drops it where no answer may be given.
+    #[cold]
+    pub(super) fn refuse(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        reason: DropReason,
+        with: Answer,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        let mac = tables.net.port(frame.port).ok_or(DropReason::NoPort)?.mac;
+        if !self.answers.take(self.sweep.now()) {
+            return Err(reason);
+        }
+        let made = match with {
+            Answer::Reset => answer::reset(frame, packet, mac),
+            Answer::TimeExceeded => answer::time_exceeded(frame, packet, mac),
+            _ => answer::port_unreachable(frame, packet, mac),
+        };
+        // A refusal that may not be answered (a segment with RST, a broadcast) is refused all the same.
+        made.map_err(|_| reason)?;
+        trace.step(Step::Answered(with));
+        Ok(Verdict::Reply(Some(reason)))
+    }
+
+    /// Tells the sender of a packet that exceeds `mtu` bytes. IPv4 without DF is dropped: Weir does not fragment.
+    #[cold]
+    pub(super) fn too_big(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        mtu: u16,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        let mac = tables.net.port(frame.port).ok_or(DropReason::NoPort)?.mac;
+        let reason = DropReason::MtuExceeded;
+        if !self.answers.take(self.sweep.now()) {
+            return Err(reason);
+        }
+        answer::too_big(frame, packet, mac, mtu).map_err(|_| reason)?;
+        trace.step(Step::Answered(Answer::TooBig));
+        Ok(Verdict::Reply(Some(reason)))
+    }
+}

@@ -1,0 +1,176 @@
+//! Network address translation of TCP and UDP, with checksums updated and not recomputed (RFC 1624): what was wrong
+//! before stays wrong, and its receiver finds out.
+
+use crate::flow::entry::{Entry, Tuple, Way};
+use crate::flow::key::{self, FlowKey};
+use crate::frame::{Checksum, Frame};
+use crate::packet::Packet;
+use crate::verdict::DropReason;
+use crate::wire::checksum::{Delta, Sum, is_partial};
+use crate::wire::ipv4::Ipv4;
+use crate::wire::ipv6::Ipv6;
+use crate::wire::tcp::Tcp;
+use crate::wire::udp::Udp;
+use crate::wire::{Truncated, view, view_mut};
+
+/// What a packet becomes: addresses and ports in host order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// IPv4: source in the high half of `addresses`, destination in the low; ports alike.
+    V4 {
+        /// Both addresses.
+        addresses: u64,
+        /// Both ports.
+        ports: u32,
+    },
+    /// IPv6.
+    V6 {
+        /// Source address.
+        src: u128,
+        /// Destination address.
+        dst: u128,
+        /// Source port in the high half, destination port in the low.
+        ports: u32,
+    },
+}
+
+/// How a flow's translation changes the checksums of a packet on one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deltas {
+    /// By the addresses.
+    pub address: Delta,
+    /// By addresses and ports.
+    pub transport: Delta,
+}
+
+impl Deltas {
+    /// Computes the deltas of a new flow and keeps them in its entry.
+    pub fn prepare(entry: &mut Entry, tuple: &Tuple) {
+        let (before, after) = (tuple.forward, tuple.translated(Way::Forward));
+        let addresses = |key: &FlowKey| Sum::address(key.src) + Sum::address(key.dst);
+        let ports = |key: &FlowKey| Sum::word(key.sport) + Sum::word(key.dport);
+        entry.address_delta = Delta::between(addresses(&before), addresses(&after));
+        let of_ports = Delta::between(ports(&before), ports(&after));
+        entry.transport_delta = entry.address_delta.and(of_ports);
+    }
+
+    /// The deltas for a packet of the flow on `way`: a reply takes back what the forward way does.
+    #[inline]
+    pub fn of(entry: &Entry, way: Way) -> Self {
+        let (address, transport) = (entry.address_delta, entry.transport_delta);
+        match way {
+            Way::Forward => Self { address, transport },
+            Way::Reply => Self { address: address.inverse(), transport: transport.inverse() },
+        }
+    }
+}
+
+/// Gives the packet the addresses and ports of `target` and one hop less. Where `partial` says that senders on
+/// this port may leave checksums unfinished, such a one is kept unfinished and noted in the frame.
+#[inline]
+pub fn translate(
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    target: Target,
+    deltas: Deltas,
+    partial: bool,
+) -> Result<(), DropReason> {
+    let unfinished = partial && is_unfinished(frame, packet);
+    let bytes = frame.bytes_mut();
+    let ports = match target {
+        Target::V4 { addresses, ports } => {
+            let header: &mut Ipv4 = view_mut(bytes, packet.l3.into())?;
+            let [src, dst] = words(addresses);
+            header.src = src.into();
+            header.dst = dst.into();
+            header.ttl = header.ttl.wrapping_sub(1);
+            let checksum = deltas.address.and(Delta::TTL_LESS_ONE).apply(header.checksum.get());
+            header.checksum = checksum.into();
+            ports
+        }
+        Target::V6 { src, dst, ports } => {
+            let header: &mut Ipv6 = view_mut(bytes, packet.l3.into())?;
+            header.src = src.into();
+            header.dst = dst.into();
+            header.hop_limit = header.hop_limit.wrapping_sub(1);
+            ports
+        }
+    };
+    let [sport, dport] = halves(ports);
+    if packet.key.proto == key::TCP {
+        let header: &mut Tcp = view_mut(bytes, packet.l4.into())?;
+        (header.src_port, header.dst_port) = (sport.into(), dport.into());
+        let before = header.checksum.get();
+        let after =
+            if unfinished { deltas.address.apply_partial(before) } else { deltas.transport.apply(before) };
+        header.checksum = after.into();
+    } else {
+        let header: &mut Udp = view_mut(bytes, packet.l4.into())?;
+        (header.src_port, header.dst_port) = (sport.into(), dport.into());
+        let before = header.checksum.get();
+        let after = if unfinished {
+            deltas.address.apply_partial(before)
+        } else {
+            deltas.transport.apply_udp(before)
+        };
+        header.checksum = after.into();
+    }
+    if unfinished {
+        frame.checksum = unfinished_at(packet);
+    }
+    Ok(())
+}
+
+/// One hop less and nothing else: for `dr`, whose backend knows the VIP as its own.
+pub fn pass(frame: &mut Frame<'_>, packet: &Packet, partial: bool) -> Result<(), DropReason> {
+    if partial {
+        note_partial(frame, packet);
+    }
+    let bytes = frame.bytes_mut();
+    if packet.key.v6 {
+        let header: &mut Ipv6 = view_mut(bytes, packet.l3.into())?;
+        header.hop_limit = header.hop_limit.wrapping_sub(1);
+    } else {
+        let header: &mut Ipv4 = view_mut(bytes, packet.l3.into())?;
+        header.ttl = header.ttl.wrapping_sub(1);
+        header.checksum = Delta::TTL_LESS_ONE.apply(header.checksum.get()).into();
+    }
+    Ok(())
+}
+
+/// Notes in the frame where its sender has left the transport checksum to the interface, if so.
+pub fn note_partial(frame: &mut Frame<'_>, packet: &Packet) {
+    if is_unfinished(frame, packet) {
+        frame.checksum = unfinished_at(packet);
+    }
+}
+
+/// Whether the transport checksum is only the pseudo-header's sum. Where a complete checksum happens to look the same
+/// (1 in 65536), the interface computes the same value anew.
+fn is_unfinished(frame: &Frame<'_>, packet: &Packet) -> bool {
+    let bytes = frame.bytes();
+    let field = match packet.key.proto {
+        key::TCP => view::<Tcp>(bytes, packet.l4.into()).map(|header| header.checksum.get()),
+        key::UDP => view::<Udp>(bytes, packet.l4.into()).map(|header| header.checksum.get()),
+        _ => Err(Truncated),
+    };
+    let FlowKey { src, dst, proto, .. } = packet.key;
+    field.is_ok_and(|field| is_partial(field, Sum::pseudo_header(src, dst, proto, packet.end - packet.l4)))
+}
+
+fn unfinished_at(packet: &Packet) -> Checksum {
+    let offset = if packet.key.proto == key::TCP { 16 } else { 6 };
+    Checksum::Partial { start: packet.l4, offset }
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
+fn words(addresses: u64) -> [u32; 2] {
+    [(addresses >> 32) as u32, addresses as u32]
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
+fn halves(ports: u32) -> [u16; 2] {
+    [(ports >> 16) as u16, ports as u16]
+}
