@@ -147,6 +147,7 @@ impl Iterator for Matching<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
 mod tests {
     use super::*;
 

@@ -239,7 +239,6 @@ pub(super) fn ports_of(key: &FlowKey) -> u32 {
     u32::from(key.sport) << 16 | u32::from(key.dport)
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
 fn high(ports: u32) -> u16 {
     (ports >> 16) as u16
 }

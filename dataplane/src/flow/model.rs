@@ -55,11 +55,11 @@ fn find(table: &FlowTable, number: u8, slot: Option<Slot>) {
 
 /// Flow `number`: both families, both protocols, all modes.
 fn flow(number: u8) -> NewFlow {
-    let v6 = number % 3 == 0;
+    let v6 = number.is_multiple_of(3);
     let wide = if v6 { 0x2001_0db8 << 96 } else { 0 };
     let host = |group: u128, host: u8| wide | group << 16 | u128::from(host);
     let mode = [Mode::Nat, Mode::FullNat, Mode::Dr][usize::from(number % 5 % 3)];
-    let proto = if number % 2 == 0 { TCP } else { UDP };
+    let proto = if number.is_multiple_of(2) { TCP } else { UDP };
     let forward = FlowKey {
         src: host(1, number / 8),
         dst: host(2, number % 4),

@@ -354,7 +354,6 @@ impl FlowTable {
 
 /// The part of a hash that is kept in the bucket; never 0.
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the top 16 bits are wanted")]
 fn tag(hash: u64) -> u16 {
     ((hash >> 48) as u16).max(1)
 }

@@ -265,7 +265,7 @@ fn a_flow_lives_as_long_as_its_state_says_and_counts_for_its_backend() {
     let mut engine = engines(1, 64).remove(0);
     let (c, v) = (client(1, false), at(vip(false), 80));
     let counts = |engine: &Engine| engine.core.setup.state.backend(BackendId(0)).unwrap().counts();
-    let mut send = |engine: &mut Engine, flags, seconds: u32| {
+    let send = |engine: &mut Engine, flags, seconds: u32| {
         Wire::new(&packet(TCP, flags, c, v, 64), UPLINK).through(
             engine,
             &tables,
@@ -304,7 +304,7 @@ fn the_sweep_ends_flows_that_nobody_touches() {
 fn a_full_table_gives_up_half_open_flows_and_never_established_ones() {
     let tables = tables();
     let mut engine = engines(1, 8).remove(0);
-    let mut send = |engine: &mut Engine, number, flags| {
+    let send = |engine: &mut Engine, number, flags| {
         Wire::new(&packet(TCP, flags, client(number, false), at(vip(false), 80), 64), UPLINK).through(
             engine,
             &tables,
