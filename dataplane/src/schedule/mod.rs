@@ -111,8 +111,9 @@ fn eligible(backend: &Backend) -> bool {
     backend.weight > 0
 }
 
-/// What a backend's connections cost by IPVS's reckoning (`ip_vs_dest_conn_overhead`): an active one 256 times as
-/// much as any, since an idle entry costs memory only. Up to 2^41.
+/// What a backend's connections cost by IPVS's reckoning (`ip_vs_dest_conn_overhead`): 256 for each active one, as
+/// an idle entry costs next to nothing, and 1 for each of all. Kernels before 6.12.117 leave the active ones out of
+/// the latter, which is the same until hundreds of idle ones are there. Up to 2^41.
 #[inline]
 fn overhead(backend: &Backend, state: &State) -> u64 {
     let (active, inactive) = state.backend(backend.id).map_or((0, 0), |counts| counts.counts());

@@ -44,8 +44,8 @@ impl Table {
         if !self.flags.sh_fallback {
             return None;
         }
-        // As the kernel does it, the walk starts twice the hash along: it adds the hash to the offset, and the sum
-        // to the hash. Of every offset a byte has, one at least leads to each backend.
+        // The kernel adds the hash to the offset, and the sum to the hash: its walk starts twice the hash along. Over
+        // all 256 offsets it passes every bucket.
         (0..=u8::MAX).find_map(|offset| {
             let bucket = hash.wrapping_add(hash).wrapping_add(offset);
             self.backend(backends, bucket).filter(|backend| eligible(backend))

@@ -261,6 +261,38 @@ fn sh_folds_an_ipv6_address_into_one_word() {
 }
 
 #[test]
+fn sh_fallback_resumes_at_twice_the_hash() {
+    // Buckets in turns of 64, 1 and 64; the drained backend holds 64 and 193.
+    let backends: Vec<_> = [backend(1, 64), backend(2, 0), backend(3, 64)].into();
+    let with = |flags| {
+        let scheduler = Scheduler::compile(Kind::Sh, flags, &backends).unwrap();
+        Service { scheduler, ..service(Kind::Sh, backends.clone()) }
+    };
+    let fallback = Flags { sh_fallback: true, ..Flags::default() };
+    let state = State::new(1, 10);
+    // Twice 64 is bucket 128, the last of 3's; twice 193 is 130, one of 1's.
+    for (bucket, want) in [(64, 3), (193, 1), (63, 1), (65, 3)] {
+        let hashes_to = |addr: &u32| addr.wrapping_mul(0x61c8_8647) >> 24 == bucket;
+        let client = (0x0a00_0001..).find(hashes_to).unwrap();
+        let key = FlowKey { src: client.into(), ..FlowKey::default() };
+        let [plain, fallen] = [Flags::default(), fallback]
+            .map(|flags| schedule(&with(flags), &state, &key).map(|backend| backend.id.0));
+        assert_eq!(fallen, Some(want), "bucket {bucket}");
+        assert_eq!(plain, [63, 65].contains(&bucket).then_some(want), "bucket {bucket}");
+    }
+}
+
+#[test]
+fn wrr_skips_passes_that_find_nobody() {
+    // The heaviest takes no new flows, yet the levels are made for it.
+    let levels = wrr::Levels::of(&[backend(1, 6), backend(2, 3), backend(3, 1)]);
+    let backends = [backend(1, 0), backend(2, 3), backend(3, 1)];
+    let cursor = Default::default();
+    let picks = [0; 8].map(|_| wrr::next(&backends, levels, &cursor).unwrap().id.0);
+    assert_eq!(picks, [2, 2, 2, 3, 2, 2, 2, 3]);
+}
+
+#[test]
 fn nobody_is_chosen_where_nobody_may() {
     let state = State::new(1, 10);
     for kind in Kind::ALL.iter().copied().filter(|kind| kind.is_available()) {
