@@ -1,12 +1,86 @@
 //! Where frames come from and go to. The engine knows none of it.
+//!
+//! An [`Io`] hands out a batch of frames and takes a verdict for each back, so no frame can leak. AF_XDP ([`xsk`]) and
+//! memory ([`memory`]) share the trait. What crosses from one worker to another goes by
+//! [`handoff`].
 
-use crate::frame::Frame;
-use crate::verdict::Verdict;
+pub mod handoff;
+pub mod memory;
+pub mod xsk;
 
-/// A source and sink of frames: AF_XDP, memory or pcap.
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+
+use crate::frame::{BATCH, Checksum, Frame};
+use crate::ids::PortId;
+use crate::stats::Counter;
+use crate::verdict::{DropReason, Verdict};
+
+/// A source and sink of frames.
 pub trait Io {
-    /// Receives at most [`crate::frame::BATCH`] frames, lets `work` decide on each, and carries every verdict out.
-    /// Both slices have the same length; `work` fills `verdicts` in. Every frame is given a verdict, so none leaks.
-    /// Returns how many frames there were; `work` is not called for none.
-    fn turn(&mut self, work: impl FnOnce(&mut [Frame<'_>], &mut [Verdict])) -> usize;
+    /// Receives at most [`BATCH`] frames, lets `work` decide on each, and carries the verdicts out. Both slices have
+    /// the same length; `work` fills `verdicts` in and is not called for no frames.
+    ///
+    /// [`Verdict::Tx`] and [`Verdict::Reply`] send the frame. Every other verdict ends it here: what
+    /// [`Verdict::Handoff`] and [`Verdict::Kernel`] ask for, `work` has done before it returns.
+    fn turn(&mut self, work: impl FnOnce(&mut [Frame<'_>], &mut [Verdict])) -> Turn;
 }
+
+/// An [`Io`] under a worker: it takes frames from other workers in, and can be waited for.
+pub trait LiveIo: Io {
+    /// Lets `fill` write frames into free chunks, to be part of the next turn with [`Frame::handed_over`] set.
+    /// Asks again and again until `fill` has no more, or there is no chunk, or half a batch waits. Returns how many
+    /// frames were taken in.
+    fn inject(&mut self, fill: impl FnMut(&mut [u8]) -> Option<Arrival>) -> usize;
+
+    /// Sleeps until a frame arrives, `bell` becomes readable or `timeout` is over, and not longer. It may end early.
+    fn wait(&mut self, bell: BorrowedFd<'_>, timeout: Duration);
+}
+
+/// A frame that was written into a chunk by [`LiveIo::inject`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Bytes written, from the start of the slice on.
+    pub len: usize,
+    /// The port that the frame came in by.
+    pub port: PortId,
+    /// What its sender left to the egress interface.
+    pub checksum: Checksum,
+}
+
+/// What a turn came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// Frames in the batch.
+    pub frames: usize,
+    /// Why frames that should have been sent were not, one entry a frame.
+    pub lost: ArrayVec<DropReason, BATCH>,
+}
+
+/// What an I/O counts on one port.
+#[derive(Debug, Default)]
+pub struct PortCounters {
+    /// Frames received.
+    pub rx: Counter,
+    /// Frames sent.
+    pub tx: Counter,
+    /// Wakeups of the kernel that failed; frames to be sent wait for the next one.
+    pub failed_wakeups: Counter,
+    /// Ring entries that named memory which the kernel did not have.
+    pub bad_descriptors: Counter,
+}
+
+/// The port that a frame leaves by; `None` where it ends here.
+#[inline]
+fn egress(verdict: Verdict, frame: &Frame<'_>) -> Option<PortId> {
+    match verdict {
+        Verdict::Tx(port) => Some(port),
+        Verdict::Reply(_) => Some(frame.port),
+        Verdict::Handoff(_) | Verdict::Kernel | Verdict::Drop(_) => None,
+    }
+}
+
+/// What verdicts are before the engine has given any.
+const UNDECIDED: Verdict = Verdict::Drop(DropReason::Unsupported);

@@ -1,0 +1,206 @@
+//! All ports of one worker over one UMEM: a batch in from everywhere, verdicts out.
+
+use arrayvec::ArrayVec;
+
+use super::metadata;
+use super::port::{Extent, Port, Wake};
+use super::umem::{Held, Umem};
+use crate::frame::{BATCH, Checksum, Frame};
+use crate::ids::PortId;
+use crate::io::{Arrival, Turn, UNDECIDED, egress};
+use crate::prefetch::prefetch;
+use crate::verdict::{DropReason, Verdict};
+
+/// Where frames from other workers are put in a chunk: where the kernel puts received ones
+/// (`XDP_PACKET_HEADROOM` of linux/bpf.h).
+pub(super) const XDP_HEADROOM: u32 = 256;
+const HEADROOM: usize = XDP_HEADROOM as usize;
+
+/// Frames from other workers in a batch at most, so that neither they nor received ones wait for ever.
+const INJECTED: usize = BATCH / 2;
+
+/// A frame of the batch in the making.
+#[derive(Debug)]
+struct Taken {
+    chunk: Held,
+    offset: usize,
+    len: usize,
+    port: PortId,
+    handed_over: bool,
+    checksum: Checksum,
+}
+
+/// What is sent and where, or nothing; or why it cannot be.
+type Order = Result<Option<(PortId, Extent)>, DropReason>;
+
+#[derive(Debug)]
+pub(super) struct Ports<W> {
+    umem: Umem,
+    ports: Vec<Port<W>>,
+    injected: ArrayVec<Taken, INJECTED>,
+    /// The port that the next batch starts with: each has its turn to fill one.
+    first: usize,
+}
+
+impl<W: Wake> Ports<W> {
+    /// Lends every port its share of chunks for receiving.
+    pub(super) fn new(umem: Umem, ports: Vec<Port<W>>) -> Self {
+        let mut this = Self { umem, ports, injected: ArrayVec::new(), first: 0 };
+        for port in &mut this.ports {
+            port.refill(&mut this.umem);
+        }
+        this
+    }
+
+    /// As [`crate::io::LiveIo::inject`].
+    pub(super) fn inject(&mut self, mut fill: impl FnMut(&mut [u8]) -> Option<Arrival>) -> usize {
+        let before = self.injected.len();
+        while !self.injected.is_full() {
+            let Some(mut chunk) = self.umem.take() else { break };
+            let room = self.umem.bytes(&mut chunk).get_mut(HEADROOM..).unwrap_or_default();
+            let space = room.len();
+            match fill(room) {
+                Some(Arrival { len, port, checksum }) if len <= space => {
+                    self.injected.push(Taken {
+                        chunk,
+                        offset: HEADROOM,
+                        len,
+                        port,
+                        handed_over: true,
+                        checksum,
+                    });
+                }
+                _ => {
+                    self.umem.give_back(chunk);
+                    break;
+                }
+            }
+        }
+        self.injected.len() - before
+    }
+
+    /// As [`crate::io::Io::turn`].
+    pub(super) fn turn(&mut self, work: impl FnOnce(&mut [Frame<'_>], &mut [Verdict])) -> Turn {
+        for port in &mut self.ports {
+            port.complete(&mut self.umem);
+        }
+        let mut taken: ArrayVec<Taken, BATCH> = self.injected.drain(..).collect();
+        self.receive(&mut taken);
+        let mut turn = Turn { frames: taken.len(), ..Turn::default() };
+        if !taken.is_empty() {
+            let orders = self.decide(&mut taken, work);
+            self.carry_out(taken, orders, &mut turn.lost);
+        }
+        for port in &mut self.ports {
+            port.flush(&mut self.umem);
+            port.refill(&mut self.umem);
+        }
+        debug_assert_eq!(self.umem.balance().held, 0, "between turns no chunk is held");
+        turn
+    }
+
+    /// Fills the batch up from the RX rings. Another port is first each time.
+    #[inline]
+    fn receive(&mut self, taken: &mut ArrayVec<Taken, BATCH>) {
+        let count = self.ports.len();
+        self.first = if self.first + 1 < count { self.first + 1 } else { 0 };
+        for index in (self.first..count).chain(0..self.first) {
+            let (Some(port), Ok(id)) = (self.ports.get_mut(index), u8::try_from(index)) else { continue };
+            let before = taken.len();
+            while !taken.is_full() {
+                let Some((mut chunk, frame)) = port.receive(&mut self.umem) else { break };
+                let len = frame.len as usize;
+                if let Some(first) = self.umem.bytes(&mut chunk).get(frame.offset) {
+                    prefetch(first);
+                }
+                taken.push(Taken {
+                    chunk,
+                    offset: frame.offset,
+                    len,
+                    port: PortId(id),
+                    handed_over: false,
+                    checksum: Checksum::Complete,
+                });
+            }
+            port.end_receive((taken.len() - before) as u64);
+        }
+    }
+
+    /// Has `work` decide on the batch, and makes ready what is to be sent.
+    #[inline]
+    fn decide(
+        &self,
+        taken: &mut ArrayVec<Taken, BATCH>,
+        work: impl FnOnce(&mut [Frame<'_>], &mut [Verdict]),
+    ) -> ArrayVec<Order, BATCH> {
+        let mut frames: ArrayVec<Frame<'_>, BATCH> = ArrayVec::new();
+        for Taken { chunk, offset, len, port, handed_over, checksum } in taken {
+            // Whoever filled `taken` has seen to it that the frame lies in its chunk.
+            let Some(mut frame) = Frame::new(self.umem.bytes(chunk), *offset, *len, *port) else { break };
+            frame.handed_over = *handed_over;
+            frame.checksum = *checksum;
+            frames.push(frame);
+        }
+        let mut verdicts = [UNDECIDED; BATCH];
+        let verdicts = verdicts.get_mut(..frames.len()).unwrap_or_default();
+        work(&mut frames, verdicts);
+        let orders = frames.iter_mut().zip(verdicts).map(|(frame, verdict)| self.order(frame, *verdict));
+        orders.collect()
+    }
+
+    #[inline]
+    fn order(&self, frame: &mut Frame<'_>, verdict: Verdict) -> Order {
+        let Some(id) = egress(verdict, frame) else { return Ok(None) };
+        let port = self.ports.get(id.index()).ok_or(DropReason::NoPort)?;
+        Ok(Some((id, metadata::prepare(frame, port.offload)?)))
+    }
+
+    #[inline]
+    fn carry_out(
+        &mut self,
+        taken: ArrayVec<Taken, BATCH>,
+        orders: ArrayVec<Order, BATCH>,
+        lost: &mut ArrayVec<DropReason, BATCH>,
+    ) {
+        let mut orders = orders.into_iter();
+        for Taken { chunk, .. } in taken {
+            let sent = match orders.next().unwrap_or(Ok(None)) {
+                Ok(Some((id, frame))) => match self.ports.get_mut(id.index()) {
+                    Some(port) => {
+                        port.send(&mut self.umem, chunk, frame).map_err(|c| (c, Some(DropReason::TxRingFull)))
+                    }
+                    None => Err((chunk, Some(DropReason::NoPort))),
+                },
+                Ok(None) => Err((chunk, None)),
+                Err(reason) => Err((chunk, Some(reason))),
+            };
+            if let Err((chunk, reason)) = sent {
+                self.umem.give_back(chunk);
+                lost.extend(reason);
+            }
+        }
+    }
+
+    /// Has what still waits in TX rings sent. Returns whether something waits on.
+    pub(super) fn push_out(&mut self) -> bool {
+        let mut waits = false;
+        for port in &mut self.ports {
+            port.flush(&mut self.umem);
+            waits |= port.has_unsent();
+        }
+        waits
+    }
+
+    pub(super) fn umem(&self) -> &Umem {
+        &self.umem
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Port<W>> {
+        self.ports.iter()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "numbers of frames wrap in their first byte")]
+#[path = "ports_test.rs"]
+mod tests;

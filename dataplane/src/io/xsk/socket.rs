@@ -1,0 +1,265 @@
+//! Opening one AF_XDP socket: memory registered, rings made and mapped, bound to a queue.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::XskError;
+use super::metadata::TX_METADATA_LEN;
+use super::port::{BATCH, Rings, Wake};
+use super::ring::{Consumer, Producer};
+use super::sys::{self, Mapping};
+use super::umem::Umem;
+
+#[expect(clippy::cast_possible_truncation, reason = "44")]
+const FAMILY: u16 = libc::AF_XDP as u16;
+
+/// How a queue's socket is opened.
+#[derive(Clone, Debug)]
+pub(super) struct Request<'a> {
+    pub(super) interface: &'a Arc<str>,
+    pub(super) ifindex: u32,
+    pub(super) queue: u32,
+    /// Entries of each ring.
+    pub(super) ring_size: u32,
+    /// The socket whose registration of the UMEM is shared, in that one's mode; without one the UMEM is registered
+    /// anew, and the modes are tried in order.
+    pub(super) share: Option<&'a Socket>,
+    /// The modes to try.
+    pub(super) modes: &'a [BindMode],
+}
+
+/// How frames get from the driver to a socket and back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindMode {
+    /// The NIC reads and writes the frames in Weir's memory.
+    ZeroCopy,
+    /// The kernel copies each frame.
+    Copy,
+}
+
+impl BindMode {
+    /// The name as output has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ZeroCopy => "zero-copy",
+            Self::Copy => "copy",
+        }
+    }
+
+    fn flags(self) -> u16 {
+        match self {
+            Self::ZeroCopy => libc::XDP_ZEROCOPY | libc::XDP_USE_NEED_WAKEUP,
+            Self::Copy => libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP,
+        }
+    }
+}
+
+/// A bound socket.
+#[derive(Clone, Debug)]
+pub(super) struct Socket {
+    pub(super) fd: Arc<OwnedFd>,
+    pub(super) mode: BindMode,
+    /// Whether the UMEM was registered with TX metadata.
+    pub(super) metadata: bool,
+}
+
+impl Wake for Socket {
+    #[inline]
+    fn tx(&self) -> io::Result<()> {
+        sys::wake_tx(self.fd.as_fd())
+    }
+
+    #[inline]
+    fn rx(&self) {
+        sys::wake_rx(self.fd.as_fd());
+    }
+}
+
+/// A socket's counters of what the kernel dropped (`XDP_STATISTICS`, linux/if_xdp.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Received frames lost for another reason than the ones below.
+    pub rx_dropped: u64,
+    /// Fill-ring entries that the kernel found invalid.
+    pub rx_invalid: u64,
+    /// TX descriptors that the kernel found invalid.
+    pub tx_invalid: u64,
+    /// Received frames lost because the RX ring was full.
+    pub rx_ring_full: u64,
+    /// Times that the fill ring was empty when a chunk was wanted.
+    pub fill_ring_empty: u64,
+    /// Times that the TX ring was empty when the kernel looked.
+    pub tx_ring_empty: u64,
+}
+
+/// Opens the socket that `request` describes over `umem`. A queue that is still being released by another process is
+/// waited for, about a second.
+pub(super) fn open(umem: &Umem, request: &Request<'_>) -> Result<(Socket, Rings), XskError> {
+    let fd = sys::socket().map_err(|error| request.explain("socket", error))?;
+    let metadata = match request.share {
+        None => register(fd.as_fd(), umem).map_err(|error| request.explain_register(umem, error))?,
+        Some(owner) => owner.metadata,
+    };
+    let rings = rings(fd.as_fd(), request)?;
+    // More frames a call than the 32 that copy mode sends by default; older kernels do not know the option.
+    let _ = sys::set_option(fd.as_fd(), sys::XDP_MAX_TX_SKB_BUDGET, &BATCH);
+    bind_in_some_mode(fd.as_fd(), request)?;
+    let mode = mode_in_use(fd.as_fd()).map_err(|error| request.explain("XDP_OPTIONS", error))?;
+    Ok((Socket { fd: Arc::new(fd), mode, metadata }, rings))
+}
+
+/// Registers the memory. Returns whether the kernel takes TX metadata.
+fn register(fd: BorrowedFd<'_>, umem: &Umem) -> io::Result<bool> {
+    let (addr, len, chunk_size) = umem.extent();
+    let plain = libc::xdp_umem_reg { addr, len, chunk_size, headroom: 0, flags: 0, tx_metadata_len: 0 };
+    let with_metadata = libc::xdp_umem_reg {
+        flags: libc::XDP_UMEM_TX_METADATA_LEN,
+        tx_metadata_len: TX_METADATA_LEN,
+        ..plain
+    };
+    match sys::set_option(fd, libc::XDP_UMEM_REG, &with_metadata) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            sys::set_option(fd, libc::XDP_UMEM_REG, &plain).map(|()| false)
+        }
+        result => result.map(|()| true),
+    }
+}
+
+fn rings(fd: BorrowedFd<'_>, request: &Request<'_>) -> Result<Rings, XskError> {
+    let size = request.ring_size;
+    for (name, option) in [
+        ("XDP_UMEM_FILL_RING", libc::XDP_UMEM_FILL_RING),
+        ("XDP_UMEM_COMPLETION_RING", libc::XDP_UMEM_COMPLETION_RING),
+        ("XDP_RX_RING", libc::XDP_RX_RING),
+        ("XDP_TX_RING", libc::XDP_TX_RING),
+    ] {
+        sys::set_option(fd, option, &size).map_err(|error| request.explain(name, error))?;
+    }
+    let (offsets, len) = sys::option::<libc::xdp_mmap_offsets>(fd, libc::XDP_MMAP_OFFSETS)
+        .map_err(|error| request.explain("XDP_MMAP_OFFSETS", error))?;
+    if len != size_of::<libc::xdp_mmap_offsets>() {
+        return Err(XskError::TooOld);
+    }
+    let map = |layout, entry, at| {
+        map_ring(fd, layout, size as usize * entry, at).map_err(|error| request.explain("mmap", error))
+    };
+    let (descriptor, address) = (size_of::<libc::xdp_desc>(), size_of::<u64>());
+    let rx = map(&offsets.rx, descriptor, libc::XDP_PGOFF_RX_RING)?;
+    let tx = map(&offsets.tx, descriptor, libc::XDP_PGOFF_TX_RING)?;
+    let fill = map(&offsets.fr, address, libc::XDP_UMEM_PGOFF_FILL_RING as libc::off_t)?;
+    let completion = map(&offsets.cr, address, libc::XDP_UMEM_PGOFF_COMPLETION_RING as libc::off_t)?;
+    let bad = |error| request.explain("ring layout", io::Error::other(error));
+    Ok(Rings {
+        rx: Consumer::new(rx, &offsets.rx, size).map_err(bad)?,
+        tx: Producer::new(tx, &offsets.tx, size).map_err(bad)?,
+        fill: Producer::new(fill, &offsets.fr, size).map_err(bad)?,
+        completion: Consumer::new(completion, &offsets.cr, size).map_err(bad)?,
+    })
+}
+
+fn map_ring(
+    fd: BorrowedFd<'_>,
+    layout: &libc::xdp_ring_offset,
+    entries_len: usize,
+    at: libc::off_t,
+) -> io::Result<Arc<Mapping>> {
+    let start = usize::try_from(layout.desc).map_err(io::Error::other)?;
+    Mapping::of(fd, start + entries_len, at).map(Arc::new)
+}
+
+fn bind_in_some_mode(fd: BorrowedFd<'_>, request: &Request<'_>) -> Result<(), XskError> {
+    let mut address = libc::sockaddr_xdp {
+        sxdp_family: FAMILY,
+        sxdp_flags: 0,
+        sxdp_ifindex: request.ifindex,
+        sxdp_queue_id: request.queue,
+        sxdp_shared_umem_fd: 0,
+    };
+    if let Some(owner) = request.share {
+        // Mode and need_wakeup are the owner's; the kernel refuses other flags here.
+        address.sxdp_flags = libc::XDP_SHARED_UMEM;
+        address.sxdp_shared_umem_fd = owner.fd.as_raw_fd() as u32;
+        return bind(fd, &address).map_err(|error| request.explain_bind(owner.mode, error));
+    }
+    let mut refused = None;
+    for mode in request.modes {
+        address.sxdp_flags = mode.flags();
+        match bind(fd, &address) {
+            Ok(()) => return Ok(()),
+            Err(error) if concerns_mode(&error) => refused = Some((*mode, error)),
+            Err(error) => return Err(request.explain_bind(*mode, error)),
+        }
+    }
+    refused.map_or(Ok(()), |(mode, error)| Err(request.explain_bind(mode, error)))
+}
+
+/// Binds, and waits while the queue is still being released: the kernel does that some time after a close.
+#[expect(clippy::disallowed_methods, reason = "at start, before any worker runs")]
+fn bind(fd: BorrowedFd<'_>, address: &libc::sockaddr_xdp) -> io::Result<()> {
+    for wait_ms in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512] {
+        match sys::bind(fd, address) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(Duration::from_millis(wait_ms));
+            }
+            result => return result,
+        }
+    }
+    sys::bind(fd, address)
+}
+
+/// Whether another mode might be had where this error is what one got.
+fn concerns_mode(error: &io::Error) -> bool {
+    !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENODEV | libc::ENETDOWN | libc::EPERM))
+}
+
+fn mode_in_use(fd: BorrowedFd<'_>) -> io::Result<BindMode> {
+    let (options, _) = sys::option::<libc::xdp_options>(fd, libc::XDP_OPTIONS)?;
+    let zero_copy = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
+    Ok(if zero_copy { BindMode::ZeroCopy } else { BindMode::Copy })
+}
+
+/// Reads a socket's counters.
+pub(super) fn statistics(fd: BorrowedFd<'_>) -> io::Result<Statistics> {
+    let (raw, _) = sys::option::<libc::xdp_statistics>(fd, libc::XDP_STATISTICS)?;
+    Ok(Statistics {
+        rx_dropped: raw.rx_dropped,
+        rx_invalid: raw.rx_invalid_descs,
+        tx_invalid: raw.tx_invalid_descs,
+        rx_ring_full: raw.rx_ring_full,
+        fill_ring_empty: raw.rx_fill_ring_empty_descs,
+        tx_ring_empty: raw.tx_ring_empty_descs,
+    })
+}
+
+impl Request<'_> {
+    fn explain(&self, call: &'static str, error: io::Error) -> XskError {
+        match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => XskError::NotPermitted,
+            Some(libc::EAFNOSUPPORT) => XskError::Unsupported,
+            _ => {
+                XskError::Os { interface: Arc::clone(self.interface), queue: self.queue, call, source: error }
+            }
+        }
+    }
+
+    fn explain_register(&self, umem: &Umem, error: io::Error) -> XskError {
+        match error.raw_os_error() {
+            Some(libc::ENOBUFS) => XskError::LockedMemory { bytes: umem.extent().1 },
+            _ => self.explain("XDP_UMEM_REG", error),
+        }
+    }
+
+    fn explain_bind(&self, mode: BindMode, error: io::Error) -> XskError {
+        let (interface, queue) = (Arc::clone(self.interface), self.queue);
+        match (error.raw_os_error(), mode) {
+            (Some(libc::ENODEV), _) => XskError::NoInterface { interface },
+            (Some(libc::ENETDOWN), _) => XskError::InterfaceDown { interface },
+            (Some(libc::EBUSY), _) => XskError::QueueBusy { interface, queue },
+            (Some(libc::EINVAL), BindMode::Copy) => XskError::NoQueue { interface, queue },
+            (_, BindMode::ZeroCopy) => XskError::NoZeroCopy { interface, queue, source: error },
+            _ => self.explain("bind", error),
+        }
+    }
+}
