@@ -1,0 +1,253 @@
+//! Loads the program and keeps what it needs: maps, attachments, sockets, beats.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use libbpf_rs::{
+    MapCore, MapFlags, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel, Program, ProgramInput,
+};
+use zerocopy::IntoBytes;
+
+use crate::abi::{Counter, MAX_PORTS, MAX_QUEUES, OBJECT, Settings};
+use crate::attach::{Attachment, Mode};
+use crate::beat::{Beat, BeatLines};
+use crate::error::{AttachError, LoadError, SocketError, SyncError};
+use crate::image::Image;
+use crate::ours::Ours;
+use crate::privilege;
+use crate::tables::{SyncReport, Table, Tables};
+
+/// The program's name in the object file.
+const PROGRAM: &str = "weir_xdp";
+
+/// A worker that has not beaten for so long gets no more frames, unless [`Xdp::set_beat_limit`] says otherwise.
+pub const DEFAULT_BEAT_LIMIT: Duration = Duration::from_secs(1);
+
+/// The beat limits that make sense: above the workers' own turn, below anybody's patience.
+const BEAT_LIMITS: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
+
+/// How much the maps can hold. The kernel takes the memory at once: about 100 bytes an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// VIPs, each with port and protocol.
+    pub vips: u32,
+    /// Backends in `nat` mode.
+    pub nat_backends: u32,
+    /// Addresses of all kinds: those of VIPs and `nat` backends, the node's, SNAT addresses, owned ones.
+    pub addresses: u32,
+}
+
+impl Default for Limits {
+    /// Room for a large cluster in some 20 MB.
+    fn default() -> Self {
+        Self { vips: 65_536, nat_backends: 65_536, addresses: 65_536 }
+    }
+}
+
+/// The loaded program. Dropping it takes the program off every interface.
+#[derive(Debug)]
+pub struct Xdp {
+    // Before the object: the interfaces are let go of first.
+    attachments: Vec<Attachment>,
+    object: Object,
+    tables: Tables,
+    ports: MapHandle,
+    xsks: MapHandle,
+    settings: MapHandle,
+    counters: MapHandle,
+    beats: Arc<BeatLines>,
+}
+
+impl Xdp {
+    /// Loads the program and makes its maps, empty. Until they are filled everything passes to the kernel.
+    pub fn load(limits: &Limits) -> Result<Self, LoadError> {
+        let missing = privilege::missing();
+        if !missing.is_empty() {
+            return Err(LoadError::Capability { missing: missing.join(" and ") });
+        }
+        libbpf_rs::set_print(Some((PrintLevel::Info, |_, line| {
+            tracing::debug!("libbpf: {}", line.trim_end())
+        })));
+        let mut open = ObjectBuilder::default().open_memory(OBJECT).map_err(refused)?;
+        for (name, limit) in
+            [("vips", limits.vips), ("backends", limits.nat_backends), ("addresses", limits.addresses)]
+        {
+            set_limit(&mut open, name, limit)?;
+        }
+        let object = open.load().map_err(refused)?;
+        program(&object).ok_or(LoadError::Incomplete(PROGRAM))?;
+        let table = |name| map(&object, name).map(|map| Table { name, map });
+        let xdp = Self {
+            attachments: Vec::new(),
+            tables: Tables {
+                vips: table("vips")?,
+                backends: table("backends")?,
+                addresses: table("addresses")?,
+                node_ports: table("node_ports")?,
+                written: Image::default(),
+            },
+            ports: map(&object, "ports")?,
+            xsks: map(&object, "xsks")?,
+            settings: map(&object, "settings")?,
+            counters: map(&object, "counters")?,
+            beats: Arc::new(BeatLines::map(&map(&object, "beats")?).map_err(LoadError::Beats)?),
+            object,
+        };
+        xdp.write_beat_limit(DEFAULT_BEAT_LIMIT).map_err(LoadError::BeatLimit)?;
+        Ok(xdp)
+    }
+
+    /// Attaches the program to an interface of the calling thread's network namespace, under a port number of the
+    /// caller's. Native mode is tried first, generic mode only if `allow_generic`. Returns the mode that the kernel
+    /// says the program runs in.
+    pub fn attach(&mut self, port: u8, ifindex: u32, allow_generic: bool) -> Result<Mode, AttachError> {
+        if u32::from(port) >= MAX_PORTS {
+            return Err(AttachError::TooManyPorts(port));
+        }
+        if self.attachments.iter().any(|known| known.port == port) {
+            return Err(AttachError::PortInUse(port));
+        }
+        let program = program(&self.object).ok_or(AttachError::Gone)?;
+        let attachment = Attachment::new(program.as_fd(), port, ifindex, allow_generic)?;
+        let mode = attachment.mode(program.as_fd())?;
+        let number = u32::from(port);
+        self.ports
+            .update(ifindex.as_bytes(), number.as_bytes(), MapFlags::ANY)
+            .map_err(AttachError::Ports)?;
+        self.attachments.push(attachment);
+        Ok(mode)
+    }
+
+    /// The mode in which the kernel runs the program for this port now. [`AttachError::Gone`] if it does not.
+    pub fn mode(&self, port: u8) -> Result<Mode, AttachError> {
+        let attachment = self.attachments.iter().find(|known| known.port == port).ok_or(AttachError::Gone)?;
+        let program = program(&self.object).ok_or(AttachError::Gone)?;
+        attachment.mode(program.as_fd())
+    }
+
+    /// Takes the program off the interface with this port number, if it is on one.
+    pub fn detach(&mut self, port: u8) -> Result<(), AttachError> {
+        let Some(position) = self.attachments.iter().position(|known| known.port == port) else {
+            return Ok(());
+        };
+        let attachment = self.attachments.swap_remove(position);
+        self.ports.delete(attachment.ifindex.as_bytes()).map_err(AttachError::Ports)
+    }
+
+    /// Gives the frames of this port and queue to an AF_XDP socket. The kernel forgets the socket when it is closed.
+    pub fn register_socket(&self, port: u8, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SocketError> {
+        let slot = slot(port, queue)?;
+        self.xsks
+            .update(slot.as_bytes(), socket.as_raw_fd().as_bytes(), MapFlags::ANY)
+            .map_err(|source| SocketError::Kernel { port, queue, source })
+    }
+
+    /// Gives the frames of this port and queue to the kernel again.
+    pub fn unregister_socket(&self, port: u8, queue: u32) -> Result<(), SocketError> {
+        let slot = slot(port, queue)?;
+        match self.xsks.delete(slot.as_bytes()) {
+            Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|source| SocketError::Kernel { port, queue, source }),
+        }
+    }
+
+    /// The beat of a worker, which is the queue index that it serves; `None` past [`MAX_QUEUES`]. Until the worker
+    /// beats, its frames pass to the kernel.
+    pub fn beat(&self, worker: u32) -> Option<Beat> {
+        Beat::new(Arc::clone(&self.beats), worker)
+    }
+
+    /// Sets the age of a beat past which its worker gets no more frames: 1 ms to 1 hour.
+    pub fn set_beat_limit(&self, limit: Duration) -> Result<(), SyncError> {
+        if !BEAT_LIMITS.contains(&limit) {
+            return Err(SyncError::BeatLimit(limit));
+        }
+        self.write_beat_limit(limit).map_err(|source| SyncError::Kernel { map: "settings", source })
+    }
+
+    /// Whether `ours` fits the maps; says which limit it breaks.
+    pub fn check(&self, ours: &Ours) -> Result<(), SyncError> {
+        self.tables.check(&Image::of(ours))
+    }
+
+    /// Hands over no more what is not in `ours`, and nothing new: to be called before the workers forget it.
+    pub fn remove(&mut self, ours: &Ours) -> Result<SyncReport, SyncError> {
+        let remaining = self.tables.written.common(&Image::of(ours));
+        self.tables.make(&remaining)
+    }
+
+    /// Hands over exactly `ours`: to be called once the workers know it. Compares with what was last written, in
+    /// memory; the kernel is called for what differs. Removals come first, so what fits never fails on the way.
+    pub fn sync(&mut self, ours: &Ours) -> Result<SyncReport, SyncError> {
+        self.tables.make(&Image::of(ours))
+    }
+
+    /// How many frames met which fate, summed over all cores and interfaces since the program was loaded.
+    pub fn counters(&self) -> Result<Vec<(Counter, u64)>, libbpf_rs::Error> {
+        let read = |counter: &Counter| {
+            let cores =
+                self.counters.lookup_percpu((*counter as u32).as_bytes(), MapFlags::ANY)?.unwrap_or_default();
+            let values =
+                cores.iter().filter_map(|value| value.first_chunk().copied().map(u64::from_ne_bytes));
+            Ok((*counter, values.sum()))
+        };
+        Counter::ALL.iter().map(read).collect()
+    }
+
+    /// Runs the program on a frame, as if it had come in on that interface and queue (`BPF_PROG_TEST_RUN`), and
+    /// returns its verdict: 2 for the kernel (`XDP_PASS`), 4 for a socket (`XDP_REDIRECT`). Nothing is delivered;
+    /// counters count. The interface must be up and the frame at least an Ethernet header long.
+    pub fn dry_run(&mut self, frame: &[u8], ifindex: u32, queue: u32) -> Result<u32, libbpf_rs::Error> {
+        let mut programs = self.object.progs_mut();
+        let program = programs.find(|program| program.name() == PROGRAM);
+        let program = program.ok_or_else(|| libbpf_rs::Error::from_raw_os_error(libc::ENOENT))?;
+        let length =
+            u32::try_from(frame.len()).map_err(|_| libbpf_rs::Error::from_raw_os_error(libc::EMSGSIZE))?;
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        let mut context = [0, length, 0, ifindex, queue, 0];
+        let input = ProgramInput {
+            context_in: Some(context.as_mut_bytes()),
+            data_in: Some(frame),
+            ..ProgramInput::default()
+        };
+        program.test_run(input).map(|output| output.return_value)
+    }
+
+    fn write_beat_limit(&self, limit: Duration) -> Result<(), libbpf_rs::Error> {
+        let settings = Settings { beat_limit_ns: u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX) };
+        self.settings.update(0u32.as_bytes(), settings.as_bytes(), MapFlags::ANY)
+    }
+}
+
+fn program(object: &Object) -> Option<Program<'_>> {
+    object.progs().find(|program| program.name() == PROGRAM)
+}
+
+fn map(object: &Object, name: &'static str) -> Result<MapHandle, LoadError> {
+    let map = object.maps().find(|map| map.name() == name).ok_or(LoadError::Incomplete(name))?;
+    MapHandle::try_from(&map).map_err(refused)
+}
+
+fn set_limit(open: &mut OpenObject, name: &'static str, limit: u32) -> Result<(), LoadError> {
+    if limit == 0 {
+        return Err(LoadError::ZeroLimit(name));
+    }
+    let mut map = open.maps_mut().find(|map| map.name() == name).ok_or(LoadError::Incomplete(name))?;
+    map.set_max_entries(limit).map_err(refused)
+}
+
+fn slot(port: u8, queue: u32) -> Result<u32, SocketError> {
+    if u32::from(port) >= MAX_PORTS || queue >= MAX_QUEUES {
+        return Err(SocketError::OutOfRange { port, queue });
+    }
+    Ok(u32::from(port) * MAX_QUEUES + queue)
+}
+
+fn refused(source: libbpf_rs::Error) -> LoadError {
+    if source.kind() == libbpf_rs::ErrorKind::OutOfMemory {
+        LoadError::Memory { source }
+    } else {
+        LoadError::Refused { release: privilege::kernel_release(), source }
+    }
+}

@@ -1,0 +1,56 @@
+//! What frames are Weir's, in the words of the control path.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+/// A layer-4 protocol that services have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Proto {
+    /// Transmission Control Protocol.
+    Tcp,
+    /// User Datagram Protocol.
+    Udp,
+    /// Stream Control Transmission Protocol.
+    Sctp,
+}
+
+impl Proto {
+    /// The protocol with this IP protocol number; `None` for one that Weir has no services of.
+    pub fn from_ip_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+}
+
+/// A place that packets are sent to or come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// Its address.
+    pub addr: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// Its protocol.
+    pub proto: Proto,
+}
+
+/// All that the XDP program is to hand over. What is in none of these sets is the kernel's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ours {
+    /// The services' virtual addresses with port and protocol.
+    pub vips: HashSet<Endpoint>,
+    /// The backends of services in `nat` mode: what comes from one of these is a reply.
+    pub nat_backends: HashSet<Endpoint>,
+    /// The node's own addresses on which [`node_ports`](Self::node_ports) are reached.
+    pub node_addresses: HashSet<IpAddr>,
+    /// The NodePorts.
+    pub node_ports: HashSet<(Proto, u16)>,
+    /// SNAT addresses, each with its first and last port.
+    pub snat: HashMap<IpAddr, RangeInclusive<u16>>,
+    /// Addresses that Weir answers ARP, neighbour discovery and ICMP echo for.
+    pub owned: HashSet<IpAddr>,
+}

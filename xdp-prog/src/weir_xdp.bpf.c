@@ -1,0 +1,603 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Is this frame Weir's? What is goes to the AF_XDP socket of the queue that it arrived on, everything else to the
+ * kernel, untouched. The program keeps no state and changes no frame; the engine judges what it is given again, so
+ * a doubt here costs at most a detour.
+ *
+ * The order below is: layout, headers, rules, hand-over, entry.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "weir_abi.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Named so that the enums reach BTF and with it the Rust side; read by nobody. */
+const enum weir_limit abi_limit = WEIR_MAX_PORTS;
+const enum weir_counter abi_counter = WEIR_NOT_OURS;
+const enum weir_flag abi_flag = WEIR_NODE;
+const enum weir_proto abi_proto = WEIR_TCP;
+
+/* ---- layout: the loader sets max_entries of the hashes ---- */
+
+/* Services by VIP, port and protocol: a set. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct weir_endpoint);
+	__type(value, __u8);
+} vips SEC(".maps");
+
+/* Backends in `nat` mode by address, port and protocol: a set. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct weir_endpoint);
+	__type(value, __u8);
+} backends SEC(".maps");
+
+/* Every address that some rule knows. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct weir_address);
+	__type(value, struct weir_use);
+} addresses SEC(".maps");
+
+/* NodePorts: WEIR_NODE_PORT_WORDS a protocol. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, WEIR_PROTOS * WEIR_NODE_PORT_WORDS);
+	__type(key, __u32);
+	__type(value, __u64);
+} node_ports SEC(".maps");
+
+/* Interface index to the port number that its sockets are registered under. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, WEIR_MAX_PORTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} ports SEC(".maps");
+
+/* Sockets, by port number * WEIR_MAX_QUEUES + queue. */
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, WEIR_MAX_PORTS * WEIR_MAX_QUEUES);
+	__type(key, __u32);
+	__type(value, __u32);
+} xsks SEC(".maps");
+
+/* Beats by worker, which is the queue; written by the workers through shared memory. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, WEIR_MAX_QUEUES);
+	__type(key, __u32);
+	__type(value, struct weir_beat);
+} beats SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct weir_settings);
+} settings SEC(".maps");
+
+/* Frames by enum weir_counter. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, WEIR_COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+/* ---- headers ---- */
+
+struct vlan_tag {
+	__be16 tci;
+	__be16 proto;
+};
+
+/* ARP for IPv4 over Ethernet, RFC 826. */
+struct arp_ipv4 {
+	__be16 hardware;
+	__be16 protocol;
+	__u8 hardware_length;
+	__u8 protocol_length;
+	__be16 operation;
+	__u8 sender_mac[ETH_ALEN];
+	__u8 sender[4];
+	__u8 target_mac[ETH_ALEN];
+	__u8 target[4];
+} __attribute__((packed));
+
+#define ARP_ETHERNET 1
+#define ARP_REQUEST 1
+
+/* The first bytes of an IPv6 extension header, RFC 8200. `word` is what the fragment header has there. */
+struct extension {
+	__u8 next;
+	__u8 length;
+	__be16 word;
+};
+
+/* The last two fixed bytes of a routing header, which lie where `extension.word` does. */
+#define SEGMENTS_LEFT bpf_htons(0x00ff)
+
+/* The length of the fragment header, and the unit of the others. */
+#define EXTENSION_UNIT 8
+
+#define IPV4_FRAGMENT_OFFSET bpf_htons(0x1fff)
+#define IPV4_MORE_FRAGMENTS bpf_htons(0x2000)
+#define IPV6_FRAGMENT_OFFSET bpf_htons(0xfff8)
+#define IPV6_MORE_FRAGMENTS bpf_htons(0x0001)
+
+/* ICMP (RFC 792) and ICMPv6 (RFC 4443): what all messages begin with. */
+struct icmp {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be32 word;
+};
+
+/* <linux/icmp.h> wants libc's headers for the build machine's own word size. */
+enum icmp_type {
+	ICMP_DEST_UNREACH = 3,
+	ICMP_ECHO = 8,
+	ICMP_TIME_EXCEEDED = 11,
+	ICMP_PARAMETERPROB = 12,
+};
+
+enum icmpv6_type {
+	ICMPV6_DEST_UNREACH = 1,
+	ICMPV6_PKT_TOOBIG = 2,
+	ICMPV6_TIME_EXCEED = 3,
+	ICMPV6_PARAMPROB = 4,
+	ICMPV6_ECHO_REQUEST = 128,
+	ICMPV6_NEIGHBOUR_SOLICITATION = 135,
+};
+
+/* Which part of a packet a frame carries. */
+enum part {
+	WHOLE,
+	FIRST_FRAGMENT,
+	LATER_FRAGMENT,
+};
+
+/* How far the reading of a header got. */
+enum reading {
+	READ,
+	/* Readable, but of a kind that no rule is about. */
+	FOREIGN,
+	/* Cut short or contradictory. */
+	BROKEN,
+};
+
+/* No header begins past this byte of a frame. */
+#define MAX_OFFSET 4095
+
+/* An IP header, and where in the frame its payload begins. */
+struct ip {
+	struct weir_address src;
+	struct weir_address dst;
+	__u32 payload;
+	/* Payload bytes by the header's own account, extension headers excluded. */
+	__u32 length;
+	/* IPPROTO_*. */
+	__u8 proto;
+	/* enum part. */
+	__u8 part;
+};
+
+/* `size` bytes of the frame from `at` on; NULL where it has not so many. */
+static __always_inline void *bytes_at(struct xdp_md *ctx, __u32 at, __u32 size)
+{
+	void *end = (void *)(long)ctx->data_end;
+	void *bytes = (void *)(long)ctx->data;
+
+	if (at > MAX_OFFSET)
+		return NULL;
+	bytes += at;
+	return bytes + size > end ? NULL : bytes;
+}
+
+static __always_inline enum reading read_ipv4(struct xdp_md *ctx, __u32 at, struct ip *ip)
+{
+	struct iphdr *header = bytes_at(ctx, at, sizeof(*header));
+
+	if (!header)
+		return BROKEN;
+	__u32 header_length = header->ihl * 4;
+	__u32 total_length = bpf_ntohs(header->tot_len);
+	if (header->version != 4 || header_length < sizeof(*header) || total_length < header_length)
+		return BROKEN;
+
+	ip->src.bits[0] = header->saddr;
+	ip->dst.bits[0] = header->daddr;
+	ip->proto = header->protocol;
+	if (header->frag_off & IPV4_FRAGMENT_OFFSET)
+		ip->part = LATER_FRAGMENT;
+	else if (header->frag_off & IPV4_MORE_FRAGMENTS)
+		ip->part = FIRST_FRAGMENT;
+	ip->payload = at + header_length;
+	ip->length = total_length - header_length;
+	return READ;
+}
+
+static __always_inline int is_extension(__u8 proto)
+{
+	return proto == IPPROTO_HOPOPTS || proto == IPPROTO_ROUTING || proto == IPPROTO_FRAGMENT ||
+	       proto == IPPROTO_AH || proto == IPPROTO_DSTOPTS;
+}
+
+static __always_inline __u32 extension_length(__u8 proto, const struct extension *extension)
+{
+	switch (proto) {
+	case IPPROTO_FRAGMENT:
+		return EXTENSION_UNIT;
+	case IPPROTO_AH:
+		return (extension->length + 2) * 4; /* RFC 4302, section 2.2 */
+	default:
+		return (extension->length + 1) * EXTENSION_UNIT;
+	}
+}
+
+static __always_inline enum reading read_ipv6(struct xdp_md *ctx, __u32 at, struct ip *ip)
+{
+	struct ipv6hdr *header = bytes_at(ctx, at, sizeof(*header));
+
+	if (!header || header->version != 6)
+		return BROKEN;
+	__builtin_memcpy(ip->src.bits, &header->saddr, sizeof(ip->src.bits));
+	__builtin_memcpy(ip->dst.bits, &header->daddr, sizeof(ip->dst.bits));
+	ip->payload = at + sizeof(*header);
+	ip->length = bpf_ntohs(header->payload_len);
+	ip->proto = header->nexthdr;
+
+	for (int i = 0; i <= WEIR_MAX_EXTENSIONS; i++) {
+		__u8 proto = ip->proto;
+
+		if (!is_extension(proto) || ip->part == LATER_FRAGMENT)
+			return READ;
+		struct extension *extension = bytes_at(ctx, ip->payload, sizeof(*extension));
+		if (!extension)
+			return BROKEN;
+		__u32 length = extension_length(proto, extension);
+		if (length > ip->length)
+			return BROKEN;
+		/* On its way to an address that the header does not show yet. */
+		if (proto == IPPROTO_ROUTING && (extension->word & SEGMENTS_LEFT))
+			return FOREIGN;
+		if (proto == IPPROTO_FRAGMENT) {
+			if (extension->word & IPV6_FRAGMENT_OFFSET)
+				ip->part = LATER_FRAGMENT;
+			else if (extension->word & IPV6_MORE_FRAGMENTS)
+				ip->part = FIRST_FRAGMENT;
+		}
+		ip->proto = extension->next;
+		ip->payload += length;
+		ip->length -= length;
+	}
+	return FOREIGN;
+}
+
+/*
+ * Reads the IP header that begins at byte `at`. A global function, so that the verifier walks it once and not for
+ * every way that leads here.
+ */
+__noinline enum reading read_ip(struct xdp_md *ctx, __u32 at, __u32 version, struct ip *ip)
+{
+	if (!ip)
+		return BROKEN;
+	__builtin_memset(ip, 0, sizeof(*ip));
+	ip->src.version = ip->dst.version = version;
+	return version == 4 ? read_ipv4(ctx, at, ip) : read_ipv6(ctx, at, ip);
+}
+
+/* What of TCP, UDP and SCTP the rules need: all three begin with it. */
+struct transport_ports {
+	__be16 src;
+	__be16 dst;
+};
+
+/* The protocol as the maps have it, WEIR_PROTOS for any other. */
+static __always_inline __u32 transport_of(__u8 proto)
+{
+	switch (proto) {
+	case IPPROTO_TCP:
+		return WEIR_TCP;
+	case IPPROTO_UDP:
+		return WEIR_UDP;
+	case IPPROTO_SCTP:
+		return WEIR_SCTP;
+	default:
+		return WEIR_PROTOS;
+	}
+}
+
+/* ---- rules ---- */
+
+static __always_inline int in_set(void *set, const struct weir_address *addr, __be16 port, __u32 proto)
+{
+	struct weir_endpoint endpoint = { .addr = *addr, .port = port, .proto = proto };
+
+	return bpf_map_lookup_elem(set, &endpoint) != NULL;
+}
+
+static __always_inline int is_node_port(__u32 port, __u32 proto)
+{
+	__u32 word = proto * WEIR_NODE_PORT_WORDS + port / 64;
+	__u64 *bits = bpf_map_lookup_elem(&node_ports, &word);
+
+	return bits && (*bits >> (port % 64) & 1);
+}
+
+/* By which rule packets to this address and port are Weir's. */
+static __always_inline enum weir_counter front_of(const struct weir_address *addr, __be16 port, __u32 proto)
+{
+	struct weir_use *use = bpf_map_lookup_elem(&addresses, addr);
+	__u32 number = bpf_ntohs(port);
+
+	if (!use)
+		return WEIR_NOT_OURS;
+	if ((use->vip_protos >> proto & 1) && in_set(&vips, addr, port, proto))
+		return WEIR_VIP;
+	if ((use->flags & WEIR_NODE) && is_node_port(number, proto))
+		return WEIR_NODE_PORT;
+	if ((use->flags & WEIR_TRANSLATED) && number >= use->snat_low && number <= use->snat_high)
+		return WEIR_SNAT;
+	return WEIR_NOT_OURS;
+}
+
+/* Whether a `nat` backend has this address and port. */
+static __always_inline int is_backend(const struct weir_address *addr, __be16 port, __u32 proto)
+{
+	struct weir_use *use = bpf_map_lookup_elem(&addresses, addr);
+
+	return use && (use->backend_protos >> proto & 1) && in_set(&backends, addr, port, proto);
+}
+
+static __always_inline enum weir_counter judge_transport(struct xdp_md *ctx, const struct ip *ip, __u32 proto)
+{
+	struct transport_ports *l4 = bytes_at(ctx, ip->payload, sizeof(*l4));
+
+	if (!l4 || ip->length < sizeof(*l4))
+		return WEIR_MALFORMED;
+	enum weir_counter rule = front_of(&ip->dst, l4->dst, proto);
+	if (rule == WEIR_NOT_OURS && is_backend(&ip->src, l4->src, proto))
+		rule = WEIR_NAT_REPLY;
+	return rule != WEIR_NOT_OURS && ip->part == FIRST_FRAGMENT ? WEIR_FRAGMENT : rule;
+}
+
+/* A fragment without ports. To an address of the node it is the kernel's, which has traffic of its own there. */
+static __always_inline enum weir_counter judge_later_fragment(const struct ip *ip)
+{
+	__u32 proto = transport_of(ip->proto);
+	int icmp = ip->proto == IPPROTO_ICMP || ip->proto == IPPROTO_ICMPV6;
+	struct weir_use *dst = bpf_map_lookup_elem(&addresses, &ip->dst);
+	struct weir_use *src = bpf_map_lookup_elem(&addresses, &ip->src);
+
+	if (proto == WEIR_PROTOS && !icmp)
+		return WEIR_NOT_OURS;
+	if (dst && (dst->flags & WEIR_NODE))
+		return WEIR_NOT_OURS;
+	if (dst && (dst->flags & (icmp ? WEIR_ANSWERED : WEIR_TRANSLATED)))
+		return WEIR_FRAGMENT;
+	if (icmp)
+		return WEIR_NOT_OURS;
+	if (dst && (dst->vip_protos >> proto & 1))
+		return WEIR_FRAGMENT;
+	if (src && (src->backend_protos >> proto & 1))
+		return WEIR_FRAGMENT;
+	return WEIR_NOT_OURS;
+}
+
+static __always_inline enum weir_counter judge_owned(const struct weir_address *addr)
+{
+	struct weir_use *use = bpf_map_lookup_elem(&addresses, addr);
+
+	return use && (use->flags & WEIR_ANSWERED) ? WEIR_OWNED : WEIR_NOT_OURS;
+}
+
+/*
+ * An ICMP error by the packet that it quotes. Routers before the client quote what Weir sent there, from a VIP or
+ * NodePort; those before a backend quote what Weir sent to it: `fullnat` from a SNAT address, `nat` to the backend.
+ */
+static __always_inline enum weir_counter judge_error(struct xdp_md *ctx, __u32 quote, __u32 version)
+{
+	struct ip quoted = {};
+	enum reading reading = read_ip(ctx, quote, version, &quoted);
+
+	if (reading != READ)
+		return reading == BROKEN ? WEIR_MALFORMED : WEIR_NOT_OURS;
+	__u32 proto = transport_of(quoted.proto);
+	if (proto == WEIR_PROTOS || quoted.part == LATER_FRAGMENT)
+		return WEIR_NOT_OURS;
+	struct transport_ports *l4 = bytes_at(ctx, quoted.payload, sizeof(*l4));
+	if (!l4)
+		return WEIR_MALFORMED;
+	if (front_of(&quoted.src, l4->src, proto) != WEIR_NOT_OURS || is_backend(&quoted.dst, l4->dst, proto))
+		return WEIR_ICMP_ERROR;
+	return WEIR_NOT_OURS;
+}
+
+static __always_inline enum weir_counter judge_icmp(struct xdp_md *ctx, const struct ip *ip)
+{
+	struct icmp *icmp = bytes_at(ctx, ip->payload, sizeof(*icmp));
+
+	if (!icmp || ip->length < sizeof(*icmp))
+		return WEIR_MALFORMED;
+	switch (icmp->type) {
+	case ICMP_ECHO: {
+		enum weir_counter rule = judge_owned(&ip->dst);
+		return rule == WEIR_OWNED && ip->part == FIRST_FRAGMENT ? WEIR_FRAGMENT : rule;
+	}
+	case ICMP_DEST_UNREACH:
+	case ICMP_TIME_EXCEEDED:
+	case ICMP_PARAMETERPROB:
+		return judge_error(ctx, ip->payload + sizeof(*icmp), 4);
+	default:
+		return WEIR_NOT_OURS;
+	}
+}
+
+static __always_inline enum weir_counter judge_solicitation(struct xdp_md *ctx, __u32 at)
+{
+	struct weir_address target = { .version = 6 };
+	void *bytes = bytes_at(ctx, at, sizeof(target.bits));
+
+	if (!bytes)
+		return WEIR_MALFORMED;
+	__builtin_memcpy(target.bits, bytes, sizeof(target.bits));
+	return judge_owned(&target);
+}
+
+static __always_inline enum weir_counter judge_icmpv6(struct xdp_md *ctx, const struct ip *ip)
+{
+	struct icmp *icmp = bytes_at(ctx, ip->payload, sizeof(*icmp));
+
+	if (!icmp || ip->length < sizeof(*icmp))
+		return WEIR_MALFORMED;
+	switch (icmp->type) {
+	case ICMPV6_ECHO_REQUEST: {
+		enum weir_counter rule = judge_owned(&ip->dst);
+		return rule == WEIR_OWNED && ip->part == FIRST_FRAGMENT ? WEIR_FRAGMENT : rule;
+	}
+	case ICMPV6_NEIGHBOUR_SOLICITATION:
+		return judge_solicitation(ctx, ip->payload + sizeof(*icmp));
+	case ICMPV6_DEST_UNREACH:
+	case ICMPV6_PKT_TOOBIG:
+	case ICMPV6_TIME_EXCEED:
+	case ICMPV6_PARAMPROB:
+		return judge_error(ctx, ip->payload + sizeof(*icmp), 6);
+	default:
+		return WEIR_NOT_OURS;
+	}
+}
+
+static __always_inline enum weir_counter judge_ip(struct xdp_md *ctx, __u32 at, __u32 version)
+{
+	struct ip ip = {};
+	enum reading reading = read_ip(ctx, at, version, &ip);
+
+	if (reading != READ)
+		return reading == BROKEN ? WEIR_MALFORMED : WEIR_NOT_OURS;
+	if (ip.part == LATER_FRAGMENT)
+		return judge_later_fragment(&ip);
+	__u32 proto = transport_of(ip.proto);
+	if (proto != WEIR_PROTOS)
+		return judge_transport(ctx, &ip, proto);
+	if (version == 4 && ip.proto == IPPROTO_ICMP)
+		return judge_icmp(ctx, &ip);
+	if (version == 6 && ip.proto == IPPROTO_ICMPV6)
+		return judge_icmpv6(ctx, &ip);
+	return WEIR_NOT_OURS;
+}
+
+static __always_inline enum weir_counter judge_arp(struct xdp_md *ctx, __u32 at)
+{
+	struct arp_ipv4 *arp = bytes_at(ctx, at, sizeof(*arp));
+	struct weir_address target = { .version = 4 };
+
+	if (!arp)
+		return WEIR_MALFORMED;
+	if (arp->hardware != bpf_htons(ARP_ETHERNET) || arp->protocol != bpf_htons(ETH_P_IP) ||
+	    arp->hardware_length != ETH_ALEN || arp->protocol_length != sizeof(arp->target) ||
+	    arp->operation != bpf_htons(ARP_REQUEST))
+		return WEIR_NOT_OURS;
+	__builtin_memcpy(target.bits, arp->target, sizeof(arp->target));
+	return judge_owned(&target);
+}
+
+/* By which rule the frame is Weir's; WEIR_NOT_OURS or WEIR_MALFORMED if by none. */
+static __always_inline enum weir_counter judge(struct xdp_md *ctx)
+{
+	struct ethhdr *eth = bytes_at(ctx, 0, sizeof(*eth));
+	__u32 at = sizeof(*eth);
+
+	if (!eth)
+		return WEIR_MALFORMED;
+	__be16 proto = eth->h_proto;
+	for (int i = 0; i < 2 && (proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD)); i++) {
+		struct vlan_tag *tag = bytes_at(ctx, at, sizeof(*tag));
+
+		if (!tag)
+			return WEIR_MALFORMED;
+		proto = tag->proto;
+		at += sizeof(*tag);
+	}
+	switch (proto) {
+	case bpf_htons(ETH_P_IP):
+		return judge_ip(ctx, at, 4);
+	case bpf_htons(ETH_P_IPV6):
+		return judge_ip(ctx, at, 6);
+	case bpf_htons(ETH_P_ARP):
+		return judge_arp(ctx, at);
+	default:
+		return WEIR_NOT_OURS;
+	}
+}
+
+/* ---- hand-over ---- */
+
+/* Whether the worker is alive. A beat newer than the clock read here is: another core wrote it meanwhile. */
+static __always_inline int beats_in_time(__u32 worker)
+{
+	__u32 only = 0;
+	struct weir_settings *set = bpf_map_lookup_elem(&settings, &only);
+	struct weir_beat *beat = bpf_map_lookup_elem(&beats, &worker);
+
+	if (!set || !beat)
+		return 0;
+	__u64 at_ns = *(volatile __u64 *)&beat->at_ns;
+	__s64 age_ns = bpf_ktime_get_ns() - at_ns;
+	return at_ns != 0 && age_ns <= (__s64)set->beat_limit_ns;
+}
+
+/* Gives the frame to the socket of its queue. Sets `counter` anew when that cannot be. */
+static __always_inline int hand_over(struct xdp_md *ctx, enum weir_counter *counter)
+{
+	__u32 ifindex = ctx->ingress_ifindex;
+	__u32 queue = ctx->rx_queue_index;
+	__u32 *port = bpf_map_lookup_elem(&ports, &ifindex);
+
+	if (!port) {
+		*counter = WEIR_UNKNOWN_PORT;
+		return XDP_PASS;
+	}
+	if (queue >= WEIR_MAX_QUEUES) {
+		*counter = WEIR_NO_SOCKET;
+		return XDP_PASS;
+	}
+	if (!beats_in_time(queue)) {
+		*counter = WEIR_STALE_WORKER;
+		return XDP_PASS;
+	}
+	int action = bpf_redirect_map(&xsks, *port * WEIR_MAX_QUEUES + queue, XDP_PASS);
+	if (action != XDP_REDIRECT)
+		*counter = WEIR_NO_SOCKET;
+	return action;
+}
+
+SEC("xdp")
+int weir_xdp(struct xdp_md *ctx)
+{
+	enum weir_counter counter = judge(ctx);
+	int action = XDP_PASS;
+
+	if (counter != WEIR_NOT_OURS && counter != WEIR_MALFORMED)
+		action = hand_over(ctx, &counter);
+
+	__u32 index = counter;
+	__u64 *count = bpf_map_lookup_elem(&counters, &index);
+	if (count)
+		(*count)++;
+	return action;
+}
