@@ -5,7 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use crate::servers::{DNS_PORT, HTTP_PORT, IPERF_PORT};
 use crate::topology::{BACKENDS, Family, LAN, QUEUES, Topology, WAN};
 
-/// A service of the configuration, with the testbed's backends.
+/// A backend of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its address and port.
+    pub addr: SocketAddr,
+    /// Its share of new flows; 0 drains.
+    pub weight: u16,
+}
+
+/// A service of the configuration.
 #[derive(Clone, Debug)]
 pub struct Service {
     /// Its VIP.
@@ -18,15 +27,16 @@ pub struct Service {
     pub scheduler: &'static str,
     /// How backends get their packets.
     pub mode: &'static str,
-    /// Addresses and ports of the backends.
-    pub backends: Vec<SocketAddr>,
+    /// The backends.
+    pub backends: Vec<Backend>,
 }
 
 impl Service {
     /// A service by `rr` and `fullnat` over all backends, at the same port there.
     pub fn new(vip: IpAddr, port: u16, protocol: &'static str) -> Self {
         let family = if vip.is_ipv4() { Family::V4 } else { Family::V6 };
-        let backends = (1..=BACKENDS).map(|number| SocketAddr::new(family.backend(number), port)).collect();
+        let backend = |number| Backend { addr: SocketAddr::new(family.backend(number), port), weight: 1 };
+        let backends = (1..=BACKENDS).map(backend).collect();
         Self { vip, port, protocol, scheduler: "rr", mode: "fullnat", backends }
     }
 
@@ -63,17 +73,31 @@ impl Service {
         Self { scheduler, ..self }
     }
 
-    /// The same with other backends.
+    /// The same with every backend at another port.
     #[must_use]
-    pub fn backends(self, backends: Vec<SocketAddr>) -> Self {
-        Self { backends, ..self }
+    pub fn backend_port(mut self, port: u16) -> Self {
+        self.backends.iter_mut().for_each(|backend| backend.addr.set_port(port));
+        self
+    }
+
+    /// The same with another weight of the last backend.
+    #[must_use]
+    pub fn last_weight(mut self, weight: u16) -> Self {
+        self.backends.iter_mut().rev().take(1).for_each(|backend| backend.weight = weight);
+        self
+    }
+
+    /// The same without backends.
+    #[must_use]
+    pub fn without_backends(self) -> Self {
+        Self { backends: Vec::new(), ..self }
     }
 
     fn yaml(&self) -> String {
         let Self { vip, port, protocol, scheduler, mode, .. } = self;
         let pool = if *mode == "fullnat" { "    snat_pool: pool\n" } else { "" };
-        let line = |backend: &SocketAddr| {
-            format!("      - {{address: \"{}\", port: {}}}\n", backend.ip(), backend.port())
+        let line = |Backend { addr, weight }: &Backend| {
+            format!("      - {{address: \"{}\", port: {}, weight: {weight}}}\n", addr.ip(), addr.port())
         };
         let backends = match self.backends.as_slice() {
             [] => " []\n".to_owned(),

@@ -25,6 +25,8 @@ pub mod topology;
 mod weir;
 
 pub use config::{Service, config};
+/// For [`Weir::signal`] and [`Process::signal`].
+pub use nix::sys::signal::Signal;
 pub use http::{Load, load};
 pub use namespace::Namespace;
 pub use process::{Process, Said, run};

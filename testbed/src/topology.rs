@@ -111,6 +111,7 @@ pub struct Topology {
     pub backends: Vec<Namespace>,
     switch: Namespace,
     scratch: Scratch,
+    prefix: String,
 }
 
 impl Topology {
@@ -130,10 +131,19 @@ impl Topology {
                 .collect::<Result<_>>()?,
             switch: namespace("switch")?,
             scratch: Scratch::make(&prefix)?,
+            prefix,
         };
         topology.connect()?;
         topology.address()?;
         Ok(topology)
+    }
+
+    /// One more namespace, not connected yet.
+    ///
+    /// # Errors
+    /// When there is one with this role.
+    pub fn add(&self, role: &str) -> Result<Namespace> {
+        Namespace::add(format!("{}{role}", self.prefix))
     }
 
     /// A directory for configurations, sockets and logs that is removed with the rest.
@@ -180,7 +190,10 @@ impl Topology {
 }
 
 /// Connects two namespaces by a veth pair with [`QUEUES`] queues at both ends, both up.
-fn veth(near: &Namespace, near_name: &str, far: &Namespace, far_name: &str) -> Result<()> {
+///
+/// # Errors
+/// When one of the names is taken.
+pub fn veth(near: &Namespace, near_name: &str, far: &Namespace, far_name: &str) -> Result<()> {
     let queues = format!("numtxqueues {QUEUES} numrxqueues {QUEUES}");
     let far_namespace = far.name();
     near.ip(&format!(
