@@ -1,0 +1,91 @@
+//! Instructions a packet, counted by callgrind: exact, and the same on every machine with the same compiler.
+//!
+//! The bench runs itself twice under valgrind. Both runs make the same world and the same sections of frames; one
+//! processes them, the other does not. The difference is the processing.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use dataplane::snapshot::Mode;
+
+use crate::bare::Bare;
+use crate::frames::{Chunks, SECTION};
+use crate::measure::{Meter, Random};
+use crate::world::{Direction, Shape, World, bare_section};
+
+/// Flows in the table: few, so that valgrind is soon done with them.
+const FLOWS: u32 = 4096;
+/// Sections that are processed or not.
+const SECTIONS: u32 = 16;
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Subject {
+    /// The bare loop.
+    Bare,
+    /// Full NAT, client to backend.
+    Established,
+    /// Full NAT, backend to client.
+    Reply,
+    /// Full NAT, first packets.
+    New,
+    /// Full NAT over IPv6, client to backend.
+    EstablishedV6,
+    /// Client address kept, client to backend.
+    EstablishedNat,
+    /// MAC address rewritten, client to backend.
+    EstablishedDr,
+}
+
+/// One of the two runs; `process` says which.
+pub(crate) fn run(subject: Subject, process: bool) {
+    let mut shape = Shape::plain(FLOWS + SECTIONS * SECTION as u32);
+    match subject {
+        Subject::EstablishedV6 => shape.v6 = true,
+        Subject::EstablishedNat => shape.mode = Mode::Nat,
+        Subject::EstablishedDr => shape.mode = Mode::Dr,
+        Subject::Bare | Subject::Established | Subject::Reply | Subject::New => {}
+    }
+    let (mut world, mut chunks, mut random) = (World::new(shape), Chunks::new(), Random::new());
+    world.open(&mut chunks, 0, FLOWS, &mut Meter::Done);
+    world.establish(&mut chunks, 0, FLOWS);
+    let mut bare = Bare::new(FLOWS as usize);
+    (0..FLOWS).for_each(|flow| bare.insert(&world.client_key(flow), &world.sent_key(flow)));
+    let mut meter = if process { Meter::Done } else { Meter::Omitted };
+    if subject == Subject::New {
+        world.open(&mut chunks, FLOWS, FLOWS + SECTIONS * SECTION as u32, &mut meter);
+        return;
+    }
+    let direction = if subject == Subject::Reply { Direction::Reply } else { Direction::Established };
+    for _ in 0..SECTIONS {
+        if subject == Subject::Bare {
+            bare_section(&bare, &world, &mut chunks, FLOWS, &mut random, &mut meter);
+        } else {
+            world.section(&mut chunks, direction, FLOWS, &mut random, &mut meter);
+        }
+    }
+}
+
+/// Instructions a packet of `subject`. Fails where valgrind is missing or says nothing.
+pub(crate) fn count(subject: Subject) -> Result<f64> {
+    let [with, without] = [true, false].map(|process| collected(subject, process));
+    Ok((with? - without?) as f64 / f64::from(SECTIONS * SECTION as u32))
+}
+
+/// All instructions of one run.
+fn collected(subject: Subject, process: bool) -> Result<i64> {
+    let name = subject.to_possible_value().context("a hidden subject")?;
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(std::env::current_exe()?)
+        .args(["--instructions", name.get_name()])
+        .args(process.then_some("--process"))
+        .output()
+        .context("valgrind (apt install valgrind)")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "valgrind: {said}");
+    let count =
+        said.lines().find_map(|line| line.split_once("Collected :")).context("valgrind counted nothing")?;
+    Ok(count.1.trim().parse()?)
+}

@@ -1,0 +1,246 @@
+//! What the engine costs by itself: nanoseconds and instructions a packet, beside a bare loop in the same run.
+//!
+//! `cargo bench --bench engine`, or `make bench`. A harness of its own rather than criterion: a table of ten million
+//! flows takes seconds to build and is then used by several cases in turn, the engine and the bare loop have to take
+//! turns for their ratio to mean something on a machine with other users, and instructions are to be counted besides.
+//!
+//! A section of frames is written outside the clock, then processed under it, batch by batch as a worker does. The
+//! frames lie in the second-level cache, like frames that a driver has just written; the flows lie where the size of
+//! their table puts them, because they are visited at random. Every verdict is checked, and of each section one
+//! frame's checksums.
+
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a bench stops by panicking when something is not as it has to be"
+)]
+
+mod bare;
+mod frames;
+mod instructions;
+mod measure;
+#[expect(unsafe_code, reason = "advice about memory has no safe wrapper")]
+mod memory;
+mod results;
+mod world;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use dataplane::frame::BATCH;
+use dataplane::snapshot::Mode;
+
+use bare::Bare;
+use frames::{Chunks, SECTION};
+use instructions::Subject;
+use measure::{Meter, Random, Summary};
+use results::{Case, Count, Report};
+use world::{Direction, Shape, World, bare_section};
+
+const SIZES: [u32; 4] = [1_000, 64_000, 1_000_000, 10_000_000];
+/// Flows where only the kind of gateway differs.
+const MIDDLE: u32 = 64_000;
+/// How many times the engine and what it is held against take turns.
+const TURNS: usize = 24;
+/// Sections in a turn, of each.
+const SECTIONS: usize = 24;
+/// First packets to measure at least, by opening the flows of a table again and again.
+const OPENED: u32 = 200_000;
+
+/// Nanoseconds and instructions a packet of the engine.
+#[derive(Parser)]
+struct Cli {
+    /// Only sizes up to this many flows.
+    #[arg(long, default_value_t = u32::MAX)]
+    flows: u32,
+    /// Leave the stored results as they are.
+    #[arg(long)]
+    no_store: bool,
+    /// Fail where a target is missed.
+    #[arg(long)]
+    check: bool,
+    /// Be the run that valgrind looks at.
+    #[arg(long, hide = true)]
+    instructions: Option<Subject>,
+    /// In that run, process what was prepared.
+    #[arg(long, hide = true)]
+    process: bool,
+    /// Cargo says so.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    if let Some(subject) = cli.instructions {
+        instructions::run(subject, cli.process);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let last = Report::newest()?;
+    let mut report = Report::new(60, BATCH)?;
+    count_instructions(&mut report);
+    for flows in SIZES.into_iter().filter(|flows| *flows <= cli.flows) {
+        sizes(&mut report, flows);
+    }
+    for (name, mode, v6) in
+        [("nat", Mode::Nat, false), ("dr", Mode::Dr, false), ("fullnat IPv6", Mode::FullNat, true)]
+    {
+        kinds(&mut report, name, Shape { mode, v6, ..Shape::plain(MIDDLE) });
+    }
+    services(&mut report);
+    report.print(last.as_ref());
+    let met = targets(&report);
+    if !cli.no_store {
+        println!("\nstored in {}", report.store()?.display());
+    }
+    Ok(if met || !cli.check { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn count_instructions(report: &mut Report) {
+    for subject in Subject::value_variants() {
+        let name = subject.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        match instructions::count(*subject) {
+            Ok(per_packet) => report.instructions.push(Count { name, per_packet }),
+            Err(error) => {
+                println!("instructions were not counted: {error:#}");
+                return;
+            }
+        }
+    }
+}
+
+/// Full NAT of one service over IPv4 with so many flows, beside the bare loop.
+fn sizes(report: &mut Report, flows: u32) {
+    eprintln!("{flows} flows");
+    let mut chunks = Chunks::new();
+    let mut world = opened(report, "new", Shape::plain(flows), flows, &mut chunks);
+    let mut bare = Bare::new(flows as usize);
+    (0..flows).for_each(|flow| bare.insert(&world.client_key(flow), &world.sent_key(flow)));
+    let mut random = Random::new();
+    let [mut established, mut reply, mut least] = [(); 3].map(|()| Meter::clock());
+    for _ in 0..TURNS {
+        for _ in 0..SECTIONS {
+            world.section(&mut chunks, Direction::Established, flows, &mut random, &mut established);
+        }
+        for _ in 0..SECTIONS {
+            bare_section(&bare, &world, &mut chunks, flows, &mut random, &mut least);
+        }
+        for _ in 0..SECTIONS {
+            world.section(&mut chunks, Direction::Reply, flows, &mut random, &mut reply);
+        }
+    }
+    let least = least.summary();
+    add(report, "bare loop", flows, least, None);
+    add(report, "established", flows, established.summary(), Some(least));
+    add(report, "reply", flows, reply.summary(), Some(least));
+}
+
+/// Another kind of gateway.
+fn kinds(report: &mut Report, name: &str, shape: Shape) {
+    eprintln!("{name}");
+    let (mut chunks, mut random) = (Chunks::new(), Random::new());
+    let mut world = opened(report, &format!("new, {name}"), shape, MIDDLE, &mut chunks);
+    let [mut established, mut reply] = [(); 2].map(|()| Meter::clock());
+    for _ in 0..TURNS * SECTIONS {
+        world.section(&mut chunks, Direction::Established, MIDDLE, &mut random, &mut established);
+        if shape.mode != Mode::Dr {
+            world.section(&mut chunks, Direction::Reply, MIDDLE, &mut random, &mut reply);
+        }
+    }
+    add(report, &format!("established, {name}"), MIDDLE, established.summary(), None);
+    if shape.mode != Mode::Dr {
+        add(report, &format!("reply, {name}"), MIDDLE, reply.summary(), None);
+    }
+}
+
+/// The same traffic to one service, with no other service and with 49,999 others, in turns.
+fn services(report: &mut Report) {
+    const MANY: u32 = 50_000;
+    eprintln!("{MANY} services");
+    let (mut chunks, mut random) = (Chunks::new(), Random::new());
+    let shape = Shape { services: MANY, ..Shape::plain(MIDDLE) };
+
+    let [mut one, mut many] = [(); 2].map(|()| Meter::clock());
+    let mut world = World::new(shape);
+    let mut other = world.tables_with(1);
+    world.open(&mut chunks, 0, MIDDLE, &mut Meter::Done);
+    world.establish(&mut chunks, 0, MIDDLE);
+    for _ in 0..TURNS {
+        for meter in [&mut many, &mut one] {
+            for _ in 0..SECTIONS {
+                world.section(&mut chunks, Direction::Established, MIDDLE, &mut random, meter);
+            }
+            world.swap_tables(&mut other);
+        }
+    }
+    let reference = one.summary();
+    add(report, "established, 1 service", MIDDLE, reference, None);
+    add(report, "established, 50,000 services", MIDDLE, many.summary(), Some(reference));
+
+    let [mut one, mut many, mut spread] = [(); 3].map(|()| Meter::clock());
+    for turn in 0..4 {
+        // Where a table lies in memory may matter: each of the two is made first half of the time.
+        let mut worlds = [(); 2].map(|()| World::new(shape));
+        let (few, all) = (turn % 2, 1 - turn % 2);
+        worlds[few].swap_tables(&mut other);
+        for first in (0..MIDDLE).step_by(SECTION) {
+            let end = MIDDLE.min(first + SECTION as u32);
+            worlds[few].open(&mut chunks, first, end, &mut one);
+            worlds[all].open(&mut chunks, first, end, &mut many);
+        }
+        worlds[few].swap_tables(&mut other);
+        World::new(Shape { spread: true, ..shape }).open(&mut chunks, 0, MIDDLE, &mut spread);
+    }
+    let reference = one.summary();
+    add(report, "new, 1 service", MIDDLE, reference, None);
+    add(report, "new, 50,000 services", MIDDLE, many.summary(), Some(reference));
+    add(report, "new, spread over 50,000 services", MIDDLE, spread.summary(), None);
+}
+
+/// A world with `flows` established flows. Opening them is measured, in as many worlds as make enough packets.
+fn opened(report: &mut Report, name: &str, shape: Shape, flows: u32, chunks: &mut Chunks) -> World {
+    let mut new = Meter::clock();
+    let mut world = World::new(shape);
+    world.open(chunks, 0, flows, &mut new);
+    for _ in 1..OPENED.div_ceil(flows) {
+        world = World::new(shape);
+        world.open(chunks, 0, flows, &mut new);
+    }
+    world.establish(chunks, 0, flows);
+    add(report, name, flows, new.summary(), None);
+    world
+}
+
+fn add(report: &mut Report, name: &str, flows: u32, ns: Summary, against: Option<Summary>) {
+    let ratio = against.map(|against| ns.median / against.median);
+    report.cases.push(Case { name: name.to_owned(), flows, ns, ratio });
+}
+
+/// Prints the targets and whether each is met. A target whose case was not measured does not count.
+fn targets(report: &Report) -> bool {
+    let ratio = |name: &str, flows: u32| report.case(name, flows).and_then(|case| case.ratio);
+    let checks = [
+        ("established, 64k flows, times the bare loop", ratio("established", 64_000), 2.0),
+        ("established, 1M flows, times the bare loop", ratio("established", 1_000_000), 1.6),
+        ("instructions of an established packet", report.count("established"), 400.0),
+        ("established, 50,000 services, times 1", ratio("established, 50,000 services", MIDDLE), 1.05),
+        ("new, 50,000 services, times 1", ratio("new, 50,000 services", MIDDLE), 1.05),
+    ];
+    println!();
+    let mut met = true;
+    for (name, value, limit) in checks {
+        let Some(value) = value else {
+            println!("{name:<50} not measured");
+            continue;
+        };
+        let verdict = if value <= limit { "met" } else { "MISSED" };
+        met &= value <= limit;
+        println!("{name:<50} {value:>7.2} of at most {limit:>6.2}: {verdict}");
+    }
+    met
+}

@@ -1,0 +1,390 @@
+//! A gateway in memory: an engine with its tables, and the traffic of its clients.
+//!
+//! Every address is `10.x.y.z` or, in an IPv6 world, `fd00::10.x.y.z`: clients come from 10.64/10, services are in
+//! 10.1/16, SNAT addresses in 10.2/16, backends in 10.3/16, on the link of port 1.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_queue::ArrayQueue;
+use dataplane::flow::directory::Directory;
+use dataplane::flow::key::{self, FlowKey, VipKey};
+use dataplane::frame::{BATCH, Frame};
+use dataplane::ids::{BackendId, HopId, PoolId, PortId, ServiceId, WorkerId};
+use dataplane::pipeline::{Engine, Setup};
+use dataplane::schedule::{Flags, Kind, Scheduler};
+use dataplane::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
+use dataplane::snapshot::{Backend, Mode, Service, Services, Snapshot, SnatPool, Timeouts};
+use dataplane::state::State;
+use dataplane::stats::WorkerStats;
+use dataplane::time::Tick;
+use dataplane::verdict::Verdict;
+
+use crate::bare::Bare;
+use crate::frames::{ACK, Chunks, SECTION, SYN, SYN_ACK, read};
+use crate::measure::{Meter, Random};
+use crate::memory::HugePages;
+
+/// The port that clients are behind.
+const UPLINK: PortId = PortId(0);
+/// The port that backends are behind.
+const LAN: PortId = PortId(1);
+
+/// Backends of the first service, and hosts that the backends of all services share.
+const HOSTS: u32 = 256;
+/// Backends of each other service.
+const BACKENDS: u32 = 4;
+
+const CLIENTS: u32 = 0x0a40_0000;
+const GATEWAY: u32 = 0x0a00_0001;
+const VIPS: u32 = 0x0a01_0000;
+const SNAT: u32 = 0x0a02_0001;
+const HOST: u32 = 0x0a03_0001;
+
+const SERVICE_PORT: u16 = 80;
+const BACKEND_PORT: u16 = 8080;
+
+/// What kind of gateway it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Forwarding mode of all services.
+    pub(crate) mode: Mode,
+    /// IPv6 rather than IPv4.
+    pub(crate) v6: bool,
+    /// Flows that there is room for.
+    pub(crate) limit: u32,
+    /// Services, 65,536 at most.
+    pub(crate) services: u32,
+    /// Whether flows are spread over all services. Otherwise all are the first one's.
+    pub(crate) spread: bool,
+}
+
+impl Shape {
+    /// Full NAT over IPv4 of one service, for so many flows.
+    pub(crate) fn plain(flows: u32) -> Self {
+        // A table with no slot to spare would measure how it makes room.
+        Self { mode: Mode::FullNat, v6: false, limit: flows + SECTION as u32, services: 1, spread: false }
+    }
+}
+
+/// The tuple that a flow's packets have behind the gateway.
+#[derive(Clone, Copy, Default)]
+struct Sent {
+    src: u32,
+    dst: u32,
+    sport: u16,
+    dport: u16,
+}
+
+/// An engine, its tables, and what became of its flows.
+pub(crate) struct World {
+    shape: Shape,
+    engine: Engine,
+    tables: Snapshot,
+    sent: Vec<Sent>,
+    verdicts: Vec<Verdict>,
+    /// Time as the engine sees it: it passes under the clock only.
+    clock: Duration,
+}
+
+/// Which packets a section has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Client to backend, in the middle of a known flow.
+    Established,
+    /// Backend to client, in the middle of a known flow.
+    Reply,
+}
+
+impl World {
+    /// A gateway without flows.
+    pub(crate) fn new(shape: Shape) -> Self {
+        let tables = Snapshot {
+            generation: 1,
+            services: Arc::new(services(&shape, shape.services)),
+            net: Arc::new(net(shape.v6)),
+            timeouts: Timeouts::default(),
+        };
+        let backends = tables.services.iter().map(|service| service.backends.len()).sum();
+        let services = shape.services as usize;
+        let setup = Setup {
+            worker: WorkerId(0),
+            workers: 1,
+            flow_limit: shape.limit as usize,
+            state: Arc::new(State::new(services, backends)),
+            stats: Arc::new(WorkerStats::new(services, backends)),
+            wanted: Arc::new(ArrayQueue::new(BATCH)),
+            directory: Arc::new(Directory::new(shape.limit as usize, 1)),
+            seed: 0x1234_5678_9abc_def0,
+        };
+        Self {
+            shape,
+            engine: Engine::with_memory(setup, &HugePages),
+            tables,
+            sent: vec![Sent::default(); shape.limit as usize],
+            verdicts: vec![Verdict::Kernel; SECTION],
+            clock: Duration::from_secs(1),
+        }
+    }
+
+    /// Opens flows `from..to` by their first packets; each section is measured.
+    pub(crate) fn open(&mut self, chunks: &mut Chunks, from: u32, to: u32, meter: &mut Meter) {
+        self.in_sections(from, to, |world, first, count| {
+            let mut flow = first;
+            let mut frames = chunks.fill(UPLINK, count, || {
+                flow += 1;
+                (world.client_key(flow - 1), SYN)
+            });
+            if !world.measured(meter, &mut frames) {
+                return;
+            }
+            world.expect_sent(&frames, LAN);
+            for (flow, frame) in (first..).zip(&frames) {
+                let key = read(frame.bytes()).expect("a whole frame");
+                world.sent[flow as usize] =
+                    Sent { src: key.src as u32, dst: key.dst as u32, sport: key.sport, dport: key.dport };
+            }
+        });
+    }
+
+    /// Has flows `from..to` answered and acknowledged.
+    pub(crate) fn establish(&mut self, chunks: &mut Chunks, from: u32, to: u32) {
+        self.in_sections(from, to, |world, first, count| {
+            if world.shape.mode != Mode::Dr {
+                let mut flow = first;
+                let mut frames = chunks.fill(LAN, count, || {
+                    flow += 1;
+                    (world.backend_key(flow - 1), SYN_ACK)
+                });
+                world.process(&mut frames);
+                world.expect_sent(&frames, UPLINK);
+                for (flow, frame) in (first..).zip(&frames) {
+                    assert_eq!(read(frame.bytes()), Some(world.client_key(flow).reversed()));
+                }
+            }
+            let mut flow = first;
+            let mut frames = chunks.fill(UPLINK, count, || {
+                flow += 1;
+                (world.client_key(flow - 1), ACK)
+            });
+            world.process(&mut frames);
+            world.expect_sent(&frames, LAN);
+        });
+    }
+
+    /// Processes one section of packets of known flows below `flows`, in random order.
+    pub(crate) fn section(
+        &mut self,
+        chunks: &mut Chunks,
+        direction: Direction,
+        flows: u32,
+        random: &mut Random,
+        meter: &mut Meter,
+    ) {
+        let (from, to) = match direction {
+            Direction::Established => (UPLINK, LAN),
+            Direction::Reply => (LAN, UPLINK),
+        };
+        let mut frames = self.prepare(chunks, direction, from, flows, random);
+        if self.measured(meter, &mut frames) {
+            self.expect_sent(&frames, to);
+        }
+    }
+
+    fn prepare<'a>(
+        &self,
+        chunks: &'a mut Chunks,
+        direction: Direction,
+        port: PortId,
+        flows: u32,
+        random: &mut Random,
+    ) -> Vec<Frame<'a>> {
+        chunks.fill(port, SECTION, || {
+            let flow = random.below(flows);
+            let key = match direction {
+                Direction::Established => self.client_key(flow),
+                Direction::Reply => self.backend_key(flow),
+            };
+            (key, ACK)
+        })
+    }
+
+    /// The packets of a client of this flow.
+    pub(crate) fn client_key(&self, flow: u32) -> FlowKey {
+        // 16,384 ports a client.
+        let src = self.address(CLIENTS + (flow >> 14));
+        let service =
+            if self.shape.spread { flow.wrapping_mul(0x9e37_79b1) % self.shape.services } else { 0 };
+        let dst = self.address(VIPS + service);
+        FlowKey {
+            src,
+            dst,
+            sport: 16_384 + (flow & 0x3fff) as u16,
+            dport: SERVICE_PORT,
+            proto: key::TCP,
+            v6: self.shape.v6,
+        }
+    }
+
+    /// What the engine makes of [`Self::client_key`].
+    pub(crate) fn sent_key(&self, flow: u32) -> FlowKey {
+        let Sent { src, dst, sport, dport } = self.sent[flow as usize];
+        let [src, dst] = [src, dst].map(|low| self.address(low));
+        FlowKey { src, dst, sport, dport, proto: key::TCP, v6: self.shape.v6 }
+    }
+
+    fn backend_key(&self, flow: u32) -> FlowKey {
+        self.sent_key(flow).reversed()
+    }
+
+    /// These tables with the first `count` services only.
+    pub(crate) fn tables_with(&self, count: u32) -> Snapshot {
+        Snapshot { services: Arc::new(services(&self.shape, count)), ..self.tables.clone() }
+    }
+
+    /// Exchanges the tables, as a reload does.
+    pub(crate) fn swap_tables(&mut self, tables: &mut Snapshot) {
+        std::mem::swap(&mut self.tables, tables);
+    }
+
+    /// Processes frames by way of the meter. Returns whether that happened.
+    fn measured(&mut self, meter: &mut Meter, frames: &mut [Frame<'_>]) -> bool {
+        let elapsed = meter.run(frames.len(), || self.process(frames));
+        self.clock += elapsed.unwrap_or_default();
+        elapsed.is_some()
+    }
+
+    /// What a worker does with the frames that it received, batch by batch.
+    #[inline(never)]
+    fn process(&mut self, frames: &mut [Frame<'_>]) {
+        let now = Tick::from_ns(self.clock.as_nanos() as u64);
+        for (frames, verdicts) in frames.chunks_mut(BATCH).zip(self.verdicts.chunks_mut(BATCH)) {
+            self.engine.sweep(now);
+            self.engine.process(frames, &mut verdicts[..frames.len()], now, &self.tables);
+        }
+    }
+
+    fn expect_sent(&self, frames: &[Frame<'_>], port: PortId) {
+        for (frame, verdict) in frames.iter().zip(&self.verdicts) {
+            assert_eq!(*verdict, Verdict::Tx(port), "{:?}", read(frame.bytes()));
+        }
+        // One is looked at whole; all would take longer than the measurement.
+        if let [first, ..] = frames {
+            assert!(read(first.bytes()).is_some(), "a damaged frame: {:?}", first.bytes());
+        }
+    }
+
+    /// Calls `work` with the first flow and the size of each section of `from..to`.
+    fn in_sections(&mut self, from: u32, to: u32, mut work: impl FnMut(&mut Self, u32, usize)) {
+        for first in (from..to).step_by(SECTION) {
+            work(self, first, SECTION.min((to - first) as usize));
+        }
+    }
+
+    fn address(&self, low: u32) -> u128 {
+        address(low, self.shape.v6)
+    }
+}
+
+fn address(low: u32, v6: bool) -> u128 {
+    const PREFIX: u128 = 0xfd00 << 112;
+    if v6 { PREFIX | u128::from(low) } else { u128::from(low) }
+}
+
+fn services(shape: &Shape, count: u32) -> Services {
+    let mut next = 0..;
+    let list = (0..count).map(|index| service(shape, index, &mut next)).collect();
+    let addresses = SNAT..SNAT + 4;
+    let pool = SnatPool {
+        name: "pool".into(),
+        v4: addresses.clone().collect(),
+        v6: addresses.map(|low| address(low, true)).collect(),
+        low: 1024,
+        high: 65_535,
+    };
+    let vips = (0..count).map(|index| key::address(address(VIPS + index, shape.v6), shape.v6));
+    Services::new(list, vec![pool], vips)
+}
+
+fn service(shape: &Shape, index: u32, ids: &mut impl Iterator<Item = u32>) -> Service {
+    let count = if index == 0 { HOSTS } else { BACKENDS };
+    let backends: Box<[Backend]> = ids
+        .take(count as usize)
+        .map(|id| Backend {
+            id: BackendId(id),
+            addr: key::address(address(HOST + id % HOSTS, shape.v6), shape.v6),
+            port: if shape.mode == Mode::Dr { SERVICE_PORT } else { BACKEND_PORT },
+            weight: 1,
+            mode: shape.mode,
+        })
+        .collect();
+    let vip =
+        VipKey { addr: address(VIPS + index, shape.v6), port: SERVICE_PORT, proto: key::TCP, v6: shape.v6 };
+    Service {
+        id: ServiceId(index),
+        name: format!("service-{index}").into(),
+        vips: vec![vip],
+        scheduler: Scheduler::compile(Kind::Rr, Flags::default(), &backends).expect("rr is available"),
+        backends,
+        pool: (shape.mode == Mode::FullNat).then_some(PoolId(0)),
+    }
+}
+
+/// Two ports: clients behind a gateway, backends on the link.
+fn net(v6: bool) -> Net {
+    let mut net = Net { epoch: 1, ..Net::default() };
+    for (id, link) in [(UPLINK, 10), (LAN, 20)] {
+        let mac = [2, 0, 0, 0, 1, id.0];
+        net.ports.push(Port {
+            name: format!("port{}", id.0).into(),
+            ifindex: link,
+            mac,
+            mtu: 1500,
+            partial_checksums: false,
+        });
+        net.links.insert(link, Link { port: id, vlans: Default::default(), mtu: 1500 });
+    }
+    let direct = |link| Route::Via(vec![Path { link, gateway: None, weight: 1 }]);
+    let gateway = key::address(address(GATEWAY, v6), v6);
+    let default = Route::Via(vec![Path { link: 10, gateway: Some(gateway), weight: 1 }]);
+    if v6 {
+        net.routes6.insert((0, 0), default);
+        net.routes6.insert((address(HOST & 0xffff_0000, true), 112), direct(20));
+    } else {
+        net.routes4.insert((0, 0), default);
+        net.routes4.insert((HOST & 0xffff_0000, 16), direct(20));
+    }
+    add_neighbour(&mut net, 10, gateway);
+    for host in 0..HOSTS {
+        add_neighbour(&mut net, 20, key::address(address(HOST + host, v6), v6));
+    }
+    net
+}
+
+fn add_neighbour(net: &mut Net, link: u32, addr: IpAddr) {
+    let id = net.hops.len() as u32;
+    let carrier = &net.links[&link];
+    let own = net.port(carrier.port).expect("the link's port").mac;
+    let [_, _, high, low] = id.to_be_bytes();
+    net.hops.push(Some(Hop::new(carrier, own, [2, 0, 0, 2, high, low])));
+    net.neighbours.insert(Neighbour { link, addr }, HopId(id));
+}
+
+/// Has the bare loop process one section of packets of known flows below `flows`, in random order.
+pub(crate) fn bare_section(
+    bare: &Bare,
+    world: &World,
+    chunks: &mut Chunks,
+    flows: u32,
+    random: &mut Random,
+    meter: &mut Meter,
+) {
+    let mut frames = world.prepare(chunks, Direction::Established, UPLINK, flows, random);
+    let mut known = 0;
+    let done = meter.run(SECTION, || known = frames.chunks_mut(BATCH).map(|batch| bare.process(batch)).sum());
+    if done.is_some() {
+        assert_eq!(known, SECTION);
+        assert!(read(frames[0].bytes()).is_some(), "a damaged frame: {:?}", frames[0].bytes());
+    }
+}
