@@ -1,0 +1,225 @@
+//! Which slot of the slabs belongs to which service and backend, from generation to generation.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
+
+use dataplane::flow::key::VipKey;
+use dataplane::ids::{BackendId, ServiceId};
+use dataplane::snapshot::Mode;
+use dataplane::state::State;
+
+use super::CompileError;
+use crate::model::{self, Service};
+
+type Map<K, V> = HashMap<K, V, ahash::RandomState>;
+
+/// Ids in use and free ones.
+///
+/// A service keeps its id as long as its first VIP, port and protocol are the same; a backend as long as its service,
+/// address, port and mode are. A removed backend keeps its slot, and gets it back if it returns, until no flow counts
+/// on it ([`Self::reclaim`]).
+#[derive(Clone, Debug)]
+pub struct IdTable {
+    services: Slots,
+    backends: Slots,
+    owners: Map<VipKey, Owner>,
+}
+
+/// A service that has an id, or had one whose backends still have flows.
+#[derive(Clone, Debug)]
+struct Owner {
+    id: ServiceId,
+    left: Option<Left>,
+    /// Newest first, then those that were removed.
+    backends: Vec<Slot>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    id: BackendId,
+    addr: IpAddr,
+    port: u16,
+    mode: Mode,
+    left: Option<Left>,
+}
+
+/// When something left the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// With tables that are not published yet.
+    Unpublished,
+    /// With this generation.
+    At(u64),
+}
+
+/// A backend that was removed while flows counted on it: its address, port and mode, and its service's protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Removed {
+    pub addr: IpAddr,
+    pub port: u16,
+    pub proto: u8,
+    pub mode: Mode,
+}
+
+/// Ids given to new owners by one compilation: their slots hold what earlier owners left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fresh {
+    /// Services.
+    pub services: Vec<ServiceId>,
+    /// Backends.
+    pub backends: Vec<BackendId>,
+}
+
+/// Ids of one slab. Those never used go first, then the ones that are free for longest.
+#[derive(Clone, Debug)]
+struct Slots {
+    capacity: u32,
+    used: u32,
+    free: VecDeque<u32>,
+}
+
+impl Slots {
+    fn new(capacity: usize) -> Self {
+        Self { capacity: u32::try_from(capacity).unwrap_or(u32::MAX), used: 0, free: VecDeque::new() }
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        if self.used < self.capacity {
+            self.used += 1;
+            return Some(self.used - 1);
+        }
+        self.free.pop_front()
+    }
+}
+
+impl IdTable {
+    /// No ids in use, with the slabs of `state`.
+    pub fn new(state: &State) -> Self {
+        let (services, backends) = state.capacity();
+        Self { services: Slots::new(services), backends: Slots::new(backends), owners: Map::default() }
+    }
+
+    /// Notes that the tables which these ids belong to were published as `generation`.
+    pub fn published(&mut self, generation: u64) {
+        let note = |left: &mut Option<Left>| {
+            if *left == Some(Left::Unpublished) {
+                *left = Some(Left::At(generation));
+            }
+        };
+        for owner in self.owners.values_mut() {
+            note(&mut owner.left);
+            owner.backends.iter_mut().for_each(|slot| note(&mut slot.left));
+        }
+    }
+
+    /// Frees the slots of what was removed, once every worker has seen the generation without it (so no flow can begin
+    /// on it) and no flow counts on it any more. Returns how many removed backends still have their slot.
+    pub fn reclaim(&mut self, state: &State, is_seen: impl Fn(u64) -> bool) -> usize {
+        let gone = |left: Option<Left>| matches!(left, Some(Left::At(generation)) if is_seen(generation));
+        let idle = |id| state.backend(id).is_none_or(|counts| counts.counts() == (0, 0));
+        let mut waiting = 0;
+        let (services, backends) = (&mut self.services.free, &mut self.backends.free);
+        self.owners.retain(|_, owner| {
+            owner.backends.retain(|slot| {
+                let free = gone(slot.left) && idle(slot.id);
+                if free {
+                    backends.push_back(slot.id.0);
+                }
+                waiting += usize::from(!free && slot.left.is_some());
+                !free
+            });
+            let free = gone(owner.left) && owner.backends.is_empty();
+            if free {
+                services.push_back(owner.id.0);
+            }
+            !free
+        });
+        waiting
+    }
+
+    /// Removed backends that still have their slot.
+    pub(super) fn removed(&self) -> impl Iterator<Item = Removed> {
+        self.owners.iter().flat_map(|(key, owner)| {
+            let removed = owner.backends.iter().filter(|slot| slot.left.is_some());
+            removed.map(|slot| Removed {
+                addr: slot.addr,
+                port: slot.port,
+                proto: key.proto,
+                mode: slot.mode,
+            })
+        })
+    }
+
+    /// The id of the service whose first VIP is `key` and its backends with their ids, newest first.
+    pub(super) fn assign(
+        &mut self,
+        key: VipKey,
+        service: &Service,
+        fresh: &mut Fresh,
+    ) -> Result<(ServiceId, Vec<(BackendId, model::Backend)>), CompileError> {
+        let mut owner = match self.owners.remove(&key) {
+            Some(owner) => owner,
+            None => {
+                let limit = self.services.capacity;
+                let id = ServiceId(self.services.take().ok_or(CompileError::Services { limit })?);
+                fresh.services.push(id);
+                Owner { id, left: None, backends: Vec::new() }
+            }
+        };
+        let before = std::mem::take(&mut owner.backends);
+        let slot_of = |slot: &Slot| ((slot.addr, slot.port, slot.mode), slot.id);
+        let known: Map<_, _> = before.iter().map(slot_of).collect();
+        let mut ids = Vec::with_capacity(service.backends.len());
+        for backend in newest_first(&before, &service.backends) {
+            let (addr, port, mode) = (backend.addr.ip(), backend.port.number(), backend.mode);
+            let id = match known.get(&(addr, port, mode)) {
+                Some(id) => *id,
+                None => {
+                    let id = BackendId(self.backends.take().ok_or_else(|| self.backends_full(&before))?);
+                    fresh.backends.push(id);
+                    id
+                }
+            };
+            owner.backends.push(Slot { id, addr, port, mode, left: None });
+            ids.push((id, *backend));
+        }
+        let kept: HashSet<BackendId, ahash::RandomState> = ids.iter().map(|(id, _)| *id).collect();
+        let removed = before.into_iter().filter(|slot| !kept.contains(&slot.id));
+        owner.backends.extend(removed.map(|slot| slot.leaving()));
+        owner.left = None;
+        let id = owner.id;
+        self.owners.insert(key, owner);
+        Ok((id, ids))
+    }
+
+    /// Lets go of every service that `stays` does not name, with its backends.
+    pub(super) fn remove_others(&mut self, stays: impl Fn(&VipKey) -> bool) {
+        for (_, owner) in self.owners.iter_mut().filter(|(key, _)| !stays(key)) {
+            owner.left = owner.left.or(Some(Left::Unpublished));
+            owner.backends.iter_mut().for_each(|slot| *slot = slot.leaving());
+        }
+    }
+
+    fn backends_full(&self, current: &[Slot]) -> CompileError {
+        let of_others = self.owners.values().flat_map(|owner| &owner.backends);
+        let removed = of_others.chain(current).filter(|slot| slot.left.is_some()).count();
+        CompileError::Backends { limit: self.backends.capacity, removed }
+    }
+}
+
+impl Slot {
+    fn leaving(self) -> Self {
+        Self { left: self.left.or(Some(Left::Unpublished)), ..self }
+    }
+}
+
+/// The backends in the order in which IPVS walks them: one that is there already keeps its place, a new one goes to the
+/// head, so the last of `backends` that is new comes first.
+fn newest_first<'b>(before: &[Slot], backends: &'b [model::Backend]) -> Vec<&'b model::Backend> {
+    let places = before.iter().filter(|slot| slot.left.is_none()).map(|slot| (slot.addr, slot.port)).zip(1..);
+    let places: Map<(IpAddr, u16), usize> = places.collect();
+    let mut list: Vec<_> = backends.iter().rev().collect();
+    // New ones have no place and stay in front, in the order that they have now: the sort is stable.
+    list.sort_by_key(|backend| places.get(&(backend.addr.ip(), backend.port.number())).copied().unwrap_or(0));
+    list
+}

@@ -1,0 +1,239 @@
+//! The configuration file: YAML text -> [`Config`], or every fault of the text with its place.
+//!
+//! The format is described in `docs/configuration.md`.
+
+mod fault;
+mod host;
+mod reader;
+mod services;
+mod settings;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+pub use fault::{Fault, Faults, Mark};
+pub use host::HostReport;
+pub use settings::{
+    INTERFACES_MAX, InterfaceName, KERNEL_PATH, KernelPath, Limits, Settings, WORKERS_MAX, Workers, Xdp,
+    ZeroCopy,
+};
+
+use crate::model::{Conflict, DesiredState, Draft, Place, Reason};
+use fault::Sink;
+use reader::{Field, Step, Steps, find, locate};
+use services::Sources;
+use tree::Node;
+
+/// The keys of the document.
+const KEYS: [&str; 11] = [
+    "interfaces",
+    "workers",
+    "flows",
+    "limits",
+    "xdp",
+    "kernel_path",
+    "admin",
+    "node_addresses",
+    "timeouts",
+    "snat_pools",
+    "services",
+];
+
+/// Bytes of a configuration file at most.
+const FILE_MAX: u64 = 64 << 20;
+
+/// A configuration without faults.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What holds from start to stop.
+    pub settings: Settings,
+    /// What a reload can change.
+    pub desired: DesiredState,
+    file: Arc<str>,
+    interface_marks: Vec<Mark>,
+}
+
+impl Config {
+    /// The file that it was read from, as it was named.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The keys that differ from `old` although only a restart can change them.
+    pub fn restart_needed(&self, old: &Self) -> Vec<String> {
+        self.settings.differences(&old.settings)
+    }
+
+    /// What of the configuration this machine does not have: interfaces, RX queues, cores.
+    pub fn check_host(&self) -> HostReport {
+        host::check(self)
+    }
+}
+
+/// The configuration in the file at `path`.
+pub fn load(path: &FilePath) -> Result<Config, Faults> {
+    let name = path.display().to_string();
+    let unreadable =
+        |reason: &dyn fmt::Display| Faults::whole_file(&name, format!("cannot be read: {reason}"));
+    let file = File::open(path).map_err(|error| unreadable(&error))?;
+    let mut bytes = Vec::new();
+    file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(|error| unreadable(&error))?;
+    if bytes.len() as u64 > FILE_MAX {
+        return Err(Faults::whole_file(&name, format!("larger than {} MiB", FILE_MAX >> 20)));
+    }
+    match str::from_utf8(&bytes) {
+        Ok(text) => parse(&name, text),
+        Err(error) => {
+            let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
+            let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
+            let reason = format!("not UTF-8: a bad byte in line {line}");
+            Err(Faults::whole_file(&name, reason))
+        }
+    }
+}
+
+/// The configuration in `text`. `file_name` is for messages alone.
+pub fn parse(file_name: &str, text: &str) -> Result<Config, Faults> {
+    let sink = Sink::new(file_name);
+    let root = match tree::parse(text) {
+        Ok(root) => root,
+        Err(unreadable) => {
+            sink.add(unreadable.at, "", unreadable.reason);
+            return Err(sink.into_faults());
+        }
+    };
+    let field = Field::root(&root, &sink);
+    let Some(document) = field.map(&KEYS) else { return Err(sink.into_faults()) };
+    let (settings, interface_marks) = settings::read(&document);
+    let (draft, sources) = services::read(&document, settings.workers.count.get());
+    let places = Places { root: &root, sources: &sources, sink: &sink };
+    places.check_limits(&draft, settings.limits);
+    let desired = DesiredState::new(draft).map_err(|conflicts| places.refuse(&conflicts));
+    let faults = sink.into_faults();
+    match desired {
+        Ok(desired) if faults.count() == 0 => {
+            Ok(Config { settings, desired, file: file_name.into(), interface_marks })
+        }
+        _ => Err(faults),
+    }
+}
+
+/// Brings what is found in a draft back to its place in the file.
+struct Places<'a> {
+    root: &'a Node<'a>,
+    sources: &'a Sources,
+    sink: &'a Sink,
+}
+
+impl Places<'_> {
+    fn check_limits(&self, draft: &Draft, limits: Limits) {
+        let too_many = |count: usize, limit: u32| u32::try_from(count).map_or(true, |count| count > limit);
+        let services = draft.services.len();
+        if too_many(services, limits.services) {
+            let limit = limits.services;
+            self.add(
+                &[Step::Key("services")],
+                format_args!("{services} services, limits.services is {limit}"),
+            );
+        }
+        let backends = draft.services.iter().map(|service| service.backends.len()).sum();
+        if too_many(backends, limits.backends) {
+            let limit = limits.backends;
+            self.add(
+                &[Step::Key("services")],
+                format_args!("{backends} backends, limits.backends is {limit}"),
+            );
+        }
+    }
+
+    fn refuse(&self, conflicts: &[Conflict]) {
+        for conflict in conflicts {
+            let misses = matches!(
+                conflict.reason,
+                Reason::UnknownPool(_) | Reason::PoolFamily { .. } | Reason::NoNodeAddress(_)
+            );
+            if misses && !self.sources.complete {
+                continue;
+            }
+            let at = self.steps(conflict.at);
+            match conflict.earlier.map(|earlier| locate(self.root, &self.steps(earlier))) {
+                Some(earlier) => self.add(&at, format_args!("{} (at {earlier})", conflict.reason)),
+                None => self.add(&at, &conflict.reason),
+            }
+        }
+    }
+
+    fn add(&self, steps: &[Step], reason: impl fmt::Display) {
+        self.sink.add(Some(locate(self.root, steps)), Steps(steps), reason);
+    }
+
+    fn steps(&self, place: Place) -> Vec<Step> {
+        match place {
+            Place::Service(service) => self.service(service),
+            Place::ServiceName(service) => self.of_service(service, "name"),
+            Place::Vip(service, vip) => {
+                let mut steps = self.of_service(service, "vips");
+                if find(self.root, &steps).is_some() {
+                    steps.push(Step::Index(vip));
+                    steps
+                } else {
+                    self.of_service(service, "vip")
+                }
+            }
+            Place::NodePort(service) => self.of_service(service, "node_port"),
+            Place::Flags(service) => self.of_service(service, "scheduler_flags"),
+            Place::PoolOf(service) => self.of_service(service, "snat_pool"),
+            Place::Backend(service, backend) => self.backend(service, backend),
+            Place::BackendAddress(service, backend) => with(self.backend(service, backend), "address"),
+            Place::BackendPort(service, backend) => with(self.backend(service, backend), "port"),
+            Place::PoolName(pool) => with(self.pool(pool), "name"),
+            Place::PoolPorts(pool) => with(self.pool(pool), "ports"),
+            Place::PoolRange(pool, range) => {
+                let mut steps = with(self.pool(pool), "addresses");
+                let source = self.sources.pools.get(pool).and_then(|(_, entries)| entries.get(range));
+                steps.extend(source.map(|index| Step::Index(*index)));
+                steps
+            }
+            Place::NodeAddress(addr) => {
+                let source = self.sources.node_addresses.get(addr);
+                let index = source.map(|index| Step::Index(*index));
+                [Step::Key("node_addresses")].into_iter().chain(index).collect()
+            }
+        }
+    }
+
+    fn service(&self, service: usize) -> Vec<Step> {
+        let source = self.sources.services.get(service);
+        let index = source.map(|(index, _)| Step::Index(*index));
+        [Step::Key("services")].into_iter().chain(index).collect()
+    }
+
+    fn of_service(&self, service: usize, key: &'static str) -> Vec<Step> {
+        with(self.service(service), key)
+    }
+
+    fn backend(&self, service: usize, backend: usize) -> Vec<Step> {
+        let mut steps = self.of_service(service, "backends");
+        let source = self.sources.services.get(service).and_then(|(_, backends)| backends.get(backend));
+        steps.extend(source.map(|index| Step::Index(*index)));
+        steps
+    }
+
+    fn pool(&self, pool: usize) -> Vec<Step> {
+        let source = self.sources.pools.get(pool);
+        let index = source.map(|(index, _)| Step::Index(*index));
+        [Step::Key("snat_pools")].into_iter().chain(index).collect()
+    }
+}
+
+fn with(mut steps: Vec<Step>, key: &'static str) -> Vec<Step> {
+    steps.push(Step::Key(key));
+    steps
+}
