@@ -20,6 +20,7 @@ pub mod config;
 mod http;
 mod namespace;
 mod process;
+mod raw;
 pub mod servers;
 pub mod topology;
 mod weir;
@@ -30,6 +31,7 @@ pub use nix::sys::signal::Signal;
 pub use http::{Load, load};
 pub use namespace::Namespace;
 pub use process::{Process, Said, run};
+pub use raw::Raw;
 pub use topology::Topology;
 pub use weir::Weir;
 
@@ -40,8 +42,8 @@ pub fn is_root() -> bool {
 
 /// The programs that this crate runs and that are not on this machine.
 pub fn missing_programs() -> Vec<&'static str> {
-    const PROGRAMS: [&str; 10] =
-        ["ip", "ethtool", "nginx", "dnsmasq", "iperf3", "curl", "dig", "wrk", "ping", "timeout"];
+    const PROGRAMS: [&str; 11] =
+        ["ip", "ethtool", "nginx", "dnsmasq", "iperf3", "curl", "dig", "wrk", "ping", "tcpdump", "timeout"];
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories: Vec<_> = std::env::split_paths(&path).collect();
     let missing = |program: &&str| !directories.iter().any(|directory| directory.join(program).exists());

@@ -1,0 +1,205 @@
+//! Commands that need neither root nor a running Weir.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::Result;
+use etherparse::PacketBuilder;
+use serde_json::Value;
+
+use crate::weir;
+
+const CONFIG: &str = "\
+interfaces:
+  - name: eth1
+  - name: eth2
+workers: {count: 2, cores: [0, 1]}
+snat_pools:
+  - name: pool
+    addresses: [10.0.2.200]
+services:
+  - name: web
+    vip: 10.0.0.10
+    port: 80
+    scheduler: rr
+    mode: fullnat
+    snat_pool: pool
+    backends:
+      - {address: 10.0.2.1, port: 8080}
+      - {address: 10.0.2.2, port: 8080}
+  - name: empty
+    vip: 10.0.0.10
+    port: 81
+    backends: []
+";
+
+/// A directory with the binary and a configuration that an ordinary user can read.
+struct Desk(tempfile::TempDir);
+
+impl Desk {
+    fn new(config: &str) -> Result<Self> {
+        let everyone = std::fs::Permissions::from_mode(0o777);
+        let directory = tempfile::Builder::new().permissions(everyone).tempdir()?;
+        std::fs::copy(weir(), directory.path().join("weir"))?;
+        std::fs::write(directory.path().join("weir.yaml"), config)?;
+        Ok(Self(directory))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs `weir` in the directory as an ordinary user.
+    fn weir(&self, args: &[&str]) -> Result<Output> {
+        let mut command = if testbed::is_root() {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
+            command.arg(self.path("weir"));
+            command
+        } else {
+            Command::new(self.path("weir"))
+        };
+        Ok(command.args(args).current_dir(self.0.path()).output()?)
+    }
+
+    fn json(&self, args: &[&str]) -> Result<Value> {
+        let output = self.weir(args)?;
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+}
+
+#[test]
+fn check_accepts_a_good_file_and_tells_every_fault_of_a_bad_one() -> Result<()> {
+    let good = Desk::new(CONFIG)?.weir(&["check", "weir.yaml"])?;
+    assert!(good.status.success(), "{good:?}");
+
+    let faulty = CONFIG
+        .replace("port: 81", "port: 65536")
+        .replace("{address: 10.0.2.2, port: 8080}", "{address: \"fd00::2\", port: 8080, weight: 65536}")
+        .replace("scheduler: rr", "scheduler: fastest");
+    let bad = Desk::new(&faulty)?.weir(&["check", "weir.yaml"])?;
+    assert_eq!(bad.status.code(), Some(2), "{bad:?}");
+    let said = String::from_utf8_lossy(&bad.stdout).into_owned() + &String::from_utf8_lossy(&bad.stderr);
+    for place in ["weir.yaml:12:", "weir.yaml:17:", "weir.yaml:20:"] {
+        assert!(said.contains(place), "{place} is not in {said}");
+    }
+    for reason in ["fastest", "65536", "fd00::2"] {
+        assert!(said.contains(reason), "{reason} is not in {said}");
+    }
+    let missing = Desk::new(CONFIG)?.weir(&["check", "elsewhere.yaml"])?;
+    assert_eq!(missing.status.code(), Some(2), "{missing:?}");
+    Ok(())
+}
+
+#[test]
+fn explain_tells_what_becomes_of_a_packet() -> Result<()> {
+    let desk = Desk::new(CONFIG)?;
+    for (name, to, outcome, reason) in [
+        ("a service", "10.0.0.10:80", "forward", None),
+        ("with its protocol", "10.0.0.10:80/tcp", "forward", None),
+        ("another protocol", "10.0.0.10:80/udp", "kernel", None),
+        ("no backend", "10.0.0.10:81", "reject", Some("no_backend")),
+        ("another address", "10.0.0.99:80", "kernel", None),
+    ] {
+        let said = desk.json(&[
+            "explain",
+            "--config",
+            "weir.yaml",
+            "--from",
+            "192.0.2.1:4000",
+            "--to",
+            to,
+            "--output",
+            "json",
+        ])?;
+        assert_eq!(said["outcome"], outcome, "{name}: {said}");
+        if let Some(reason) = reason {
+            assert_eq!(said["reason"], reason, "{name}: {said}");
+        }
+        for key in ["service", "backends", "mode", "masquerade", "steps"] {
+            assert!(said.get(key).is_some(), "{name}: no {key} in {said}");
+        }
+    }
+    let said = desk.json(&[
+        "explain",
+        "--config",
+        "weir.yaml",
+        "--from",
+        "192.0.2.1",
+        "--to",
+        "10.0.0.10:80",
+        "-o",
+        "json",
+    ])?;
+    let backends: Vec<&str> =
+        said["backends"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    assert_eq!(
+        {
+            let mut sorted = backends.clone();
+            sorted.sort_unstable();
+            sorted
+        },
+        ["10.0.2.1:8080", "10.0.2.2:8080"]
+    );
+    assert_eq!((&said["mode"], &said["masquerade"]), (&"fullnat".into(), &true.into()), "{said}");
+
+    let text =
+        desk.weir(&["explain", "--config", "weir.yaml", "--from", "192.0.2.1", "--to", "10.0.0.10:80"])?;
+    assert!(text.status.success() && !text.stdout.is_empty(), "{text:?}");
+    let nonsense =
+        desk.weir(&["explain", "--config", "weir.yaml", "--from", "192.0.2.1", "--to", "10.0.0.10"])?;
+    assert_eq!(nonsense.status.code(), Some(2), "{nonsense:?}");
+    Ok(())
+}
+
+#[test]
+fn replay_sends_a_capture_through_the_engine() -> Result<()> {
+    let desk = Desk::new(CONFIG)?;
+    let tcp = |port: u16, syn: bool| {
+        let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 1])
+            .ipv4([192, 0, 2, 1], [10, 0, 0, 10], 64)
+            .tcp(4000, port, 1000, 64000);
+        let builder = if syn { builder.syn() } else { builder.ack(1) };
+        let mut frame = Vec::new();
+        builder.write(&mut frame, b"").map(|()| frame)
+    };
+    capture(&desk.path("in.pcap"), &[tcp(80, true)?, tcp(80, false)?, tcp(81, true)?, tcp(82, true)?])?;
+    let replay =
+        ["replay", "--config", "weir.yaml", "--in", "in.pcap", "--out", "out.pcap", "--verdicts", "v.jsonl"];
+    let output = desk.weir(&replay)?;
+    assert!(output.status.success(), "{output:?}");
+    let rows: Vec<Value> = std::fs::read_to_string(desk.path("v.jsonl"))?
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    assert_eq!(rows.len(), 4, "{rows:?}");
+    assert_eq!((&rows[0]["flow"], &rows[1]["flow"]), (&"new".into(), &"known".into()), "{rows:?}");
+    assert_eq!(rows[0]["backend"], rows[1]["backend"], "a flow stays with its backend: {rows:?}");
+    assert_eq!(rows[0]["service"], "web", "{rows:?}");
+    assert_eq!(rows[2]["reason"], "no_backend", "{rows:?}");
+    assert_eq!(rows[3]["verdict"], "kernel", "{rows:?}");
+    assert!(std::fs::metadata(desk.path("out.pcap"))?.len() > 24, "frames were written");
+
+    std::fs::write(desk.path("bad.pcap"), b"not a capture")?;
+    let bad = desk.weir(&["replay", "--config", "weir.yaml", "--in", "bad.pcap"])?;
+    assert!(!bad.status.success() && !String::from_utf8_lossy(&bad.stderr).contains("panicked"), "{bad:?}");
+    Ok(())
+}
+
+/// Writes a classic pcap file, a millisecond between two frames.
+fn capture(path: &Path, frames: &[Vec<u8>]) -> Result<()> {
+    const ETHERNET: u32 = 1;
+    let mut file = Vec::new();
+    let words =
+        |file: &mut Vec<u8>, words: &[u32]| file.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+    // Magic number of microseconds, version 2.4, zone, accuracy, snapshot length, link type.
+    words(&mut file, &[0xa1b2_c3d4, 2 | 4 << 16, 0, 0, 65535, ETHERNET]);
+    for (number, frame) in (0..).zip(frames) {
+        let length = u32::try_from(frame.len())?;
+        words(&mut file, &[1_700_000_000, number * 1000, length, length]);
+        file.extend(frame);
+    }
+    Ok(std::fs::write(path, file)?)
+}

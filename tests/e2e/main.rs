@@ -1,0 +1,81 @@
+//! End to end: the built binary between real clients and servers, in namespaces with two queues an interface, over
+//! IPv4 and IPv6. What needs namespaces needs root, and says so where it does not run.
+
+mod answers;
+mod commands;
+mod demo;
+mod icmp;
+mod kernel;
+mod reload;
+mod start;
+mod traffic;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use control::admin::protocol::WorkerRow;
+use testbed::topology::{Family, Topology};
+use testbed::{Service, Weir};
+
+use testbed::servers::Servers;
+
+/// The binary under test.
+fn weir() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_weir"))
+}
+
+/// Whether namespaces can be made; says why not.
+fn can_run() -> bool {
+    let missing = testbed::missing_programs();
+    if !testbed::is_root() {
+        println!("did not run: network namespaces need root");
+    } else if !missing.is_empty() {
+        println!("did not run: not installed: {}", missing.join(", "));
+    }
+    testbed::is_root() && missing.is_empty()
+}
+
+/// The network with its servers and a Weir that offers some services.
+struct Setup {
+    // Dropped in this order: who uses something goes before it.
+    weir: Weir,
+    _servers: Servers,
+    topology: Topology,
+}
+
+impl Setup {
+    /// Builds it; `None` where that cannot be.
+    fn start(services: &[Service]) -> Result<Option<Self>> {
+        if !can_run() {
+            return Ok(None);
+        }
+        let topology = Topology::build()?;
+        let servers = Servers::start(&topology)?;
+        let weir = Weir::start(&topology, weir(), &testbed::config(&topology, services))?;
+        Ok(Some(Self { weir, _servers: servers, topology }))
+    }
+
+    fn workers(&self) -> Result<Vec<WorkerRow>> {
+        Ok(serde_json::from_value(self.weir.show("workers")?)?)
+    }
+}
+
+/// The same service over both families.
+fn both(service: impl Fn(Family) -> Service) -> Vec<Service> {
+    Family::BOTH.map(service).to_vec()
+}
+
+/// Tries until it works; the last error after `limit`.
+fn eventually<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match attempt() {
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error).with_context(|| format!("still not after {limit:?}"));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            done => return done,
+        }
+    }
+}
