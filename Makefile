@@ -57,10 +57,12 @@ bench: deps-build+net+bench
 	cargo build --release --bin weir
 	cargo build --release --manifest-path perf/generator/Cargo.toml
 	cargo build --release --package testbed --example iperf
-	$(SUDO) target/release/examples/iperf
+	$(SUDO) target/release/examples/iperf --store perf/results/iperf-$$(git rev-parse --short=12 HEAD).json
 
-# Seeds first, then so many seconds of each target. Stable Rust suffices: the sanitizer flags are let through.
+# The seeds, then so many seconds of each target. Stable Rust suffices: the sanitizer flags are let through.
 .PHONY: fuzz-smoke
 fuzz-smoke: deps-build+fuzz
 	cd dataplane/fuzz && for target in $$(cargo fuzz list); do \
-		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target --fuzz-dir . -- seeds/$$target -max_total_time=$(FUZZ_SECONDS); done
+		mkdir -p corpus/$$target; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . $$target corpus/$$target seeds/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -verbosity=0; done

@@ -10,13 +10,13 @@ done
 
 for manifest in "${manifests[@]}"; do
     echo "cargo deny: $manifest"
-    cargo deny --log-level warn --config deny.toml --manifest-path "$manifest" check bans licenses sources
+    cargo deny --log-level error --config deny.toml --manifest-path "$manifest" check bans licenses sources
 done
 
 # The advisories come from a database on the network: that it cannot be had says nothing about the dependencies.
 if cargo deny --log-level error fetch db >/dev/null 2>&1; then
     for manifest in "${manifests[@]}"; do
-        cargo deny --log-level warn --config deny.toml --manifest-path "$manifest" check advisories
+        cargo deny --log-level error --config deny.toml --manifest-path "$manifest" check advisories
     done
 else
     echo "advisories: did not run, database unreachable"

@@ -26,10 +26,10 @@ pub mod topology;
 mod weir;
 
 pub use config::{Service, config};
-/// For [`Weir::signal`] and [`Process::signal`].
-pub use nix::sys::signal::Signal;
 pub use http::{Load, load};
 pub use namespace::Namespace;
+/// For [`Weir::signal`] and [`Process::signal`].
+pub use nix::sys::signal::Signal;
 pub use process::{Process, Said, run};
 pub use raw::Raw;
 pub use topology::Topology;

@@ -43,5 +43,6 @@ impl Raw {
 fn link_addr(interface: &str) -> Result<LinkAddr> {
     let link = |addr: &SockaddrStorage| addr.as_link_addr().copied();
     let mut all = nix::ifaddrs::getifaddrs()?.filter(|entry| entry.interface_name == interface);
-    all.find_map(|entry| entry.address.as_ref().and_then(link)).with_context(|| format!("no interface {interface}"))
+    all.find_map(|entry| entry.address.as_ref().and_then(link))
+        .with_context(|| format!("no interface {interface}"))
 }
