@@ -4,6 +4,8 @@
 //! config (a file) -> model::DesiredState -> compile -> dataplane's Services and the XDP program's sets -> publish
 //! ```
 
+pub mod admin;
 pub mod compile;
 pub mod config;
 pub mod model;
+pub mod netlink;

@@ -1,0 +1,228 @@
+//! Which neighbours the kernel is asked to resolve, and when.
+//!
+//! The kernel sees no traffic of AF_XDP sockets: it neither resolves the neighbours that such traffic needs nor
+//! learns that they are alive. So control asks in its place, for the neighbours that lead to backends and for
+//! gateways as long as they are wanted (standing), and for those that a worker missed for a while (wanted).
+//!
+//! Pure but for the time, which the caller gives.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use dataplane::snapshot::net::Neighbour;
+
+/// Neighbours in the table at most.
+pub const LIMIT: usize = 8192;
+/// How often a resolved neighbour is asked for again, so that the kernel probes it once its entry is stale.
+pub const REFRESH: Duration = Duration::from_secs(30);
+/// First wait after an attempt without success; doubles up to [`RETRY_MOST`]. The kernel's own attempt takes 3 s:
+/// `mcast_solicit` times `retrans_time_ms`.
+pub const RETRY: Duration = Duration::from_secs(1);
+/// Longest wait after attempts without success.
+pub const RETRY_MOST: Duration = Duration::from_secs(8);
+/// How long a neighbour that a worker missed is kept fresh after that.
+pub const KEEP_WANTED: Duration = Duration::from_secs(300);
+
+/// What the mirror knows of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// No usable entry.
+    Missing,
+    /// Frames can be sent to it.
+    Usable,
+    /// Frames can be sent to it, and asking would undo what an administrator set.
+    Fixed,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    next: Instant,
+    /// Until when a worker's request keeps it; `None` for a standing one.
+    until: Option<Instant>,
+    failures: u32,
+}
+
+/// The table of neighbours to ask for.
+#[derive(Debug, Default)]
+pub struct Resolver {
+    entries: HashMap<Neighbour, Entry, ahash::RandomState>,
+    queue: BTreeSet<(Instant, u32, IpAddr)>,
+    refused: u64,
+}
+
+impl Resolver {
+    /// A worker missed this neighbour at `now`.
+    pub fn want(&mut self, place: Neighbour, now: Instant) {
+        let until = now + KEEP_WANTED;
+        match self.entries.get_mut(&place) {
+            Some(entry) => entry.until = entry.until.map(|_| until),
+            None => self.add(place, now, Some(until)),
+        }
+    }
+
+    /// Sets the neighbours that are kept resolved from now on.
+    pub fn set_standing(&mut self, places: impl IntoIterator<Item = Neighbour>, now: Instant) {
+        for entry in self.entries.values_mut() {
+            entry.until.get_or_insert(now);
+        }
+        for place in places {
+            match self.entries.get_mut(&place) {
+                Some(entry) => entry.until = None,
+                None => self.add(place, now, None),
+            }
+        }
+    }
+
+    /// A neighbour's entry has gone bad: it is asked for at once, within the bounds of its retries.
+    pub fn lost(&mut self, place: Neighbour, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&place)
+            && entry.failures == 0
+        {
+            self.queue.remove(&(entry.next, place.link, place.addr));
+            entry.next = now;
+            self.queue.insert((now, place.link, place.addr));
+        }
+    }
+
+    fn add(&mut self, place: Neighbour, now: Instant, until: Option<Instant>) {
+        if self.entries.len() >= LIMIT {
+            self.refused += 1;
+            return;
+        }
+        self.entries.insert(place, Entry { next: now, until, failures: 0 });
+        self.queue.insert((now, place.link, place.addr));
+    }
+
+    /// At most `count` neighbours that are to be asked for at `now`. Each is planned anew by what is `known` of it.
+    pub fn due(&mut self, now: Instant, count: usize, known: impl Fn(&Neighbour) -> Known) -> Vec<Neighbour> {
+        let mut asked = Vec::new();
+        while asked.len() < count
+            && let Some(&(next, link, addr)) = self.queue.first()
+            && next <= now
+        {
+            self.queue.pop_first();
+            let place = Neighbour { link, addr };
+            let Some(entry) = self.entries.get_mut(&place) else { continue };
+            if entry.until.is_some_and(|until| until <= now) {
+                self.entries.remove(&place);
+                continue;
+            }
+            let known = known(&place);
+            let wait = match known {
+                Known::Missing => RETRY.saturating_mul(1 << entry.failures.min(8)).min(RETRY_MOST),
+                Known::Usable | Known::Fixed => REFRESH,
+            };
+            entry.failures = if known == Known::Missing { entry.failures + 1 } else { 0 };
+            entry.next = now + wait;
+            self.queue.insert((entry.next, link, addr));
+            if known != Known::Fixed {
+                asked.push(place);
+            }
+        }
+        asked
+    }
+
+    /// How many neighbours are in the table.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether the table is empty.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many neighbours found no room.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(host: u8) -> Neighbour {
+        Neighbour { link: 7, addr: IpAddr::from([10, 0, 0, host]) }
+    }
+
+    fn seconds(count: u64) -> Duration {
+        Duration::from_secs(count)
+    }
+
+    #[test]
+    fn a_missing_neighbour_is_asked_for_at_once_and_then_ever_more_rarely() {
+        let start = Instant::now();
+        let mut resolver = Resolver::default();
+        resolver.want(place(1), start);
+        let mut asked = Vec::new();
+        for second in 0..32 {
+            resolver.want(place(1), start + seconds(second));
+            if !resolver.due(start + seconds(second), 10, |_| Known::Missing).is_empty() {
+                asked.push(second);
+            }
+        }
+        assert_eq!(asked, [0, 1, 3, 7, 15, 23, 31]);
+    }
+
+    #[test]
+    fn a_resolved_neighbour_is_refreshed_until_nobody_wants_it() {
+        let start = Instant::now();
+        let mut resolver = Resolver::default();
+        resolver.set_standing([place(1)], start);
+        resolver.want(place(2), start);
+        let mut asked = Vec::new();
+        for second in 0..400 {
+            asked.extend(resolver.due(start + seconds(second), 10, |_| Known::Usable));
+        }
+        let times = |host| asked.iter().filter(|asked| **asked == place(host)).count();
+        assert_eq!(times(1), 14, "0, 30, .. 390: for ever");
+        assert_eq!(times(2), 10, "0, 30, .. 270: for 300 s");
+        assert_eq!(resolver.len(), 1);
+    }
+
+    #[test]
+    fn what_is_set_by_hand_is_never_asked_for() {
+        let start = Instant::now();
+        let mut resolver = Resolver::default();
+        resolver.set_standing([place(1)], start);
+        assert!(resolver.due(start, 10, |_| Known::Fixed).is_empty());
+        assert_eq!(resolver.due(start + REFRESH, 10, |_| Known::Missing), [place(1)]);
+    }
+
+    #[test]
+    fn a_standing_neighbour_that_is_no_longer_wanted_goes() {
+        let start = Instant::now();
+        let mut resolver = Resolver::default();
+        resolver.set_standing([place(1), place(2)], start);
+        assert_eq!(resolver.due(start, 10, |_| Known::Usable).len(), 2);
+        resolver.set_standing([place(2)], start + seconds(1));
+        assert_eq!(resolver.due(start + REFRESH, 10, |_| Known::Usable), [place(2)]);
+        assert_eq!(resolver.len(), 1);
+    }
+
+    #[test]
+    fn a_lost_neighbour_is_asked_for_at_once_but_not_again_and_again() {
+        let start = Instant::now();
+        let mut resolver = Resolver::default();
+        resolver.set_standing([place(1)], start);
+        assert_eq!(resolver.due(start, 10, |_| Known::Usable).len(), 1);
+        let lost = start + seconds(2);
+        resolver.lost(place(1), lost);
+        assert_eq!(resolver.due(lost, 10, |_| Known::Missing).len(), 1);
+        resolver.lost(place(1), lost);
+        assert!(resolver.due(lost, 10, |_| Known::Missing).is_empty());
+    }
+
+    #[test]
+    fn the_table_and_a_round_are_bounded() {
+        let start = Instant::now();
+        let mut resolver = Resolver::default();
+        for host in 0..=u32::try_from(LIMIT).unwrap() {
+            resolver.want(Neighbour { link: 7, addr: IpAddr::V4(host.into()) }, start);
+        }
+        assert_eq!((resolver.len(), resolver.refused()), (LIMIT, 1));
+        assert_eq!(resolver.due(start, 64, |_| Known::Missing).len(), 64);
+    }
+}
