@@ -1,7 +1,8 @@
 //! Instructions a packet, counted by callgrind: exact, and the same on every machine with the same compiler.
 //!
-//! The bench runs itself twice under valgrind. Both runs make the same world and the same sections of frames; one
-//! processes them, the other does not. The difference is the processing.
+//! The bench runs itself twice under valgrind, which counts inside `World::process` and `Bare::process` only. Both
+//! runs make the same world and the same sections of frames; one processes the sections, the other does not. The
+//! difference is the processing.
 
 use std::process::Command;
 
@@ -73,11 +74,12 @@ pub(crate) fn count(subject: Subject) -> Result<f64> {
     Ok((with? - without?) as f64 / f64::from(SECTIONS * SECTION as u32))
 }
 
-/// All instructions of one run.
+/// The counted instructions of one run.
 fn collected(subject: Subject, process: bool) -> Result<i64> {
     let name = subject.to_possible_value().context("a hidden subject")?;
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .args(["--toggle-collect=*World*process*", "--toggle-collect=*Bare*process*"])
         .arg(std::env::current_exe()?)
         .args(["--instructions", name.get_name()])
         .args(process.then_some("--process"))
