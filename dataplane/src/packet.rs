@@ -79,9 +79,17 @@ impl Packet {
 /// - `Unsupported`: more than [`ipv6::MAX_EXTENSIONS`] extension headers.
 #[inline]
 pub fn parse(frame: &[u8]) -> Result<Packet, DropReason> {
+    let mut parsed = Err(DropReason::Truncated);
+    parse_into(frame, &mut parsed);
+    parsed
+}
+
+/// [`parse`], its result written where it is to stay: a copy less on the packet path.
+#[inline]
+pub fn parse_into(frame: &[u8], parsed: &mut Result<Packet, DropReason>) {
     match plain(frame) {
-        Some(packet) => Ok(packet),
-        None => general(frame),
+        Some(packet) => *parsed = Ok(packet),
+        None => *parsed = general(frame),
     }
 }
 

@@ -93,8 +93,8 @@ struct Core {
     flows: FlowTable,
     sweep: sweep::Progress,
     answers: answer::Allowance,
-    /// Spreads the search for SNAT ports; counts flows opened.
-    opened: u64,
+    /// Searches for a SNAT port so far: spreads them.
+    attempts: u64,
 }
 
 impl Engine {
@@ -108,7 +108,7 @@ impl Engine {
         let flows = FlowTable::new(setup.flow_limit, setup.seed, reserve);
         let empty = Scratch { parsed: Err(DropReason::Truncated), hash: 0, hit: None };
         Self {
-            core: Core { setup, flows, sweep: Default::default(), answers: Default::default(), opened: 0 },
+            core: Core { setup, flows, sweep: Default::default(), answers: Default::default(), attempts: 0 },
             scratch: vec![empty; BATCH].into_boxed_slice(),
         }
     }
@@ -125,7 +125,7 @@ impl Engine {
         debug_assert!(frames.len() <= BATCH && frames.len() == verdicts.len());
         let Self { core, scratch } = self;
         for (frame, note) in frames.iter().zip(scratch.iter_mut()) {
-            note.parsed = packet::parse(frame.bytes());
+            packet::parse_into(frame.bytes(), &mut note.parsed);
             if let Ok(packet) = &note.parsed {
                 note.hash = core.flows.hash(&packet.key);
                 core.flows.prefetch(note.hash);
@@ -135,10 +135,15 @@ impl Engine {
             note.hit = core.flows.probe(note.hash);
         }
         core.setup.stats.frames.add(frames.len() as u64);
+        let mut forwarded = 0;
         for ((frame, verdict), note) in frames.iter_mut().zip(verdicts).zip(scratch.iter()) {
             *verdict = core.decide(frame, note, now, tables, &mut Silent);
-            core.setup.stats.verdict(*verdict);
+            match verdict {
+                Verdict::Tx(_) => forwarded += 1,
+                other => core.setup.stats.verdict(*other),
+            }
         }
+        core.setup.stats.forwarded.add(forwarded);
     }
 
     /// Decides on one frame and tells `trace` every step: the same path as [`Self::process`], for tools.
@@ -204,7 +209,7 @@ impl Core {
             Err(reason) => return Verdict::Drop(*reason),
         };
         let outcome = if packet.kind == Kind::Transport {
-            match self.find(note, &packet.key, now) {
+            match self.find(note, &packet.key) {
                 Some(hit) => self.forward(frame, packet, note.hash, hit, now, tables, trace),
                 None => self.admit(frame, packet, note.hash, now, tables, trace),
             }
@@ -214,18 +219,13 @@ impl Core {
         outcome.unwrap_or_else(Verdict::Drop)
     }
 
-    /// The live flow of a packet. One whose time is up but which the sweep has not met yet is no flow.
+    /// The flow of a packet; its time may be up, where the sweep has not met it yet.
     #[inline]
-    fn find(&mut self, note: &Scratch, key: &FlowKey, now: Tick) -> Option<Hit> {
-        let hit = match note.hit {
-            Some(hit) if self.flows.confirm(hit, key) => hit,
-            _ => self.flows.lookup(note.hash, key)?,
-        };
-        if self.flows.entry(hit.slot())?.expires.is_due(now) {
-            self.expire(hit.slot());
-            return None;
+    fn find(&self, note: &Scratch, key: &FlowKey) -> Option<Hit> {
+        match note.hit {
+            Some(hit) if self.flows.confirm(hit, key) => Some(hit),
+            _ => self.flows.lookup(note.hash, key),
         }
-        Some(hit)
     }
 
     /// Everything that is no TCP, UDP or SCTP packet.

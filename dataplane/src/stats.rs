@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::flow::entry::Way;
 use crate::ids::{BackendId, ServiceId};
 use crate::verdict::{DropReason, Verdict};
 
@@ -37,6 +38,19 @@ pub struct BackendCounters {
     pub packets_out: Counter,
     /// Bytes to clients, IP header on.
     pub bytes_out: Counter,
+}
+
+impl BackendCounters {
+    /// A packet of `bytes` bytes passed on `way`.
+    #[inline]
+    pub fn passed(&self, way: Way, bytes: u16) {
+        let (packets, volume) = match way {
+            Way::Forward => (&self.packets_in, &self.bytes_in),
+            Way::Reply => (&self.packets_out, &self.bytes_out),
+        };
+        packets.add(1);
+        volume.add(bytes.into());
+    }
 }
 
 /// What one worker counts.

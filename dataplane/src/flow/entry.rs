@@ -3,7 +3,6 @@
 use crate::flow::key::FlowKey;
 use crate::flow::tcp;
 use crate::ids::{BackendId, HopId, ServiceId};
-use crate::rewrite::nat::Target;
 use crate::snapshot::Mode;
 use crate::time::Tick;
 use crate::wire::checksum::Delta;
@@ -122,8 +121,9 @@ impl Entry {
         self.flags & LIVE != 0
     }
 
+    /// Whether its addresses are IPv6.
     #[inline]
-    pub(super) fn is_v6(&self) -> bool {
+    pub fn is_v6(&self) -> bool {
         self.flags & V6 != 0
     }
 
@@ -188,14 +188,15 @@ impl Entry {
         addresses == pair(key) && ports == ports_of(key) && self.proto == key.proto && !self.is_v6()
     }
 
-    /// What an IPv4 packet on `way` is translated to: the other way's key, turned round.
+    /// What an IPv4 packet on `way` is translated to: the other way's key, turned round. Source address in the high
+    /// half, destination in the low; ports alike.
     #[inline]
-    pub(super) fn target_v4(&self, way: Way) -> Target {
+    pub fn target_v4(&self, way: Way) -> (u64, u32) {
         let (addresses, ports) = match way {
             Way::Forward => (self.reply, self.reply_ports),
             Way::Reply => (self.forward, self.forward_ports),
         };
-        Target::V4 { addresses: addresses.rotate_left(32), ports: ports.rotate_left(16) }
+        (addresses.rotate_left(32), ports.rotate_left(16))
     }
 
     pub(super) fn tuple_v4(&self) -> Tuple {

@@ -10,7 +10,6 @@ use super::entry::{self, Entry, Tuple, Way, Wide};
 use super::key::FlowKey;
 use crate::ids::{BackendId, ServiceId};
 use crate::prefetch::prefetch;
-use crate::rewrite::nat::Target;
 use crate::snapshot::Mode;
 use crate::time::Tick;
 
@@ -162,6 +161,18 @@ impl FlowTable {
         other.matching(tag).find(|reference| self.matches(*reference, key)).map(Hit)
     }
 
+    /// The entry of a confirmed hit, to be changed: a free entry has no protocol and confirms nothing.
+    #[inline]
+    pub fn found_mut(&mut self, hit: Hit) -> Option<(&mut Entry, WideLines<'_>)> {
+        Some((self.entries.get_mut(hit.slot() as usize)?, WideLines(&self.wide)))
+    }
+
+    /// The live entry in `slot` with what its endpoints need.
+    #[inline]
+    pub fn at(&self, slot: Slot) -> Option<(&Entry, WideLines<'_>)> {
+        Some((self.entry(slot)?, WideLines(&self.wide)))
+    }
+
     /// The live entry in `slot`.
     #[inline]
     pub fn entry(&self, slot: Slot) -> Option<&Entry> {
@@ -177,17 +188,7 @@ impl FlowTable {
     /// The endpoints of an entry.
     #[inline]
     pub fn tuple(&self, entry: &Entry) -> Tuple {
-        if entry.is_v6() { entry.tuple_v6(&self.wide_of(entry)) } else { entry.tuple_v4() }
-    }
-
-    /// What a packet of an entry's flow is translated to.
-    #[inline]
-    pub fn target(&self, entry: &Entry, way: Way) -> Target {
-        if !entry.is_v6() {
-            return entry.target_v4(way);
-        }
-        let key = entry.tuple_v6(&self.wide_of(entry)).translated(way);
-        Target::V6 { src: key.src, dst: key.dst, ports: entry::ports_of(&key) }
+        WideLines(&self.wide).tuple(entry)
     }
 
     /// Opens a flow. Both directions are found afterwards, or nothing has changed.
@@ -243,24 +244,22 @@ impl FlowTable {
     #[inline]
     fn matches(&self, reference: Reference, key: &FlowKey) -> bool {
         let Some(entry) = self.entries.get(reference.slot() as usize) else { return false };
-        if !key.v6 {
-            return entry.matches_v4(key, reference.way());
+        if key.v6 {
+            self.matches_v6(entry, key, reference.way())
+        } else {
+            entry.matches_v4(key, reference.way())
         }
-        let tuple = entry.tuple_v6(&self.wide_of(entry));
-        entry.is_v6()
-            && *key
-                == match reference.way() {
-                    Way::Forward => tuple.forward,
-                    Way::Reply => tuple.reply,
-                }
     }
 
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "an IPv6 entry holds an index here, checked by `get`"
-    )]
-    fn wide_of(&self, entry: &Entry) -> Wide {
-        self.wide.get(entry.forward as usize).copied().unwrap_or_default()
+    /// Not inlined: its eight words would push the IPv4 path's values out of the registers.
+    #[inline(never)]
+    fn matches_v6(&self, entry: &Entry, key: &FlowKey, way: Way) -> bool {
+        let tuple = self.tuple(entry);
+        let own = match way {
+            Way::Forward => tuple.forward,
+            Way::Reply => tuple.reply,
+        };
+        own == *key
     }
 
     /// Puts a reference into one of its two buckets, moving at most one other out of the way.
@@ -349,6 +348,22 @@ impl FlowTable {
         }
         *entry = Entry { forward: u64::from(self.free), ..Entry::FREE };
         self.free = slot;
+    }
+}
+
+/// The IPv6 addresses of a table's flows.
+#[derive(Clone, Copy, Debug)]
+pub struct WideLines<'a>(&'a [Wide]);
+
+impl WideLines<'_> {
+    /// The endpoints of an entry of the same table.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "an IPv6 entry holds an index, checked by `get`")]
+    pub fn tuple(self, entry: &Entry) -> Tuple {
+        if !entry.is_v6() {
+            return entry.tuple_v4();
+        }
+        entry.tuple_v6(&self.0.get(entry.forward as usize).copied().unwrap_or_default())
     }
 }
 

@@ -96,7 +96,6 @@ impl Core {
             Err(_) => return Err(DropReason::FlowTableFull),
         };
         trace.step(Step::FlowOpened(backend.mode));
-        self.opened = self.opened.wrapping_add(1);
         self.setup.stats.flows_opened.add(1);
         self.publish(&tuple, backend.mode);
         if let Some(counts) = self.setup.state.backend(backend.id) {
@@ -135,7 +134,9 @@ impl Core {
             Mode::FullNat => {
                 let pool = service.pool.and_then(|id| tables.services.pool(id));
                 let pool = pool.ok_or(DropReason::SnatExhausted)?;
-                let spread = self.flows.hash(key) ^ self.opened;
+                // Counted by attempts, so that a retransmission after a failed one searches elsewhere.
+                self.attempts = self.attempts.wrapping_add(1);
+                let spread = self.flows.hash(key) ^ self.attempts;
                 let workers = self.setup.workers;
                 let taken = snat::Candidates::new(pool, self.setup.worker, workers, v6, spread)
                     .map(|(address, port)| FlowKey { dst: address, dport: port, ..reply })

@@ -1,12 +1,11 @@
 //! A packet of a known flow: its state moves on, its timeout starts anew, it is translated and sent.
 
-use super::Core;
+use super::{Core, Setup};
 use crate::flow::entry::{Entry, NO_HOP, Way};
 use crate::flow::key;
-use crate::flow::table::{Hit, Slot};
+use crate::flow::table::{Hit, Slot, WideLines};
 use crate::flow::tcp;
 use crate::frame::Frame;
-use crate::ids::HopId;
 use crate::packet::Packet;
 use crate::rewrite::{icmp, l2, nat};
 use crate::snapshot::net::{Hop, NoHop};
@@ -19,6 +18,10 @@ use crate::wire::tcp::{ACK, RST, SYN};
 
 impl Core {
     /// Translates a packet of the flow `hit` and sends it on its way.
+    ///
+    /// The first half is what every packet of an established flow passes; whatever stands in its way (a flow whose
+    /// time is up, a connection that opens anew, a hop that is not known, a packet that may not go on) is left to
+    /// functions that are not inlined.
     #[inline]
     #[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
     pub(super) fn forward(
@@ -32,15 +35,15 @@ impl Core {
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
         let way = hit.way();
-        let entry = self.flows.entry_mut(hit.slot()).ok_or(DropReason::NoFlow)?;
+        let Self { flows, setup, .. } = self;
+        let (entry, wide) = flows.found_mut(hit).ok_or(DropReason::NoFlow)?;
+        if entry.expires.is_due(now) || way == Way::Forward && reopens(entry.state, packet.tcp_flags) {
+            return self.open_anew(frame, packet, hash, hit.slot(), now, tables, trace);
+        }
         if entry.proto() == key::TCP {
-            if way == Way::Forward && reopens(entry.state, packet.tcp_flags) {
-                self.close(hit.slot());
-                return self.admit(frame, packet, hash, now, tables, trace);
-            }
             let next = entry.state.next(entry.direction(way), packet.tcp_flags);
             if next != entry.state {
-                enter(entry, next, &self.setup.state);
+                enter(entry, next, &setup.state);
             }
         }
         entry.expires = now.after_seconds(timeout_s(entry, tables));
@@ -49,11 +52,39 @@ impl Core {
             service: entry.service,
             backend: entry.backend,
         });
-        self.send(frame, packet, hit.slot(), way, tables, trace)
+        let known = if entry.epoch == tables.net.epoch { tables.net.hop(entry.hop(way)) } else { None };
+        match known {
+            Some(hop) if may_pass(packet, hop) => {
+                deliver(frame, packet, entry, wide, way, hop, setup, tables)
+            }
+            _ => self.send(frame, packet, hit.slot(), way, tables, trace),
+        }
     }
 
-    /// Sends a packet of the flow in `slot`, which counts for its backend.
-    #[inline]
+    /// A packet whose flow is over: its time is up, or a SYN starts the next connection on the same tuple.
+    #[cold]
+    #[inline(never)]
+    #[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
+    fn open_anew(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        hash: u64,
+        slot: Slot,
+        now: Tick,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        if self.flows.entry(slot).is_some_and(|entry| entry.expires.is_due(now)) {
+            self.expire(slot);
+        } else {
+            self.close(slot);
+        }
+        self.admit(frame, packet, hash, now, tables, trace)
+    }
+
+    /// Sends a packet of the flow in `slot`, whose next hop has to be looked up.
+    #[inline(never)]
     pub(super) fn send(
         &mut self,
         frame: &mut Frame<'_>,
@@ -63,73 +94,33 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
-        let (id, hop) = self.hop(slot, way, packet, tables)?;
-        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
-        let bytes = packet.end - packet.l3;
-        if packet.ttl <= 1 {
-            return self.refuse(frame, packet, DropReason::TtlExceeded, Answer::TimeExceeded, tables, trace);
+        let hop = self.find_hop(slot, way, packet, tables)?;
+        if !may_pass(packet, hop) {
+            return self.stop(frame, packet, hop.mtu, tables, trace);
         }
-        if bytes > hop.mtu {
-            return self.too_big(frame, packet, hop.mtu, tables, trace);
-        }
-        trace.step(Step::NextHop(id));
-        if let Some(counters) = self.setup.stats.backend(entry.backend) {
-            let (packets, volume) = match way {
-                Way::Forward => (&counters.packets_in, &counters.bytes_in),
-                Way::Reply => (&counters.packets_out, &counters.bytes_out),
-            };
-            packets.add(1);
-            volume.add(u64::from(bytes));
-        }
-        let partial = tables.net.port(frame.port).is_some_and(|port| port.partial_checksums);
-        if entry.mode() == Mode::Dr {
-            nat::pass(frame, packet, partial)?;
-        } else {
-            let deltas = nat::Deltas::of(entry, way);
-            nat::translate(frame, packet, self.flows.target(entry, way), deltas, partial)?;
-        }
-        l2::readdress(frame, packet, hop)?;
-        Ok(Verdict::Tx(hop.port))
+        let (entry, wide) = self.flows.at(slot).ok_or(DropReason::NoFlow)?;
+        trace.step(Step::NextHop(entry.hop(way)));
+        deliver(frame, packet, entry, wide, way, hop, &self.setup, tables)
     }
 
-    /// The next hop of a flow's packets on `way`: remembered in the flow, looked up anew when routes have changed.
-    #[inline]
-    fn hop<'t>(
-        &mut self,
-        slot: Slot,
-        way: Way,
-        packet: &Packet,
-        tables: &'t Snapshot,
-    ) -> Result<(HopId, &'t Hop), DropReason> {
-        let net = &tables.net;
-        let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
-        if entry.epoch != net.epoch {
-            entry.epoch = net.epoch;
-            (entry.hop_forward, entry.hop_reply) = (NO_HOP, NO_HOP);
-        }
-        let id = entry.hop(way);
-        match net.hop(id) {
-            Some(hop) => Ok((id, hop)),
-            None => self.find_hop(slot, way, packet, tables),
-        }
-    }
-
+    /// Looks the next hop of a flow's packets on `way` up, and has the flow remember it.
     #[cold]
+    #[inline(never)]
     fn find_hop<'t>(
         &mut self,
         slot: Slot,
         way: Way,
         packet: &Packet,
         tables: &'t Snapshot,
-    ) -> Result<(HopId, &'t Hop), DropReason> {
+    ) -> Result<&'t Hop, DropReason> {
+        let net = &tables.net;
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         let target = match (entry.mode(), way) {
             (Mode::Dr, Way::Forward) => self.flows.tuple(entry).reply.source(),
             _ => self.flows.tuple(entry).translated(way).destination(),
         };
         let spread = u32::try_from(packet.key.hash(self.setup.seed) >> 32).unwrap_or_default();
-        let found = tables.net.hop_to(target, spread);
-        let id = match found {
+        let id = match net.hop_to(target, spread) {
             Ok(id) => id,
             Err(NoHop::Unresolved(neighbour)) => {
                 if self.setup.wanted.push(neighbour).is_err() {
@@ -140,13 +131,35 @@ impl Core {
             Err(NoHop::NoRoute) => return Err(DropReason::NoRoute),
             Err(NoHop::NoPort | NoHop::Local) => return Err(DropReason::NoPort),
         };
-        if let Some(entry) = self.flows.entry_mut(slot) {
-            match way {
-                Way::Forward => entry.hop_forward = id,
-                Way::Reply => entry.hop_reply = id,
-            }
+        let hop = net.hop(id).ok_or(DropReason::NoNeighbour)?;
+        let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
+        if entry.epoch != net.epoch {
+            entry.epoch = net.epoch;
+            (entry.hop_forward, entry.hop_reply) = (NO_HOP, NO_HOP);
         }
-        Ok((id, tables.net.hop(id).ok_or(DropReason::NoNeighbour)?))
+        match way {
+            Way::Forward => entry.hop_forward = id,
+            Way::Reply => entry.hop_reply = id,
+        }
+        Ok(hop)
+    }
+
+    /// A packet that may not go on: its sender is told.
+    #[cold]
+    #[inline(never)]
+    fn stop(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        mtu: u16,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        if packet.ttl <= 1 {
+            self.refuse(frame, packet, DropReason::TtlExceeded, Answer::TimeExceeded, tables, trace)
+        } else {
+            self.too_big(frame, packet, mtu, tables, trace)
+        }
     }
 
     /// An ICMP error about a packet that Weir sent: translated, so that its receiver finds its own packet quoted.
@@ -172,7 +185,7 @@ impl Core {
             return Ok(self.to_kernel(frame, packet, tables));
         };
         let way = hit.way();
-        let (_, hop) = self.hop(hit.slot(), way, packet, tables)?;
+        let hop = self.find_hop(hit.slot(), way, packet, tables)?;
         let entry = self.flows.entry(hit.slot()).ok_or(DropReason::NoFlow)?;
         trace.step(Step::FlowKnown {
             reply: way == Way::Reply,
@@ -181,7 +194,7 @@ impl Core {
         });
         let target = self.flows.tuple(entry).translated(way);
         match entry.mode() {
-            Mode::Dr => nat::pass(frame, packet, false)?,
+            Mode::Dr => nat::pass(frame.bytes_mut(), packet)?,
             // Towards the backend of a `nat` flow the sender is kept, as the kernel keeps it.
             Mode::Nat if way == Way::Forward => {
                 icmp::translate(frame, packet, None, target.dst, &target.reversed(), 0)?;
@@ -192,6 +205,45 @@ impl Core {
         l2::readdress(frame, packet, hop)?;
         Ok(Verdict::Tx(hop.port))
     }
+}
+
+/// Whether a packet has a hop left and fits the next link.
+#[inline]
+fn may_pass(packet: &Packet, hop: &Hop) -> bool {
+    packet.ttl > 1 && packet.end - packet.l3 <= hop.mtu
+}
+
+/// Counts a packet for its backend, translates it and gives it the hop's layer-2 header.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
+fn deliver(
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    entry: &Entry,
+    wide: WideLines<'_>,
+    way: Way,
+    hop: &Hop,
+    setup: &Setup,
+    tables: &Snapshot,
+) -> Result<Verdict, DropReason> {
+    if let Some(counters) = setup.stats.backend(entry.backend) {
+        counters.passed(way, packet.end - packet.l3);
+    }
+    let unfinished = tables.net.port(frame.port).is_some_and(|port| port.partial_checksums)
+        && nat::note_partial(frame, packet);
+    let deltas = nat::Deltas::of(entry, way);
+    let bytes = frame.bytes_mut();
+    if entry.mode() == Mode::Dr {
+        nat::pass(bytes, packet)?;
+    } else if entry.is_v6() {
+        nat::translate_v6(bytes, packet, &wide.tuple(entry).translated(way), deltas, unfinished)?;
+    } else {
+        nat::translate_v4(bytes, packet, entry.target_v4(way), deltas, unfinished)?;
+    }
+    if !l2::overwrite(bytes, packet, hop) {
+        l2::readdress(frame, packet, hop)?;
+    }
+    Ok(Verdict::Tx(hop.port))
 }
 
 /// Whether a segment starts a new connection on the tuple of one that has ended: it is scheduled anew at once.

@@ -146,8 +146,8 @@ pub fn too_big(frame: &mut Frame<'_>, packet: &Packet, own_mac: [u8; 6], mtu: u1
     let icmp = if packet.key.v6 {
         icmp_header(icmp::v6::PACKET_TOO_BIG, 0, mtu.into())
     } else {
-        let ip: &Ipv4 = view(frame.bytes(), packet.l3.into())?;
-        if ip.fragment.get() & ipv4::DONT_FRAGMENT == 0 {
+        let may_be_fragmented = |ip: &Ipv4| ip.fragment.get() & ipv4::DONT_FRAGMENT == 0;
+        if view(frame.bytes(), packet.l3.into()).is_ok_and(may_be_fragmented) {
             return Err(DropReason::Unsupported);
         }
         icmp_header(icmp::v4::UNREACHABLE, icmp::v4::FRAGMENTATION_NEEDED, mtu.into())

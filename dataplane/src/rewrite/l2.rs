@@ -5,24 +5,29 @@ use crate::packet::Packet;
 use crate::snapshot::net::Hop;
 use crate::verdict::DropReason;
 
+/// Puts the hop's MAC addresses into a frame without tags, where the hop has none either. Returns false, and changes
+/// nothing, where one of them has.
+#[inline]
+pub fn overwrite(bytes: &mut [u8], packet: &Packet, hop: &Hop) -> bool {
+    if let (12, 14) = (hop.header.len(), packet.l3)
+        && let (Some(to), Some(from)) = (bytes.first_chunk_mut::<12>(), hop.header.first_chunk())
+    {
+        *to = *from;
+        return true;
+    }
+    false
+}
+
 /// Puts the hop's MAC addresses and VLAN tags in front of the IP header. The frame grows or shrinks at its front
 /// where the tags differ in number; the EtherType of the payload stays where it is, right before the IP header.
-#[inline]
+#[inline(never)]
 pub fn readdress(frame: &mut Frame<'_>, packet: &Packet, hop: &Hop) -> Result<(), DropReason> {
-    let before = usize::from(packet.l3);
-    let after = hop.header.len() + 2;
-    if before != after {
-        resize_front(frame, before, after)?;
-    }
-    let to = frame.bytes_mut();
-    match (to.first_chunk_mut::<12>(), hop.header.first_chunk::<12>()) {
-        (Some(to), Some(from)) if hop.header.len() == 12 => *to = *from,
-        _ => to.get_mut(..hop.header.len()).ok_or(DropReason::Truncated)?.copy_from_slice(&hop.header),
-    }
+    resize_front(frame, packet.l3.into(), hop.header.len() + 2)?;
+    let to = frame.bytes_mut().get_mut(..hop.header.len()).ok_or(DropReason::Truncated)?;
+    to.copy_from_slice(&hop.header);
     Ok(())
 }
 
-#[cold]
 fn resize_front(frame: &mut Frame<'_>, before: usize, after: usize) -> Result<(), DropReason> {
     if after > before {
         if !frame.grow_front(after - before) {

@@ -13,27 +13,6 @@ use crate::wire::tcp::Tcp;
 use crate::wire::udp::Udp;
 use crate::wire::{Truncated, view, view_mut};
 
-/// What a packet becomes: addresses and ports in host order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// IPv4: source in the high half of `addresses`, destination in the low; ports alike.
-    V4 {
-        /// Both addresses.
-        addresses: u64,
-        /// Both ports.
-        ports: u32,
-    },
-    /// IPv6.
-    V6 {
-        /// Source address.
-        src: u128,
-        /// Destination address.
-        dst: u128,
-        /// Source port in the high half, destination port in the low.
-        ports: u32,
-    },
-}
-
 /// How a flow's translation changes the checksums of a packet on one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deltas {
@@ -65,38 +44,50 @@ impl Deltas {
     }
 }
 
-/// Gives the packet the addresses and ports of `target` and one hop less. Where `partial` says that senders on
-/// this port may leave checksums unfinished, such a one is kept unfinished and noted in the frame.
-#[inline]
-pub fn translate(
-    frame: &mut Frame<'_>,
+/// Gives an IPv4 packet other addresses and ports and one hop less. Source in the high halves, destination in the
+/// low. `unfinished` says that the transport checksum is only the pseudo-header's sum, and stays that.
+#[inline(always)]
+pub fn translate_v4(
+    bytes: &mut [u8],
     packet: &Packet,
-    target: Target,
+    (addresses, ports): (u64, u32),
     deltas: Deltas,
-    partial: bool,
+    unfinished: bool,
 ) -> Result<(), DropReason> {
-    let unfinished = partial && is_unfinished(frame, packet);
-    let bytes = frame.bytes_mut();
-    let ports = match target {
-        Target::V4 { addresses, ports } => {
-            let header: &mut Ipv4 = view_mut(bytes, packet.l3.into())?;
-            let [src, dst] = words(addresses);
-            header.src = src.into();
-            header.dst = dst.into();
-            header.ttl = header.ttl.wrapping_sub(1);
-            let checksum = deltas.address.and(Delta::TTL_LESS_ONE).apply(header.checksum.get());
-            header.checksum = checksum.into();
-            ports
-        }
-        Target::V6 { src, dst, ports } => {
-            let header: &mut Ipv6 = view_mut(bytes, packet.l3.into())?;
-            header.src = src.into();
-            header.dst = dst.into();
-            header.hop_limit = header.hop_limit.wrapping_sub(1);
-            ports
-        }
-    };
-    let [sport, dport] = halves(ports);
+    let header: &mut Ipv4 = view_mut(bytes, packet.l3.into())?;
+    let [src, dst] = words(addresses);
+    header.src = src.into();
+    header.dst = dst.into();
+    header.ttl = header.ttl.wrapping_sub(1);
+    header.checksum = deltas.address.and(Delta::TTL_LESS_ONE).apply(header.checksum.get()).into();
+    transport(bytes, packet, halves(ports), deltas, unfinished)
+}
+
+/// [`translate_v4`] for IPv6, which has no header checksum.
+#[inline(never)]
+pub fn translate_v6(
+    bytes: &mut [u8],
+    packet: &Packet,
+    target: &FlowKey,
+    deltas: Deltas,
+    unfinished: bool,
+) -> Result<(), DropReason> {
+    let header: &mut Ipv6 = view_mut(bytes, packet.l3.into())?;
+    header.src = target.src.into();
+    header.dst = target.dst.into();
+    header.hop_limit = header.hop_limit.wrapping_sub(1);
+    transport(bytes, packet, [target.sport, target.dport], deltas, unfinished)
+}
+
+/// Ports and checksum of TCP or UDP.
+#[inline(always)]
+fn transport(
+    bytes: &mut [u8],
+    packet: &Packet,
+    [sport, dport]: [u16; 2],
+    deltas: Deltas,
+    unfinished: bool,
+) -> Result<(), DropReason> {
     if packet.key.proto == key::TCP {
         let header: &mut Tcp = view_mut(bytes, packet.l4.into())?;
         (header.src_port, header.dst_port) = (sport.into(), dport.into());
@@ -115,18 +106,11 @@ pub fn translate(
         };
         header.checksum = after.into();
     }
-    if unfinished {
-        frame.checksum = unfinished_at(packet);
-    }
     Ok(())
 }
 
 /// One hop less and nothing else: for `dr`, whose backend knows the VIP as its own.
-pub fn pass(frame: &mut Frame<'_>, packet: &Packet, partial: bool) -> Result<(), DropReason> {
-    if partial {
-        note_partial(frame, packet);
-    }
-    let bytes = frame.bytes_mut();
+pub fn pass(bytes: &mut [u8], packet: &Packet) -> Result<(), DropReason> {
     if packet.key.v6 {
         let header: &mut Ipv6 = view_mut(bytes, packet.l3.into())?;
         header.hop_limit = header.hop_limit.wrapping_sub(1);
@@ -138,16 +122,12 @@ pub fn pass(frame: &mut Frame<'_>, packet: &Packet, partial: bool) -> Result<(),
     Ok(())
 }
 
-/// Notes in the frame where its sender has left the transport checksum to the interface, if so.
-pub fn note_partial(frame: &mut Frame<'_>, packet: &Packet) {
-    if is_unfinished(frame, packet) {
-        frame.checksum = unfinished_at(packet);
-    }
-}
-
-/// Whether the transport checksum is only the pseudo-header's sum. Where a complete checksum happens to look the same
-/// (1 in 65536), the interface computes the same value anew.
-fn is_unfinished(frame: &Frame<'_>, packet: &Packet) -> bool {
+/// Notes in the frame where its sender has left the transport checksum to the interface. Returns whether so.
+///
+/// Such a checksum is only the pseudo-header's sum. Where a complete checksum happens to look the same (1 in 65536),
+/// the interface computes the same value anew.
+#[inline(never)]
+pub fn note_partial(frame: &mut Frame<'_>, packet: &Packet) -> bool {
     let bytes = frame.bytes();
     let field = match packet.key.proto {
         key::TCP => view::<Tcp>(bytes, packet.l4.into()).map(|header| header.checksum.get()),
@@ -155,7 +135,12 @@ fn is_unfinished(frame: &Frame<'_>, packet: &Packet) -> bool {
         _ => Err(Truncated),
     };
     let FlowKey { src, dst, proto, .. } = packet.key;
-    field.is_ok_and(|field| is_partial(field, Sum::pseudo_header(src, dst, proto, packet.end - packet.l4)))
+    let pseudo_header = Sum::pseudo_header(src, dst, proto, packet.end - packet.l4);
+    let unfinished = field.is_ok_and(|field| is_partial(field, pseudo_header));
+    if unfinished {
+        frame.checksum = unfinished_at(packet);
+    }
+    unfinished
 }
 
 fn unfinished_at(packet: &Packet) -> Checksum {
