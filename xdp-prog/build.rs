@@ -24,6 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .obj(out.join("weir_xdp.o"))
         .reference_obj(true)
         .clang_args(arguments)
+        // No such file: the code is for the compiler alone, and a toolchain without rustfmt will do.
+        .rustfmt(out.join("no-rustfmt"))
         .build_and_generate(out.join("weir_xdp.skel.rs"))
         .map_err(|error| {
             format!("the XDP program does not build (it needs clang and libc6-dev): {error:?}").into()

@@ -89,7 +89,7 @@ pub enum AttachError {
         source: io::Error,
     },
     /// Missing privileges.
-    #[error("attaching the XDP program needs CAP_NET_ADMIN and CAP_BPF ({source})")]
+    #[error("attaching the XDP program needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN ({source})")]
     Permission {
         /// The kernel's answer.
         source: io::Error,

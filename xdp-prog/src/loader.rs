@@ -64,7 +64,7 @@ impl Xdp {
     pub fn load(limits: &Limits) -> Result<Self, LoadError> {
         let missing = privilege::missing();
         if !missing.is_empty() {
-            return Err(LoadError::Capability { missing: missing.join(" and ") });
+            return Err(LoadError::Capability { missing: missing.join(", ") });
         }
         libbpf_rs::set_print(Some((PrintLevel::Info, |_, line| {
             tracing::debug!("libbpf: {}", line.trim_end())

@@ -380,19 +380,16 @@ static __always_inline enum weir_counter judge_transport(struct xdp_md *ctx, con
 static __always_inline enum weir_counter judge_later_fragment(const struct ip *ip)
 {
 	__u32 proto = transport_of(ip->proto);
-	int icmp = ip->proto == IPPROTO_ICMP || ip->proto == IPPROTO_ICMPV6;
 	struct weir_use *dst = bpf_map_lookup_elem(&addresses, &ip->dst);
 	struct weir_use *src = bpf_map_lookup_elem(&addresses, &ip->src);
 
-	if (proto == WEIR_PROTOS && !icmp)
-		return WEIR_NOT_OURS;
 	if (dst && (dst->flags & WEIR_NODE))
 		return WEIR_NOT_OURS;
-	if (dst && (dst->flags & (icmp ? WEIR_ANSWERED : WEIR_TRANSLATED)))
-		return WEIR_FRAGMENT;
-	if (icmp)
+	if (ip->proto == IPPROTO_ICMP || ip->proto == IPPROTO_ICMPV6)
+		return dst && (dst->flags & WEIR_ANSWERED) ? WEIR_FRAGMENT : WEIR_NOT_OURS;
+	if (proto == WEIR_PROTOS)
 		return WEIR_NOT_OURS;
-	if (dst && (dst->vip_protos >> proto & 1))
+	if (dst && ((dst->flags & WEIR_TRANSLATED) || (dst->vip_protos >> proto & 1)))
 		return WEIR_FRAGMENT;
 	if (src && (src->backend_protos >> proto & 1))
 		return WEIR_FRAGMENT;

@@ -29,6 +29,8 @@ struct Family {
     snat: IpAddr,
     /// TCP 8080 and UDP 5353 in `nat` mode.
     backend: IpAddr,
+    /// Owned, with no service on it.
+    bare: IpAddr,
     other: IpAddr,
     icmp: u8,
     echo_request: u8,
@@ -44,6 +46,7 @@ const V4: Family = Family {
     node_vip: IpAddr::V4(Ipv4Addr::new(203, 0, 113, 6)),
     snat: IpAddr::V4(Ipv4Addr::new(198, 51, 100, 9)),
     backend: IpAddr::V4(Ipv4Addr::new(10, 1, 0, 2)),
+    bare: IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7)),
     other: IpAddr::V4(Ipv4Addr::new(203, 0, 113, 99)),
     icmp: ICMP,
     echo_request: 8,
@@ -59,6 +62,7 @@ const V6: Family = Family {
     node_vip: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 6)),
     snat: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 9)),
     backend: IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2)),
+    bare: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 7)),
     other: IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 0x99)),
     icmp: ICMPV6,
     echo_request: 128,
@@ -81,7 +85,7 @@ fn ours() -> Ours {
             .extend([endpoint(family.backend, 8080, Proto::Tcp), endpoint(family.backend, 5353, Proto::Udp)]);
         ours.node_addresses.extend([family.node, family.node_vip]);
         ours.snat.insert(family.snat, 40000..=49999);
-        ours.owned.extend([family.vip, family.snat]);
+        ours.owned.extend([family.vip, family.snat, family.bare]);
     }
     ours
 }
@@ -96,6 +100,7 @@ fn transport_rows(f: &Family) -> Vec<Row> {
         ("vip over sctp", f.client, 1024, f.vip, 5060, SCTP, Vip),
         ("vip, protocol of another port", f.client, 1024, f.vip, 80, UDP, NotOurs),
         ("vip, no such port", f.client, 1024, f.vip, 22, TCP, NotOurs),
+        ("vip, port 0", f.client, 1024, f.vip, 0, TCP, NotOurs),
         ("vip, a NodePort's number", f.client, 1024, f.vip, 30080, TCP, NotOurs),
         ("vip as source", f.vip, 80, f.client, 1024, TCP, NotOurs),
         ("NodePort over tcp", f.client, 1024, f.node, 30080, TCP, NodePort),
@@ -172,12 +177,13 @@ fn icmp_rows(f: &Family) -> Vec<Row> {
     ] {
         rows.push((name.into(), message(dst, kind, &[0; 16]), want));
     }
-    let foreign = if f.icmp == ICMP { ICMPV6 } else { ICMP };
-    rows.push((
-        "the other family's icmp".into(),
-        ip_packet(f.client, f.vip, foreign, &icmp(f.echo_request, &[])),
-        NotOurs,
-    ));
+    let later = fragment(f.vip, f.client, TCP, 185, false, &transport(80, 9));
+    rows.push(("error quotes a later fragment".into(), message(f.vip, f.errors[0], &later), NotOurs));
+    let first = fragment(f.vip, f.client, TCP, 0, true, &transport(80, 9));
+    rows.push(("error quotes a first fragment".into(), message(f.vip, f.errors[0], &first), IcmpError));
+    let foreign = if f.icmp == ICMP { V6 } else { V4 };
+    let ping = ip_packet(f.client, f.vip, foreign.icmp, &icmp(foreign.echo_request, &[]));
+    rows.push(("ping in the other family's icmp".into(), ping, NotOurs));
     rows
 }
 
@@ -215,6 +221,10 @@ fn fragment_rows(f: &Family) -> Vec<Row> {
         ("later, to a vip", later(f.client, f.vip, UDP), Fragment),
         ("later, to a vip, other protocol", later(f.client, f.vip, 47), NotOurs),
         ("later, to a vip, icmp", later(f.client, f.vip, f.icmp), Fragment),
+        ("later, to an owned address without a service", later(f.client, f.bare, UDP), NotOurs),
+        ("later, to an owned address without a service, icmp", later(f.client, f.bare, f.icmp), Fragment),
+        ("later, to a backend, icmp", later(f.client, f.backend, f.icmp), NotOurs),
+        ("later, to another host, icmp", later(f.client, f.other, f.icmp), NotOurs),
         ("later, to a SNAT address", later(f.other, f.snat, TCP), Fragment),
         ("later, from a nat backend", later(f.backend, f.client, UDP), Fragment),
         ("later, from a nat backend, other protocol", later(f.backend, f.client, SCTP), NotOurs),
@@ -347,6 +357,18 @@ fn ipv6_extension_headers_are_followed_up_to_the_limit() {
     assert_eq!(bench.judge(&framed(&fragmented)), Fragment, "first fragment behind a hop-by-hop header");
     let later = extended(&[atomic], |payload| payload[3] = 8);
     assert_eq!(bench.judge(&framed(&later)), Fragment, "later fragment");
+
+    let unfollowed = extended(&[atomic, dest], |payload| {
+        payload[3] = 8;
+        payload[8] = UDP;
+    });
+    assert_eq!(bench.judge(&framed(&unfollowed)), NotOurs, "what follows a later fragment's header is data");
+
+    for (name, length) in [("cuts the extension", 8), ("leaves the ports out", 19)] {
+        let mut packet = extended(&[dest], |_| ());
+        packet[4..6].copy_from_slice(&u16::to_be_bytes(length));
+        assert_eq!(bench.judge(&framed(&packet)), Malformed, "payload length {name}");
+    }
 
     let mut version = extended(&[], |_| ());
     version[0] = 0x45;
