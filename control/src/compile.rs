@@ -98,6 +98,7 @@ pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, Com
         let pool = service.pool.as_ref().and_then(|name| pools.get(&**name).copied());
         list.push(Service { id, name: Arc::clone(&service.name), vips, scheduler, backends, pool });
     }
+    ids.count_removed();
     let pools = desired.pools().iter().map(snat_pool).collect();
     let services = Services::new(list, pools, owned(desired));
     let ours = ours(desired, &ids);

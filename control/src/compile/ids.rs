@@ -23,6 +23,8 @@ pub struct IdTable {
     services: Slots,
     backends: Slots,
     owners: Map<VipKey, Owner>,
+    /// How many services and backends are still here although they were removed.
+    removed: usize,
 }
 
 /// A service that has an id, or had one whose backends still have flows.
@@ -96,7 +98,12 @@ impl IdTable {
     /// No ids in use, with the slabs of `state`.
     pub fn new(state: &State) -> Self {
         let (services, backends) = state.capacity();
-        Self { services: Slots::new(services), backends: Slots::new(backends), owners: Map::default() }
+        Self {
+            services: Slots::new(services),
+            backends: Slots::new(backends),
+            owners: Map::default(),
+            removed: 0,
+        }
     }
 
     /// Notes that the tables which these ids belong to were published as `generation`.
@@ -113,28 +120,34 @@ impl IdTable {
     }
 
     /// Frees the slots of what was removed, once every worker has seen the generation without it (so no flow can begin
-    /// on it) and no flow counts on it any more. Returns how many removed backends still have their slot.
+    /// on it) and no flow counts on it any more. Returns how many removed services and backends still have their slot.
+    /// Costs nothing where there are none.
     pub fn reclaim(&mut self, state: &State, is_seen: impl Fn(u64) -> bool) -> usize {
+        if self.removed == 0 {
+            return 0;
+        }
         let gone = |left: Option<Left>| matches!(left, Some(Left::At(generation)) if is_seen(generation));
         let idle = |id| state.backend(id).is_none_or(|counts| counts.counts() == (0, 0));
-        let mut waiting = 0;
+        let mut freed = 0;
         let (services, backends) = (&mut self.services.free, &mut self.backends.free);
         self.owners.retain(|_, owner| {
             owner.backends.retain(|slot| {
                 let free = gone(slot.left) && idle(slot.id);
                 if free {
                     backends.push_back(slot.id.0);
+                    freed += 1;
                 }
-                waiting += usize::from(!free && slot.left.is_some());
                 !free
             });
             let free = gone(owner.left) && owner.backends.is_empty();
             if free {
                 services.push_back(owner.id.0);
+                freed += 1;
             }
             !free
         });
-        waiting
+        self.removed -= freed;
+        self.removed
     }
 
     /// Removed backends that still have their slot.
@@ -198,6 +211,12 @@ impl IdTable {
             owner.left = owner.left.or(Some(Left::Unpublished));
             owner.backends.iter_mut().for_each(|slot| *slot = slot.leaving());
         }
+    }
+
+    /// Counts what was removed, once every service has its ids.
+    pub(super) fn count_removed(&mut self) {
+        let backends = self.removed().count();
+        self.removed = backends + self.owners.values().filter(|owner| owner.left.is_some()).count();
     }
 
     fn backends_full(&self, current: &[Slot]) -> CompileError {

@@ -142,7 +142,7 @@ fn a_removed_service_and_its_backends_get_their_ids_back_while_there_are_flows()
     let first = history.next(&services(&["1: 1", "2: 1"])).unwrap();
     history.flows(id(&first, 1, 1), 0, 1);
     history.next(&services(&["2: 1"])).unwrap();
-    assert_eq!(history.reclaim(), 1);
+    assert_eq!(history.reclaim(), 2, "the service and its backend");
     let back = history.next(&services(&["2: 1", "1: 1"])).unwrap();
     assert_eq!((service(&back, 1).id, id(&back, 1, 1)), (service(&first, 1).id, id(&first, 1, 1)));
 }
@@ -178,9 +178,9 @@ fn what_was_compiled_but_not_published_is_not_reclaimed() {
     let mut history = History::new();
     let first = history.next(&services(&["1: 1"])).unwrap();
     let mut next = compile(&services(&["2: 1"]), &history.ids).unwrap();
-    assert_eq!(next.ids.reclaim(&history.state, |_| true), 1);
+    assert_eq!(next.ids.reclaim(&history.state, |_| true), 2);
     next.ids.published(7);
-    assert_eq!(next.ids.reclaim(&history.state, |generation| generation < 7), 1);
+    assert_eq!(next.ids.reclaim(&history.state, |generation| generation < 7), 2);
     assert_eq!(next.ids.reclaim(&history.state, |generation| generation <= 7), 0);
     assert_eq!(service(&first, 1).id, ServiceId(0));
 }
@@ -294,7 +294,8 @@ fn the_xdp_program_is_told_all_that_belongs_to_weir() {
     let vips = [("10.0.0.1:80", Proto::Tcp), ("192.0.2.1:80", Proto::Tcp), ("10.0.0.2:80", Proto::Tcp)];
     let mut want: Vec<_> = vips.into_iter().chain([("[fd00::1]:53", Proto::Udp)]).map(endpoint).collect();
     let mut found: Vec<_> = ours.vips.into_iter().collect();
-    (want.sort(), found.sort());
+    want.sort();
+    found.sort();
     assert_eq!(found, want);
     let nat = [("10.1.0.1:8080", Proto::Tcp), ("[fd00:1::1]:5353", Proto::Udp)].map(endpoint);
     assert_eq!(ours.nat_backends, nat.into_iter().collect(), "neither fullnat nor dr");
@@ -357,13 +358,13 @@ proptest! {
                     prop_assert_eq!(stays(&old.backends, &new.backends), stays(&new.backends, &old.backends));
                 }
             }
-            for (slot, busy) in busy.iter().enumerate() {
-                history.flows(BackendId(slot as u32), u32::from(*busy), 0);
+            for (slot, busy) in (0..).zip(&busy) {
+                history.flows(BackendId(slot), u32::from(*busy), 0);
             }
             history.reclaim();
             before = Some(tables);
         }
-        (0..BACKENDS).for_each(|slot| history.flows(BackendId(slot as u32), 0, 0));
+        (0..).take(BACKENDS).for_each(|slot| history.flows(BackendId(slot), 0, 0));
         history.next(&services(&[])).unwrap();
         history.reclaim();
         prop_assert!(history.next(&services(&["1: 1 2 3 4 5 6 7 8 9 10 11 12"])).is_ok(), "a slot was lost");

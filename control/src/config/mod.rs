@@ -25,10 +25,11 @@ pub use settings::{
     ZeroCopy,
 };
 
-use crate::model::{Conflict, DesiredState, Draft, Place, Reason};
+use crate::model::{AddressRange, Conflict, DesiredState, Draft, Place, Reason};
 use fault::Sink;
 use reader::{Field, Step, Steps, find, locate};
 use services::Sources;
+use settings::SNAT_ADDRESSES_MAX;
 use tree::Node;
 
 /// The keys of the document.
@@ -134,22 +135,23 @@ struct Places<'a> {
 
 impl Places<'_> {
     fn check_limits(&self, draft: &Draft, limits: Limits) {
-        let too_many = |count: usize, limit: u32| u32::try_from(count).map_or(true, |count| count > limit);
-        let services = draft.services.len();
-        if too_many(services, limits.services) {
-            let limit = limits.services;
-            self.add(
-                &[Step::Key("services")],
-                format_args!("{services} services, limits.services is {limit}"),
-            );
-        }
-        let backends = draft.services.iter().map(|service| service.backends.len()).sum();
-        if too_many(backends, limits.backends) {
-            let limit = limits.backends;
-            self.add(
-                &[Step::Key("services")],
-                format_args!("{backends} backends, limits.backends is {limit}"),
-            );
+        let pools = draft.pools.iter().flat_map(|pool| &pool.ranges);
+        let (vips, backends): (Vec<_>, Vec<_>) =
+            draft.services.iter().map(|service| (service.vips.len(), service.backends.len())).unzip();
+        for (list, count, name, limit) in [
+            ("services", vips.iter().sum(), "VIPs of services, limits.services is", limits.services),
+            ("services", backends.iter().sum(), "backends, limits.backends is", limits.backends),
+            (
+                "snat_pools",
+                pools.map(AddressRange::count).sum(),
+                "SNAT addresses, the most are",
+                SNAT_ADDRESSES_MAX,
+            ),
+        ] {
+            let count: usize = count;
+            if count > limit {
+                self.add(&[Step::Key(list)], format_args!("{count} {name} {limit}"));
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use dataplane::snapshot::{Mode, Timeouts};
 use ipnet::IpNet;
 
 use super::reader::{Field, Map};
+use super::settings::NODE_ADDRESSES_MAX;
 use crate::model::{
     AddressRange, Backend, Draft, POOL_ADDRESSES_MAX, Port, Protocol, Scheduling, Service, SnatPool, Unicast,
     Weight,
@@ -15,8 +16,10 @@ use crate::model::{
 
 /// SNAT pools at most.
 const POOLS_MAX: usize = 256;
-/// VIPs of one service, and addresses of the node, at most.
-const ADDRESSES_MAX: usize = 256;
+/// VIPs of one service at most.
+const VIPS_MAX: usize = 256;
+/// Entries of a list of scheduler flags at most, faulty ones included.
+const FLAGS_MAX: usize = 16;
 const NAME_MAX: usize = 253;
 /// 30 days.
 const TIMEOUT_MAX_S: u32 = 2_592_000;
@@ -58,7 +61,7 @@ pub(super) fn read(document: &Map<'_, '_>, workers: u8) -> (Draft, Sources) {
     let mut sources = Sources::default();
     let faults = document.faults();
     if let Some(list) = document.optional("node_addresses") {
-        (sources.node_addresses, draft.node_addresses) = indexed(&list, ADDRESSES_MAX, read_unicast);
+        (sources.node_addresses, draft.node_addresses) = indexed(&list, NODE_ADDRESSES_MAX, read_unicast);
     }
     if let Some(list) = document.optional("snat_pools") {
         let (indices, pools) = indexed(&list, POOLS_MAX, |field| read_pool(field, workers));
@@ -232,7 +235,7 @@ fn read_vips(service: &Field<'_, '_>, map: &Map<'_, '_>) -> Option<Vec<Unicast>>
         (Some(vip), None) => return Some(vec![read_unicast(&vip)?]),
         (None, Some(list)) => {
             let faults = map.faults();
-            let (_, vips) = indexed(&list, ADDRESSES_MAX, read_unicast);
+            let (_, vips) = indexed(&list, VIPS_MAX, read_unicast);
             if list.is_empty_list() {
                 list.refuse("a service needs at least one VIP");
             }
@@ -255,7 +258,7 @@ fn read_scheduling(map: &Map<'_, '_>) -> Scheduling {
     let kind = map.optional("scheduler").and_then(|field| read_kind(&field));
     let mut flags = Flags::default();
     if let Some(list) = map.optional("scheduler_flags") {
-        for field in list.list(ADDRESSES_MAX) {
+        for field in list.list(FLAGS_MAX) {
             let Some(name) = field.text() else { continue };
             match flags.with(name) {
                 Ok(with) if with == flags => field.refuse(format_args!("{name} is already in this list")),

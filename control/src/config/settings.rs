@@ -14,6 +14,11 @@ pub const WORKERS_MAX: u8 = 128;
 /// The kernel's end of the path to the kernel.
 pub const KERNEL_PATH: &str = "weir0";
 
+/// SNAT addresses of all pools at most.
+pub(super) const SNAT_ADDRESSES_MAX: usize = 16_384;
+/// Node addresses at most.
+pub(super) const NODE_ADDRESSES_MAX: usize = 256;
+
 const INTERFACE_NAME_MAX: usize = 15;
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -73,10 +78,23 @@ pub struct Workers {
 /// Room for services and backends, taken at start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Services.
-    pub services: u32,
-    /// Backends, counted once a service, those that still have flows after their removal included.
-    pub backends: u32,
+    /// Services, one with several VIPs counted once a VIP.
+    pub services: usize,
+    /// Backends, one of several services counted once a service, a removed one until its last flow has ended.
+    pub backends: usize,
+}
+
+impl Limits {
+    /// What the XDP program's maps are made for. No configuration within these limits overfills them.
+    pub fn xdp(self) -> xdp_prog::Limits {
+        let entries = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let others = SNAT_ADDRESSES_MAX + NODE_ADDRESSES_MAX;
+        xdp_prog::Limits {
+            vips: entries(self.services),
+            nat_backends: entries(self.backends),
+            addresses: entries(self.services + self.backends + others),
+        }
+    }
 }
 
 /// How frames are taken from the interfaces.
@@ -208,9 +226,9 @@ fn read_flow_limit(document: &Map<'_, '_>) -> usize {
 fn read_limits(document: &Map<'_, '_>) -> Limits {
     let section = document.optional("limits");
     let map = section.as_ref().and_then(|field| field.map(&["services", "backends"]));
-    let number = |name, most, default| {
+    let number = |name, most: u32, default| {
         let field = map.as_ref().and_then(|map| map.optional(name));
-        field.and_then(|field| field.number(1..=most)).unwrap_or(default)
+        field.and_then(|field| usize::try_from(field.number(1..=most)?).ok()).unwrap_or(default)
     };
     Limits {
         services: number("services", 1_000_000, 16_384),

@@ -71,9 +71,7 @@ fn a_file_that_is_no_mapping_of_known_keys_is_refused() {
 
 #[test]
 fn text_that_is_not_yaml_is_refused_at_its_place() {
-    for (text, place) in
-        [("a: [1, 2\nb: c\n", "2:"), ("a: b: c\n", "1:"), ("a: \"\n", "")]
-    {
+    for (text, place) in [("a: [1, 2\nb: c\n", "2:"), ("a: b: c\n", "1:"), ("a: \"\n", "")] {
         let faults = faults(text);
         assert_eq!(faults.len(), 1, "{faults:?}");
         assert!(faults[0].starts_with(place) && faults[0].contains("not YAML: "), "{faults:?}");
@@ -369,9 +367,26 @@ fn services_that_cannot_serve_are_refused() {
              - {name: a, vip: 10.0.0.1, port: 1, backends: [{address: 10.1.0.1, port: 1}]}\n  \
              - {name: b, vip: 10.0.0.2, port: 1, backends: [{address: 10.1.0.1, port: 1}]}\n",
             &[
-                "4:3: services: 2 services, limits.services is 1",
+                "4:3: services: 2 VIPs of services, limits.services is 1",
                 "4:3: services: 2 backends, limits.backends is 1",
             ],
+        ),
+        (
+            "more VIPs than services have room",
+            "..\nlimits: {services: 2}\nservices: [{name: a, vips: [10.0.0.1, 10.0.0.2, 10.0.0.3], port: 1}]\n",
+            &["3:11: services: 3 VIPs of services, limits.services is 2"],
+        ),
+        (
+            "more SNAT addresses than all pools may have",
+            "..\nsnat_pools:\n  - {name: a, addresses: [10.9.0.0/20]}\n  - {name: b, addresses: [10.9.16.0/20]}\n  \
+             - {name: c, addresses: [10.9.32.0/20]}\n  - {name: d, addresses: [10.9.48.0/20]}\n  \
+             - {name: e, addresses: [10.9.64.1]}\n",
+            &["3:3: snat_pools: 16385 SNAT addresses, the most are 16384"],
+        ),
+        (
+            "two pools over one another are said once",
+            "..\nsnat_pools: [{name: a, addresses: [10.9.0.0/24]}, {name: b, addresses: [10.9.0.0/25]}]\n",
+            &["2:73: snat_pools[1].addresses[0]: 10.9.0.0 is already in SNAT pool a (at 2:36)"],
         ),
     ]);
 }

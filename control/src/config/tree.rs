@@ -41,7 +41,8 @@ pub(super) struct Entry<'a> {
 impl Node<'_> {
     /// Whether it is YAML's null: nothing, `~` or `null`.
     pub(super) fn is_null(&self) -> bool {
-        matches!(&self.value, Value::Scalar { text, plain: true } if matches!(&**text, "" | "~" | "null" | "Null" | "NULL"))
+        let Value::Scalar { text, plain: true } = &self.value else { return false };
+        matches!(&**text, "" | "~" | "null" | "Null" | "NULL")
     }
 
     /// What it is, for messages.

@@ -1,7 +1,7 @@
 //! What does not go together in a [`Draft`].
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use thiserror::Error;
 use super::{Draft, Family, Service, SnatPool, Unicast};
 
 /// A part of a draft, by positions in its lists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// A service.
     Service(usize),
@@ -137,7 +137,8 @@ impl<'a> Finder<'a> {
         let mut holders: Map<IpAddr, (Place, &SnatPool)> = Map::default();
         let draft = self.draft;
         let vips: Map<IpAddr, Place> = draft.services.iter().enumerate().flat_map(vip_places).collect();
-        let node = |addr| draft.node_addresses.iter().position(|own| own.ip() == addr);
+        let node: Map<IpAddr, Place> =
+            draft.node_addresses.iter().map(|own| own.ip()).zip((0..).map(Place::NodeAddress)).collect();
         for (index, pool) in draft.pools.iter().enumerate() {
             let at = Place::PoolName(index);
             if let Some(earlier) = names.insert(&pool.name, at) {
@@ -149,15 +150,19 @@ impl<'a> Finder<'a> {
             }
             for (entry, range) in pool.ranges.iter().enumerate() {
                 let at = Place::PoolRange(index, entry);
+                // Of two ranges over one another the first common address says enough.
+                let mut told = HashSet::<_, ahash::RandomState>::default();
                 for addr in range.iter() {
-                    if let Some((earlier, holder)) = holders.insert(addr, (at, pool)) {
+                    if let Some((earlier, holder)) = holders.insert(addr, (at, pool))
+                        && told.insert(earlier)
+                    {
                         let reason = Reason::SnatTaken { addr, pool: Arc::clone(&holder.name) };
                         self.refuse_second(at, earlier, reason);
                     }
                     if let Some(earlier) = vips.get(&addr) {
                         self.refuse_second(at, *earlier, Reason::SnatIsVip(addr));
-                    } else if let Some(own) = node(addr) {
-                        self.refuse_second(at, Place::NodeAddress(own), Reason::SnatIsNode(addr));
+                    } else if let Some(earlier) = node.get(&addr) {
+                        self.refuse_second(at, *earlier, Reason::SnatIsNode(addr));
                     }
                 }
             }
