@@ -200,6 +200,7 @@ fn halves(word: u128) -> [u64; 2] {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "folded sums and short segments fit")]
 mod tests {
     use proptest::prelude::*;
     use zerocopy::FromBytes;
