@@ -14,6 +14,8 @@ mod station;
 mod tag;
 mod thread;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -35,17 +37,27 @@ enum Command {
     Sink(sink::SinkArgs),
 }
 
-fn main() -> Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    match run(&Cli::parse().command) {
+        Ok(report) => {
+            println!("{report}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("weir-gen: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<serde_json::Value> {
     skip_dispatcher();
     let stop = thread::Stop::on_signals()?;
-    let report = match &cli.command {
-        Command::Forward(args) => forward::run(args, &stop)?,
-        Command::Send(args) => send::run(args, &stop)?,
-        Command::Sink(args) => sink::run(args, &stop)?,
-    };
-    println!("{report}");
-    Ok(())
+    match command {
+        Command::Forward(args) => forward::run(args, &stop),
+        Command::Send(args) => send::run(args, &stop),
+        Command::Sink(args) => sink::run(args, &stop),
+    }
 }
 
 /// Has libxdp attach its redirect program by itself. Its dispatcher would pin files in the host's bpffs, which a

@@ -88,7 +88,12 @@ impl Station {
         let frames = NonZeroU32::new(frames).context("no interface")?;
         let (umem, free) = Umem::new(config, frames, true)
             .or_else(|_| Umem::new(config, frames, false))
-            .map_err(|error| with_source("no memory for frames (is RLIMIT_MEMLOCK too small?)", &error))?;
+            .map_err(|error| {
+                with_source(
+                    "cannot register memory for frames (this needs root and a large enough RLIMIT_MEMLOCK)",
+                    &error,
+                )
+            })?;
         let ports = interfaces
             .iter()
             .map(|name| {
@@ -291,10 +296,10 @@ fn is_busy(error: &dyn std::error::Error) -> bool {
     source.and_then(std::io::Error::raw_os_error) == Some(libc::EBUSY)
 }
 
-/// xsk-rs keeps the kernel's answer in the source and lends its errors for this long only.
+/// xsk-rs keeps the kernel's answer in the source.
 fn with_source(what: &str, error: &dyn std::error::Error) -> anyhow::Error {
     match error.source() {
-        Some(source) => anyhow!("{what}: {error}: {source}"),
+        Some(source) => anyhow!("{what}: {source}"),
         None => anyhow!("{what}: {error}"),
     }
 }
