@@ -7,5 +7,7 @@
 pub mod admin;
 pub mod compile;
 pub mod config;
+pub mod daemon;
 pub mod model;
 pub mod netlink;
+pub mod reconcile;

@@ -345,7 +345,7 @@ fn owned_addresses_are_announced_and_their_groups_joined() {
         far.ip(&format!("neigh add {vip} lladdr 02:00:00:00:00:99 dev far1 nud stale"));
     }
     own.block_on(async || {
-        let mut monitor = Monitor::open().await.unwrap();
+        let monitor = Monitor::open().await.unwrap();
         let scope = Scope { served: vec![Arc::from("eth1")], kernel_path: None };
         let net = compile(monitor.mirror(), &scope, &Net::default(), true, HOP_LIMIT);
         let mac = net.ports[0].mac.map(|byte| format!("{byte:02x}")).join(":");

@@ -84,14 +84,15 @@ impl Socket {
         Ok(Self { listener: socket.into(), path: path.into(), file: (file.dev(), file.ino()) })
     }
 
-    /// Listens in the current runtime until `calls` has no receiver any more or the future is dropped.
-    pub async fn serve(self, calls: mpsc::Sender<Call>) -> io::Result<()> {
+    /// Listens in the current runtime until `calls` has no receiver any more or the future is dropped. A caller gets
+    /// `patience` for a line, and for taking in a piece of a reply.
+    pub async fn serve(self, calls: mpsc::Sender<Call>, patience: Duration) -> io::Result<()> {
         let listener = UnixListener::from_std(self.listener.try_clone()?)?;
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         while !calls.is_closed() {
             match listener.accept().await {
                 Ok((stream, _)) => match Arc::clone(&slots).try_acquire_owned() {
-                    Ok(slot) => drop(tokio::spawn(converse(stream, calls.clone(), slot))),
+                    Ok(slot) => drop(tokio::spawn(converse(stream, calls.clone(), patience, slot))),
                     Err(_) => drop(stream),
                 },
                 // Out of descriptors, most likely: they come back when connections end.
@@ -134,14 +135,19 @@ fn clear(path: &Path) -> Result<(), ListenError> {
 }
 
 /// Serves one connection: request lines in, reply lines out, until the caller has enough or oversteps.
-async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>, _slot: OwnedSemaphorePermit) {
+async fn converse(
+    stream: UnixStream,
+    calls: mpsc::Sender<Call>,
+    patience: Duration,
+    _slot: OwnedSemaphorePermit,
+) {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read);
     let mut line = Vec::new();
     loop {
         line.clear();
         let limit = REQUEST_LIMIT as u64;
-        let read = timeout(PATIENCE, (&mut lines).take(limit).read_until(b'\n', &mut line)).await;
+        let read = timeout(patience, (&mut lines).take(limit).read_until(b'\n', &mut line)).await;
         let (reply, go_on) = match (read, line.last()) {
             (Ok(Ok(_)), Some(b'\n')) => (answer(&line, &calls).await, true),
             (Ok(Ok(count)), _) if count >= REQUEST_LIMIT => {
@@ -149,7 +155,7 @@ async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>, _slot: OwnedSem
             }
             _ => return,
         };
-        if send(&mut write, &reply).await.is_err() || !go_on {
+        if send(&mut write, &reply, patience).await.is_err() || !go_on {
             return;
         }
     }
@@ -172,11 +178,11 @@ fn refusal(message: String) -> Reply {
     Reply::Error { message }
 }
 
-async fn send(write: &mut (impl AsyncWriteExt + Unpin), reply: &Reply) -> io::Result<()> {
+async fn send(write: &mut (impl AsyncWriteExt + Unpin), reply: &Reply, patience: Duration) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
     for piece in line.chunks(PIECE) {
-        timeout(PATIENCE, write.write_all(piece)).await??;
+        timeout(patience, write.write_all(piece)).await??;
     }
     Ok(())
 }

@@ -28,9 +28,6 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Everything changed.
-    pub const ALL: Self = Self { links: true, addresses: true, routes: true, neighbours: true };
-
     /// Whether anything changed.
     pub fn any(self) -> bool {
         self != Self::default()
@@ -130,6 +127,11 @@ impl Mirror {
     /// What changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
+    }
+
+    /// Notes that all differs from what was known before.
+    pub fn all_changed(&mut self) {
+        self.changes = Changes { links: true, addresses: true, routes: true, neighbours: true };
     }
 
     /// What has to be read again, once.

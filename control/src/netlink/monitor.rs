@@ -64,7 +64,12 @@ impl Monitor {
     }
 
     /// The mirror as it stands.
-    pub fn mirror(&mut self) -> &mut Mirror {
+    pub fn mirror(&self) -> &Mirror {
+        &self.mirror
+    }
+
+    /// The mirror, to take what changed or to tell it what is known otherwise.
+    pub fn mirror_mut(&mut self) -> &mut Mirror {
         &mut self.mirror
     }
 

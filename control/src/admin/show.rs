@@ -1,0 +1,232 @@
+//! The rows of replies, read off tables and counters.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use dataplane::flow::key::{self, VipKey};
+use dataplane::ids::ServiceId;
+use dataplane::io::xsk::PortSocket;
+use dataplane::pipeline::FlowRecord;
+use dataplane::snapshot::net::Port;
+use dataplane::snapshot::{Mode, Service, Snapshot};
+use dataplane::state::State;
+use dataplane::stats::WorkerStats;
+use dataplane::verdict::DropReason;
+use dataplane::worker::{FlowDesk, WorkerHandle};
+
+use super::protocol::{
+    BackendRow, Count, FLOWS_LIMIT, FlowRow, Flows, InterfaceRow, QueueRow, ServiceRow, Traffic, WorkerRow,
+};
+use crate::netlink::mirror::Mirror;
+use crate::reconcile::Reconciler;
+
+/// Flows that a worker is asked for at once.
+const PAGE: usize = 1024;
+/// How long one worker may take for a page.
+const PAGE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long all pages together may take.
+const FLOWS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// All services.
+pub fn services(reconciler: &Reconciler) -> Vec<ServiceRow> {
+    let snapshot = reconciler.current();
+    snapshot.services.iter().map(|service| service_row(reconciler, service)).collect()
+}
+
+fn service_row(reconciler: &Reconciler, service: &Service) -> ServiceRow {
+    let mut traffic = Traffic::default();
+    let (mut active, mut inactive) = (0, 0);
+    for backend in &service.backends {
+        traffic += reconciler.baseline().traffic(reconciler.stats(), backend.id);
+        let counts = reconciler.state().backend(backend.id).map_or((0, 0), |state| state.counts());
+        active += u64::from(counts.0);
+        inactive += u64::from(counts.1);
+    }
+    let draining = service.backends.iter().filter(|backend| backend.weight == 0).count();
+    ServiceRow {
+        name: service.name.to_string(),
+        vips: service.vips.iter().map(vip).collect(),
+        scheduler: service.scheduler.kind().name().to_owned(),
+        backends: service.backends.len() - draining,
+        draining,
+        active,
+        inactive,
+        refused: reconciler.baseline().refused(reconciler.stats(), service),
+        traffic,
+    }
+}
+
+/// The backends of all services, or of the one with this name, in the order in which schedulers walk them.
+pub fn backends(reconciler: &Reconciler, of: Option<&str>) -> Vec<BackendRow> {
+    let snapshot = reconciler.current();
+    let services = snapshot.services.iter().filter(|service| of.is_none_or(|name| *service.name == *name));
+    let rows = services.flat_map(|service| {
+        service.backends.iter().map(|backend| {
+            let (active, inactive) = counts(reconciler.state(), backend.id);
+            BackendRow {
+                service: service.name.to_string(),
+                address: SocketAddr::new(backend.addr, backend.port).to_string(),
+                weight: backend.weight,
+                mode: backend.mode.name().to_owned(),
+                active,
+                inactive,
+                traffic: reconciler.baseline().traffic(reconciler.stats(), backend.id),
+            }
+        })
+    });
+    rows.collect()
+}
+
+fn counts(state: &State, id: dataplane::ids::BackendId) -> (u64, u64) {
+    let (active, inactive) = state.backend(id).map_or((0, 0), |state| state.counts());
+    (active.into(), inactive.into())
+}
+
+/// A virtual address as `10.0.0.1:80/tcp`.
+fn vip(vip: &VipKey) -> String {
+    format!("{}/{}", SocketAddr::new(key::address(vip.addr, vip.v6), vip.port), protocol(vip.proto))
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        key::TCP => "tcp".into(),
+        key::UDP => "udp".into(),
+        key::SCTP => "sctp".into(),
+        other => other.to_string(),
+    }
+}
+
+/// All workers.
+pub fn workers<'a>(handles: impl Iterator<Item = &'a WorkerHandle>) -> Vec<WorkerRow> {
+    let row = |handle: &WorkerHandle| {
+        let (stats, view) = (&handle.stats, &handle.view);
+        WorkerRow {
+            worker: handle.id.0,
+            core: handle.core.and_then(|core| u16::try_from(core).ok()),
+            alive: !handle.is_finished(),
+            turns: view.turns.get(),
+            sleeps: view.sleeps.get(),
+            frames: stats.frames.get(),
+            forwarded: stats.forwarded.get(),
+            answered: stats.answered.get(),
+            kernel: stats.kernel.get(),
+            dropped: DropReason::ALL.iter().map(|reason| stats.drops(*reason)).sum(),
+            handed_over: stats.handed_over.get(),
+            taken_over: stats.taken_over.get(),
+            flows: view.flows.load(Ordering::Relaxed),
+            flows_opened: stats.flows_opened.get(),
+            flows_expired: stats.flows_expired.get(),
+        }
+    };
+    handles.map(row).collect()
+}
+
+/// What the workers did not deliver, by reason; the reasons that never happened only with `all`.
+pub fn drops(stats: &[Arc<WorkerStats>], all: bool) -> Vec<Count> {
+    let count = |reason: &DropReason| Count {
+        name: reason.name().to_owned(),
+        count: stats.iter().map(|stats| stats.drops(*reason)).sum(),
+    };
+    DropReason::ALL.iter().map(count).filter(|count| all || count.count > 0).collect()
+}
+
+/// An interface with the sockets that workers have on it. `xdp` says how the program is attached.
+pub fn interface<'a>(
+    port: &Port,
+    xdp: String,
+    mirror: &Mirror,
+    sockets: impl Iterator<Item = &'a PortSocket>,
+) -> InterfaceRow {
+    let addresses = mirror.addresses.iter().filter(|(link, ..)| *link == port.ifindex);
+    InterfaceRow {
+        name: port.name.to_string(),
+        ifindex: port.ifindex,
+        mac: port.mac.map(|byte| format!("{byte:02x}")).join(":"),
+        mtu: port.mtu,
+        up: mirror.links.get(&port.ifindex).is_some_and(|link| link.up),
+        addresses: addresses.map(|(_, addr, len)| format!("{addr}/{len}")).collect(),
+        xdp,
+        queues: sockets.filter(|socket| socket.interface == port.name).map(queue).collect(),
+    }
+}
+
+fn queue(socket: &PortSocket) -> QueueRow {
+    let statistics = socket.statistics().and_then(Result::ok).unwrap_or_default();
+    QueueRow {
+        queue: socket.queue,
+        mode: socket.mode.name().to_owned(),
+        rx: socket.counters.rx.get(),
+        tx: socket.counters.tx.get(),
+        rx_dropped: statistics.rx_dropped,
+        rx_ring_full: statistics.rx_ring_full,
+        fill_ring_empty: statistics.fill_ring_empty,
+        invalid_descriptors: statistics.rx_invalid + statistics.tx_invalid,
+    }
+}
+
+/// Which flows are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct FlowFilter {
+    /// How many at most; [`FLOWS_LIMIT`] bounds it.
+    pub limit: usize,
+    /// Of the service with this name alone.
+    pub service: Option<String>,
+    /// From this client alone.
+    pub client: Option<IpAddr>,
+}
+
+/// Asks the workers for their flows, one after the other. Blocks, for some 10 s at most.
+pub fn flows(desks: &[(u8, FlowDesk)], snapshot: &Snapshot, filter: &FlowFilter) -> Flows {
+    let limit = filter.limit.min(FLOWS_LIMIT);
+    let deadline = Instant::now() + FLOWS_PATIENCE;
+    let names: HashMap<ServiceId, &str, ahash::RandomState> =
+        snapshot.services.iter().map(|service| (service.id, &*service.name)).collect();
+    let mut reply = Flows { flows: Vec::new(), more: false, silent: Vec::new() };
+    for (worker, desk) in desks {
+        let mut cursor = Some(0);
+        while let Some(from) = cursor {
+            if Instant::now() > deadline {
+                reply.more = true;
+                return reply;
+            }
+            let Ok(page) = desk.page(from, PAGE, PAGE_PATIENCE) else {
+                reply.silent.push(*worker);
+                break;
+            };
+            let rows = page.records.iter().map(|record| flow(*worker, record, &names));
+            for row in rows.zip(&page.records).filter(|(row, record)| matches(filter, row, record)) {
+                if reply.flows.len() == limit {
+                    reply.more = true;
+                    return reply;
+                }
+                reply.flows.push(row.0);
+            }
+            cursor = page.next;
+        }
+    }
+    reply
+}
+
+fn matches(filter: &FlowFilter, row: &FlowRow, record: &FlowRecord) -> bool {
+    filter.service.as_ref().is_none_or(|name| *name == row.service)
+        && filter.client.is_none_or(|client| client == record.client.0)
+}
+
+fn flow(worker: u8, record: &FlowRecord, names: &HashMap<ServiceId, &str, ahash::RandomState>) -> FlowRow {
+    let text = |(addr, port): (IpAddr, u16)| SocketAddr::new(addr, port).to_string();
+    FlowRow {
+        worker,
+        protocol: protocol(record.proto),
+        client: text(record.client),
+        vip: text(record.vip),
+        snat: (record.mode == Mode::FullNat).then(|| text(record.snat)),
+        backend: text(record.backend),
+        service: names.get(&record.service_id).copied().unwrap_or_default().to_owned(),
+        mode: record.mode.name().to_owned(),
+        state: record.state.to_owned(),
+        expires_s: record.expires_s,
+    }
+}

@@ -1,0 +1,478 @@
+//! The control thread: everything that happens while workers forward.
+//!
+//! ```text
+//! signals, admin calls -> reload -> reconcile --> workers, XDP program
+//! kernel notifications -> mirror -> net ----^
+//! workers' wishes -> resolver -> kernel
+//! ```
+//!
+//! One event loop on the calling thread; nothing in it waits for the network, and what takes long (reading a file,
+//! asking workers for flows) happens beside it.
+
+mod host;
+mod reload;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_queue::ArrayQueue;
+use dataplane::io::xsk::PortSocket;
+use dataplane::snapshot::net::Neighbour;
+use dataplane::worker::{WorkerHandle, WorkerPanic};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+
+pub use self::host::{Host, HostError};
+use self::reload::{Reloads, Waiting};
+use crate::admin::protocol::{Count, Drops, Reload, Reply, Request, Status};
+use crate::admin::server::{Call, PATIENCE, Socket};
+use crate::admin::show::{self, FlowFilter};
+use crate::config::{Config, Faults};
+use crate::netlink::compile::{HOP_LIMIT, compile};
+use crate::netlink::monitor::Monitor;
+use crate::netlink::resolve::{Known, Resolver};
+use crate::reconcile::{Gate, Reconciler};
+
+/// How often workers' wishes are looked at and what is due is asked and announced. A packet that misses its neighbour
+/// is dropped and comes again after a second (TCP), so more haste gains nothing.
+const POLL: Duration = Duration::from_millis(10);
+/// How often the rest is looked after.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How long kernel notifications are gathered before new tables are made of them.
+const DEBOUNCE: Duration = Duration::from_millis(5);
+/// Neighbours asked for, and announcements sent, a poll at most.
+const BURST: usize = 64;
+
+/// Why control ended otherwise than asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Signals cannot be caught, or the admin socket cannot be served.
+    #[error("the control thread cannot work: {0}")]
+    Io(#[from] std::io::Error),
+    /// No worker is left.
+    #[error("all workers have ended")]
+    NoWorkers,
+}
+
+/// How the run ended.
+#[derive(Debug)]
+pub struct Ending {
+    /// Asked to, or why otherwise.
+    pub result: Result<(), ControlError>,
+    /// Workers that ended by a bug.
+    pub panics: Vec<WorkerPanic>,
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// An orderly end (SIGTERM, SIGINT).
+    Stop,
+    /// The configuration file is to be read again (SIGHUP).
+    Reload,
+}
+
+/// A worker with what others may know of its sockets.
+#[derive(Debug)]
+pub struct Served {
+    /// The worker.
+    pub handle: WorkerHandle,
+    /// Its sockets.
+    pub sockets: Vec<PortSocket>,
+}
+
+/// What control is made of. All is running; the XDP program hands nothing over yet.
+#[derive(Debug)]
+pub struct Parts<G> {
+    /// The configuration in force.
+    pub config: Config,
+    /// The machine.
+    pub host: Host,
+    /// The tables.
+    pub reconciler: Reconciler,
+    /// What decides in the kernel.
+    pub gate: G,
+    /// The workers, by id.
+    pub workers: Vec<Served>,
+    /// Each worker's queue of neighbours that it misses.
+    pub wanted: Vec<Arc<ArrayQueue<Neighbour>>>,
+}
+
+/// The control thread's state.
+#[derive(Debug)]
+pub struct Control<G> {
+    config: Config,
+    host: Host,
+    reconciler: Reconciler,
+    gate: G,
+    workers: Vec<Served>,
+    wanted: Vec<Arc<ArrayQueue<Neighbour>>>,
+    resolver: Resolver,
+    reloads: Reloads,
+    last_reload: Option<Reload>,
+    /// When the mirror's changes become tables.
+    refresh_at: Option<Instant>,
+    dead: usize,
+    started: Instant,
+}
+
+impl<G: Gate> Control<G> {
+    /// Control over `parts`, at rest.
+    pub fn new(parts: Parts<G>) -> Self {
+        let Parts { config, host, reconciler, gate, workers, wanted } = parts;
+        Self {
+            reloads: Reloads::new(Path::new(config.file())),
+            config,
+            host,
+            reconciler,
+            gate,
+            workers,
+            wanted,
+            resolver: Resolver::default(),
+            last_reload: None,
+            refresh_at: None,
+            dead: 0,
+            started: Instant::now(),
+        }
+    }
+
+    /// Opens the gate and works until SIGTERM or SIGINT; SIGHUP reloads. Then the kernel gets all frames, the workers
+    /// end, and what was made on the machine is taken away.
+    pub fn run(self) -> Ending {
+        let (sender, signals) = mpsc::channel(1);
+        let caught = self.host.runtime.as_ref().map_or(Ok(()), |runtime| {
+            let _inside = runtime.enter();
+            catch_signals(sender)
+        });
+        match caught {
+            Ok(()) => self.run_until(signals),
+            Err(error) => self.end(Err(error.into())),
+        }
+    }
+
+    /// As [`Control::run`], with signals from a channel; its end means stop.
+    pub fn run_until(mut self, signals: mpsc::Receiver<Signal>) -> Ending {
+        let result = match (self.host.runtime.take(), self.host.socket.take()) {
+            (Some(runtime), Some(socket)) => {
+                let result = runtime.block_on(self.serve(signals, socket));
+                self.host.runtime = Some(runtime);
+                result
+            }
+            _ => Ok(()),
+        };
+        self.end(result)
+    }
+
+    /// Ends all, the kernel's frames first.
+    fn end(self, result: Result<(), ControlError>) -> Ending {
+        drop(self.gate);
+        for worker in &self.workers {
+            worker.handle.stop();
+        }
+        let joined = self.workers.into_iter().filter_map(|worker| worker.handle.join().err());
+        Ending { result, panics: joined.collect() }
+    }
+
+    async fn serve(
+        &mut self,
+        mut signals: mpsc::Receiver<Signal>,
+        socket: Socket,
+    ) -> Result<(), ControlError> {
+        let (sender, mut calls) = mpsc::channel(1);
+        let listening = tokio::spawn(socket.serve(sender, PATIENCE));
+        let mut poll = interval(POLL);
+        let mut housekeeping = interval(HOUSEKEEPING);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.complete().await;
+        self.services_changed();
+        let result = loop {
+            let refresh_at = self.refresh_at.unwrap_or_else(Instant::now);
+            tokio::select! {
+                signal = signals.recv() => match signal {
+                    Some(Signal::Reload) => self.reloads.request(None),
+                    Some(Signal::Stop) | None => break Ok(()),
+                },
+                result = self.host.monitor.changed() => match result {
+                    Ok(()) => _ = self.refresh_at.get_or_insert_with(|| Instant::now() + DEBOUNCE),
+                    Err(error) => self.reconnect(&error).await,
+                },
+                () = sleep_until(refresh_at.into()), if self.refresh_at.is_some() => self.refresh().await,
+                (read, waiting) = self.reloads.read() => self.finish_reload(read, waiting).await,
+                Some(call) = calls.recv() => self.answer(call),
+                _ = poll.tick() => self.poll().await,
+                _ = housekeeping.tick() => {
+                    if self.keep_house() {
+                        break Err(ControlError::NoWorkers);
+                    }
+                }
+            }
+        };
+        listening.abort();
+        // Its end closes the socket and removes its file.
+        let _ = listening.await;
+        result
+    }
+
+    /// Waits until the workers use the newest services, and lets the gate follow. A worker that does not turn is not
+    /// waited for longer than the XDP program trusts it.
+    async fn complete(&mut self) {
+        let mut patience = self.config.settings.workers.beat_limit;
+        if self.workers.iter().any(|worker| worker.handle.is_finished()) {
+            patience = POLL;
+        }
+        let deadline = Instant::now() + patience;
+        while self.reconciler.is_waiting() {
+            for worker in &self.workers {
+                worker.handle.wake();
+            }
+            let is_late = Instant::now() >= deadline;
+            self.advance(is_late);
+            if is_late {
+                return;
+            }
+            if self.reconciler.is_waiting() {
+                tokio::time::sleep(Duration::from_micros(500)).await;
+            }
+        }
+    }
+
+    fn advance(&mut self, is_late: bool) {
+        if let Err(error) = self.reconciler.advance(&mut self.gate, is_late) {
+            tracing::error!(%error, "the XDP program does not follow; trying again");
+        }
+    }
+
+    /// What follows from new services or routes: which neighbours are needed, which addresses are announced.
+    fn services_changed(&mut self) {
+        self.resolver.set_standing(self.reconciler.needed_neighbours(), Instant::now());
+        let snapshot = self.reconciler.current();
+        self.host.announcer.set_owned(&snapshot.net, snapshot.services.owned());
+    }
+
+    /// Makes new tables of what the kernel said.
+    async fn refresh(&mut self) {
+        self.refresh_at = None;
+        if let Err(error) = self.host.monitor.settle().await {
+            tracing::warn!(%error, "the tables stay as they are; trying again");
+            self.refresh_at = Some(Instant::now() + HOUSEKEEPING);
+            return;
+        }
+        let changes = self.host.monitor.mirror_mut().take_changes();
+        let reroute = changes.links || changes.routes;
+        if !reroute && !changes.neighbours {
+            return;
+        }
+        let old = Arc::clone(&self.reconciler.current().net);
+        let new = compile(self.host.monitor.mirror(), &self.host.scope, &old, reroute, HOP_LIMIT);
+        let same = (new.epoch, &new.ports, new.kernel) == (old.epoch, &old.ports, old.kernel)
+            && new.neighbours == old.neighbours
+            && new.hops == old.hops;
+        if same {
+            return;
+        }
+        let now = Instant::now();
+        for (place, id) in &old.neighbours {
+            let is_there = new.neighbours.get(place).is_some_and(|id| new.hop(*id).is_some());
+            if old.hop(*id).is_some() && !is_there {
+                self.resolver.lost(*place, now);
+            }
+        }
+        self.host.announcer.links_changed(&old, &new);
+        let generation = self.reconciler.set_net(new);
+        tracing::debug!(generation, ?changes, "network changed");
+        if reroute {
+            self.services_changed();
+        }
+    }
+
+    async fn reconnect(&mut self, error: &crate::netlink::NetlinkError) {
+        tracing::warn!(%error, "opening another netlink socket");
+        match Monitor::open().await {
+            Ok(mut monitor) => {
+                monitor.mirror_mut().all_changed();
+                self.host.monitor = monitor;
+                self.refresh_at = Some(Instant::now());
+            }
+            Err(error) => {
+                tracing::error!(%error, "the network is not followed; trying again");
+                tokio::time::sleep(POLL).await;
+            }
+        }
+    }
+
+    async fn poll(&mut self) {
+        let now = Instant::now();
+        for queue in &self.wanted {
+            for _ in 0..queue.len() {
+                let Some(place) = queue.pop() else { break };
+                self.resolver.want(place, now);
+            }
+        }
+        let mirror = self.host.monitor.mirror();
+        let known = |place: &Neighbour| match mirror.neighbours.get(place) {
+            Some(entry) if entry.mac.is_none() => Known::Missing,
+            None => Known::Missing,
+            Some(entry) if entry.fixed => Known::Fixed,
+            Some(_) => Known::Usable,
+        };
+        for place in self.resolver.due(now, BURST, known) {
+            if let Err(error) = self.host.monitor.ask(place).await {
+                tracing::debug!(%error, ?place, "not asked for");
+            }
+        }
+        if self.host.announcer.is_pending() {
+            self.host.announcer.send_due(&self.reconciler.current().net, BURST);
+        }
+        self.advance(false);
+    }
+
+    /// Returns whether there is no worker left.
+    fn keep_house(&mut self) -> bool {
+        self.reconciler.tidy();
+        let dead = self.workers.iter().filter(|worker| worker.handle.is_finished()).count();
+        if dead > self.dead {
+            for worker in self.workers.iter().filter(|worker| worker.handle.is_finished()) {
+                let worker = worker.handle.id.0;
+                tracing::error!(worker, "a worker has ended; the kernel gets the frames of its queues");
+            }
+        }
+        self.dead = dead;
+        dead == self.workers.len()
+    }
+
+    async fn finish_reload(&mut self, read: Result<Config, Faults>, waiting: Waiting) {
+        let faults = match read {
+            Ok(config) => self.adopt(config).await.err().unwrap_or_default(),
+            Err(faults) => faults.to_string().lines().map(str::to_owned).collect(),
+        };
+        let generation = self.reconciler.current().generation;
+        if faults.is_empty() {
+            tracing::info!(generation, "configuration reloaded");
+        } else {
+            tracing::error!(generation, "reload refused:\n{}", faults.join("\n"));
+        }
+        let reload = Reload {
+            at_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            count: self.last_reload.as_ref().map_or(0, |last| last.count) + 1,
+            faults,
+            generation,
+        };
+        for reply in waiting {
+            // A caller that is gone wants no reply.
+            let _ = reply.send(Reply::Reload(reload.clone()));
+        }
+        self.last_reload = Some(reload);
+    }
+
+    /// Puts a configuration into force, or says why not.
+    async fn adopt(&mut self, config: Config) -> Result<(), Vec<String>> {
+        let fixed = config.restart_needed(&self.config);
+        if !fixed.is_empty() {
+            let file = config.file();
+            return Err(fixed
+                .iter()
+                .map(|key| format!("{file}: {key}: only a restart changes this"))
+                .collect());
+        }
+        if config.desired != *self.reconciler.desired() {
+            self.reconciler
+                .set_desired(config.desired.clone(), &mut self.gate)
+                .map_err(|refusal| vec![format!("{}: {refusal}", config.file())])?;
+            self.complete().await;
+            self.services_changed();
+        }
+        self.config = config;
+        Ok(())
+    }
+
+    fn answer(&mut self, call: Call) {
+        let Call { request, reply } = call;
+        let answer = match request {
+            Request::Status {} => Reply::Status(self.status()),
+            Request::Services {} => Reply::Services(show::services(&self.reconciler)),
+            Request::Backends { service } => {
+                Reply::Backends(show::backends(&self.reconciler, service.as_deref()))
+            }
+            Request::Workers {} => {
+                Reply::Workers(show::workers(self.workers.iter().map(|worker| &worker.handle)))
+            }
+            Request::Drops { all } => Reply::Drops(Drops {
+                drops: show::drops(self.reconciler.stats(), all),
+                xdp: self.xdp_counts(all),
+            }),
+            Request::Interfaces {} => Reply::Interfaces(self.interfaces()),
+            Request::Flows { limit, service, client } => {
+                let desks: Vec<_> = self
+                    .workers
+                    .iter()
+                    .map(|worker| (worker.handle.id.0, worker.handle.flow_desk()))
+                    .collect();
+                let snapshot = self.reconciler.current();
+                tokio::task::spawn_blocking(move || {
+                    let flows = show::flows(&desks, &snapshot, &FlowFilter { limit, service, client });
+                    let _ = reply.send(Reply::Flows(flows));
+                });
+                return;
+            }
+            Request::Reload {} => return self.reloads.request(Some(reply)),
+        };
+        // A caller that is gone wants no reply.
+        let _ = reply.send(answer);
+    }
+
+    fn xdp_counts(&self, all: bool) -> Vec<Count> {
+        self.gate.counts().into_iter().filter(|count| all || count.count > 0).collect()
+    }
+
+    fn interfaces(&self) -> Vec<crate::admin::protocol::InterfaceRow> {
+        let net = Arc::clone(&self.reconciler.current().net);
+        let row = |(number, port)| {
+            let is_served = usize::from(number) < self.host.scope.served.len();
+            let xdp = if is_served { self.gate.mode(number) } else { "none".into() };
+            let sockets = self.workers.iter().flat_map(|worker| &worker.sockets);
+            show::interface(port, xdp, self.host.monitor.mirror(), sockets)
+        };
+        (0u8..).zip(&net.ports).map(row).collect()
+    }
+
+    fn status(&mut self) -> Status {
+        let snapshot = self.reconciler.current();
+        let alive = self.workers.iter().filter(|worker| !worker.handle.is_finished()).count();
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            config: self.config.file().into(),
+            generation: snapshot.generation,
+            generations_kept: self.reconciler.tidy(),
+            workers: (alive, self.workers.len()),
+            services: snapshot.services.iter().count(),
+            backends: snapshot.services.iter().map(|service| service.backends.len()).sum(),
+            neighbours: (snapshot.net.hops.iter().flatten().count(), snapshot.net.hops.len()),
+            neighbours_refused: self.resolver.refused(),
+            last_reload: self.last_reload.clone(),
+        }
+    }
+}
+
+fn catch_signals(sender: mpsc::Sender<Signal>) -> std::io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        loop {
+            let signal = tokio::select! {
+                _ = hangup.recv() => Signal::Reload,
+                _ = terminate.recv() => Signal::Stop,
+                _ = interrupt.recv() => Signal::Stop,
+            };
+            if sender.send(signal).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,447 @@
+//! From what is desired and what the kernel says to what the workers and the XDP program have.
+//!
+//! A change of services reaches three places in an order that loses no packet: the XDP program stops handing over
+//! what will go, the workers get the new tables, and once all of them use these the XDP program hands over what is
+//! new. In between, what is neither here nor there goes to the kernel. A desired state that does not fit is refused
+//! before anything is touched.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use dataplane::ids::{BackendId, ServiceId, WorkerId};
+use dataplane::snapshot::net::Neighbour;
+use dataplane::snapshot::publish::{Publisher, Reader};
+use dataplane::snapshot::{Net, Service, Snapshot};
+use dataplane::state::State;
+use dataplane::stats::WorkerStats;
+use xdp_prog::{Ours, SyncError, Xdp};
+
+use crate::admin::protocol::{Count, Traffic};
+use crate::compile::{self, CompileError, Compiled, Fresh, IdTable};
+use crate::model::DesiredState;
+use crate::netlink::compile::{gateways, next_neighbours};
+
+/// What decides in the kernel whether a frame is Weir's.
+pub trait Gate {
+    /// Whether `ours` fits.
+    fn check(&self, ours: &Ours) -> Result<(), SyncError>;
+
+    /// Hands over no more what is not in `ours`, and nothing new.
+    fn remove(&mut self, ours: &Ours) -> Result<(), SyncError>;
+
+    /// Hands over exactly `ours`.
+    fn sync(&mut self, ours: &Ours) -> Result<(), SyncError>;
+
+    /// How many frames met which fate.
+    fn counts(&self) -> Vec<Count>;
+
+    /// How it is attached to a port: read back from the kernel.
+    fn mode(&self, port: u8) -> String;
+}
+
+impl Gate for Xdp {
+    fn check(&self, ours: &Ours) -> Result<(), SyncError> {
+        self.check(ours)
+    }
+
+    fn remove(&mut self, ours: &Ours) -> Result<(), SyncError> {
+        self.remove(ours).map(drop)
+    }
+
+    fn sync(&mut self, ours: &Ours) -> Result<(), SyncError> {
+        self.sync(ours).map(drop)
+    }
+
+    fn counts(&self) -> Vec<Count> {
+        let counts = self.counters().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the XDP program's counters cannot be read");
+            Vec::new()
+        });
+        let count = |(counter, count): (xdp_prog::Counter, u64)| Count { name: counter.name().into(), count };
+        counts.into_iter().map(count).collect()
+    }
+
+    fn mode(&self, port: u8) -> String {
+        self.mode(port).map_or_else(|error| error.to_string(), |mode| mode.name().into())
+    }
+}
+
+/// Why a desired state was refused. The one before it holds.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// It does not fit the slabs, or asks for what this version has not.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// It does not fit the XDP program's maps, or these cannot be changed.
+    #[error(transparent)]
+    Kernel(#[from] SyncError),
+}
+
+/// The tables in force, and how to change them.
+#[derive(Debug)]
+pub struct Reconciler {
+    desired: DesiredState,
+    ids: IdTable,
+    ours: Ours,
+    /// The generation that every worker has to use before the XDP program may hand over all of `ours`.
+    awaited: Option<u64>,
+    publisher: Publisher,
+    state: Arc<State>,
+    stats: Vec<Arc<WorkerStats>>,
+    baseline: Baseline,
+}
+
+/// What counters showed when their slots got their present owners. Counters only ever grow; their slots are reused.
+#[derive(Clone, Debug, Default)]
+pub struct Baseline {
+    backends: HashMap<BackendId, Traffic, ahash::RandomState>,
+    services: HashMap<ServiceId, u64, ahash::RandomState>,
+}
+
+impl Reconciler {
+    /// The first tables, for as many workers as there are `stats`.
+    pub fn new(
+        desired: DesiredState,
+        net: Net,
+        state: Arc<State>,
+        stats: Vec<Arc<WorkerStats>>,
+    ) -> Result<Self, CompileError> {
+        let Compiled { services, ours, timeouts, mut ids, .. } =
+            compile::compile(&desired, &IdTable::new(&state))?;
+        let first = Snapshot { generation: 1, services: Arc::new(services), net: Arc::new(net), timeouts };
+        ids.published(first.generation);
+        let publisher = Publisher::new(first, stats.len());
+        Ok(Self {
+            desired,
+            ids,
+            ours,
+            awaited: Some(1),
+            publisher,
+            state,
+            stats,
+            baseline: Baseline::default(),
+        })
+    }
+
+    /// A worker's end of the publication.
+    pub fn reader(&self, worker: WorkerId) -> Reader {
+        self.publisher.reader(worker)
+    }
+
+    /// The tables in force.
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.publisher.current()
+    }
+
+    /// What the tables in force were compiled from.
+    pub fn desired(&self) -> &DesiredState {
+        &self.desired
+    }
+
+    /// Connection counts and scheduler positions.
+    pub fn state(&self) -> &Arc<State> {
+        &self.state
+    }
+
+    /// The workers' counters.
+    pub fn stats(&self) -> &[Arc<WorkerStats>] {
+        &self.stats
+    }
+
+    /// What to take off counters.
+    pub fn baseline(&self) -> &Baseline {
+        &self.baseline
+    }
+
+    /// Publishes new services. [`Reconciler::advance`] completes the change once the workers have it.
+    pub fn set_desired(&mut self, desired: DesiredState, gate: &mut impl Gate) -> Result<u64, Refusal> {
+        let compiled = compile::compile(&desired, &self.ids)?;
+        gate.check(&compiled.ours)?;
+        if let Err(fault) = gate.remove(&compiled.ours) {
+            // Part of it may be removed already: the next advance puts that back.
+            self.awaited.get_or_insert(self.current().generation);
+            return Err(fault.into());
+        }
+        let old = self.current();
+        compiled.prepare(&old.services, &self.state);
+        self.baseline.note(&compiled.fresh, &self.stats);
+        let Compiled { services, ours, timeouts, ids, .. } = compiled;
+        let next = Snapshot { services: Arc::new(services), timeouts, ..Snapshot::clone(&old) };
+        let generation = self.publisher.publish(next);
+        self.ids = ids;
+        self.ids.published(generation);
+        self.desired = desired;
+        self.ours = ours;
+        self.awaited = Some(generation);
+        Ok(generation)
+    }
+
+    /// Publishes a new view of the network.
+    pub fn set_net(&mut self, net: Net) -> u64 {
+        let next = Snapshot { net: Arc::new(net), ..Snapshot::clone(&self.current()) };
+        self.publisher.publish(next)
+    }
+
+    /// Whether the XDP program waits for workers to use the newest services.
+    pub fn is_waiting(&self) -> bool {
+        self.awaited.is_some()
+    }
+
+    /// Completes a change where every worker has it, or at once where `is_late`: a worker that does not turn gets no
+    /// frames from the XDP program anyhow. Where the kernel refuses, the next call tries again.
+    pub fn advance(&mut self, gate: &mut impl Gate, is_late: bool) -> Result<(), SyncError> {
+        if let Some(generation) = self.awaited
+            && (is_late || self.publisher.is_seen(generation))
+        {
+            gate.sync(&self.ours)?;
+            self.awaited = None;
+        }
+        Ok(())
+    }
+
+    /// Frees tables that no worker uses any more, and the slots of removed backends whose last flow has ended; the
+    /// XDP program then no longer takes their packets for replies. Returns how many generations are kept.
+    pub fn tidy(&mut self) -> usize {
+        let waiting = self.ids.reclaim(&self.state, |generation| self.publisher.is_seen(generation));
+        let ours = compile::ours(&self.desired, &self.ids);
+        if ours != self.ours {
+            tracing::debug!(waiting, "removed backends have ended their last flows");
+            self.ours = ours;
+            self.awaited.get_or_insert(self.publisher.current().generation);
+        }
+        self.publisher.collect()
+    }
+
+    /// The neighbours by which backends and all gateways are reached.
+    pub fn needed_neighbours(&self) -> HashSet<Neighbour> {
+        let snapshot = self.current();
+        let backends: HashSet<IpAddr> = snapshot
+            .services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .map(|backend| backend.addr)
+            .collect();
+        let towards = backends.into_iter().flat_map(|addr| next_neighbours(&snapshot.net, addr));
+        towards.chain(gateways(&snapshot.net)).collect()
+    }
+}
+
+impl Baseline {
+    fn note(&mut self, fresh: &Fresh, stats: &[Arc<WorkerStats>]) {
+        for id in &fresh.backends {
+            self.backends.insert(*id, total(stats, *id));
+        }
+        for id in &fresh.services {
+            self.services.insert(*id, refused(stats, *id));
+        }
+    }
+
+    /// Traffic of the backend that has this slot now.
+    pub fn traffic(&self, stats: &[Arc<WorkerStats>], id: BackendId) -> Traffic {
+        let now = total(stats, id);
+        let before = self.backends.get(&id).copied().unwrap_or_default();
+        Traffic {
+            flows: now.flows.saturating_sub(before.flows),
+            packets_in: now.packets_in.saturating_sub(before.packets_in),
+            bytes_in: now.bytes_in.saturating_sub(before.bytes_in),
+            packets_out: now.packets_out.saturating_sub(before.packets_out),
+            bytes_out: now.bytes_out.saturating_sub(before.bytes_out),
+        }
+    }
+
+    /// New flows of the service that were refused.
+    pub fn refused(&self, stats: &[Arc<WorkerStats>], service: &Service) -> u64 {
+        let before = self.services.get(&service.id).copied().unwrap_or_default();
+        refused(stats, service.id).saturating_sub(before)
+    }
+}
+
+fn total(stats: &[Arc<WorkerStats>], id: BackendId) -> Traffic {
+    let mut total = Traffic::default();
+    for counters in stats.iter().filter_map(|stats| stats.backend(id)) {
+        total += Traffic {
+            flows: counters.flows.get(),
+            packets_in: counters.packets_in.get(),
+            bytes_in: counters.bytes_in.get(),
+            packets_out: counters.packets_out.get(),
+            bytes_out: counters.bytes_out.get(),
+        };
+    }
+    total
+}
+
+fn refused(stats: &[Arc<WorkerStats>], id: ServiceId) -> u64 {
+    stats.iter().filter_map(|stats| stats.refused(id)).map(|counter| counter.get()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use dataplane::stats::Counter;
+
+    use super::*;
+    use crate::config;
+
+    /// Notes what is asked of it, as (call, VIP ports).
+    #[derive(Default)]
+    struct Book {
+        calls: Vec<(&'static str, Vec<u16>)>,
+        full: bool,
+    }
+
+    impl Book {
+        fn note(&mut self, call: &'static str, ours: &Ours) {
+            let mut ports: Vec<_> = ours.vips.iter().map(|vip| vip.port).collect();
+            ports.sort_unstable();
+            self.calls.push((call, ports));
+        }
+    }
+
+    impl Gate for Book {
+        fn check(&self, ours: &Ours) -> Result<(), SyncError> {
+            let wanted = ours.vips.len();
+            if self.full { Err(SyncError::Full { map: "vips", limit: 1, wanted }) } else { Ok(()) }
+        }
+
+        fn remove(&mut self, ours: &Ours) -> Result<(), SyncError> {
+            self.note("remove", ours);
+            Ok(())
+        }
+
+        fn sync(&mut self, ours: &Ours) -> Result<(), SyncError> {
+            self.note("sync", ours);
+            Ok(())
+        }
+
+        fn counts(&self) -> Vec<Count> {
+            Vec::new()
+        }
+
+        fn mode(&self, _: u8) -> String {
+            "none".into()
+        }
+    }
+
+    /// Services on the given ports, each with these backends.
+    fn desired(ports: &[u16], backends: &[&str]) -> DesiredState {
+        let mut text = String::from("interfaces: [{name: eth1}]\nservices:\n");
+        for port in ports {
+            text += &format!("- {{name: s{port}, vip: 10.0.0.10, port: {port}, mode: nat, backends: [");
+            for backend in backends {
+                text += &format!("{{address: {backend}, port: 80}},");
+            }
+            text += "]}\n";
+        }
+        config::parse("test.yaml", &text).unwrap_or_else(|faults| panic!("{faults}\n{text}")).desired
+    }
+
+    fn reconciler(desired: DesiredState, workers: usize) -> Reconciler {
+        let stats = (0..workers).map(|_| Arc::new(WorkerStats::new(4, 4))).collect();
+        Reconciler::new(desired, Net::default(), Arc::new(State::new(4, 4)), stats).unwrap()
+    }
+
+    #[test]
+    fn the_xdp_program_forgets_before_the_workers_do_and_learns_after_them() {
+        let mut gate = Book::default();
+        let mut reconciler = reconciler(desired(&[80, 81], &["10.1.0.1"]), 2);
+        let mut readers = [0, 1].map(|worker| reconciler.reader(WorkerId(worker)));
+        for reader in &mut readers {
+            reader.read();
+        }
+        reconciler.advance(&mut gate, false).unwrap();
+        assert_eq!(gate.calls.drain(..).collect::<Vec<_>>(), [("sync", vec![80, 81])]);
+
+        let generation = reconciler.set_desired(desired(&[81, 82], &["10.1.0.1"]), &mut gate).unwrap();
+        assert_eq!(gate.calls.drain(..).collect::<Vec<_>>(), [("remove", vec![81, 82])]);
+        assert_eq!(readers[0].read().generation, generation);
+        reconciler.advance(&mut gate, false).unwrap();
+        assert!(gate.calls.is_empty() && reconciler.is_waiting(), "one worker still uses the old tables");
+        readers[1].read();
+        reconciler.advance(&mut gate, false).unwrap();
+        assert_eq!(gate.calls.drain(..).collect::<Vec<_>>(), [("sync", vec![81, 82])]);
+        assert!(!reconciler.is_waiting());
+
+        reconciler.set_desired(desired(&[81], &["10.1.0.1"]), &mut gate).unwrap();
+        gate.calls.clear();
+        reconciler.advance(&mut gate, true).unwrap();
+        assert_eq!(gate.calls, [("sync", vec![81])], "a worker that does not turn is not waited for");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_before_anything_is_touched() {
+        let mut gate = Book { full: true, ..Book::default() };
+        let mut reconciler = reconciler(desired(&[80], &["10.1.0.1"]), 1);
+        let before = reconciler.current();
+        let too_many = ["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.0.5"];
+        let refused = reconciler.set_desired(desired(&[80], &too_many), &mut gate);
+        assert!(
+            matches!(refused, Err(Refusal::Compile(CompileError::Backends { limit: 4, .. }))),
+            "{refused:?}"
+        );
+        let refused = reconciler.set_desired(desired(&[81], &["10.1.0.1"]), &mut gate);
+        assert!(matches!(refused, Err(Refusal::Kernel(SyncError::Full { .. }))), "{refused:?}");
+        assert!(gate.calls.is_empty());
+        assert!(Arc::ptr_eq(&before, &reconciler.current()));
+        assert_eq!(reconciler.desired(), &desired(&[80], &["10.1.0.1"]));
+    }
+
+    #[test]
+    fn a_removed_backend_is_ours_until_its_last_flow_ends() {
+        let mut gate = Book::default();
+        let mut reconciler = reconciler(desired(&[80], &["10.1.0.1", "10.1.0.2"]), 1);
+        let mut reader = reconciler.reader(WorkerId(0));
+        let current = reader.read().clone();
+        let mut backends = current.services.iter().flat_map(|service| &service.backends);
+        let removed = backends.find(|backend| backend.addr == IpAddr::from([10, 1, 0, 2])).unwrap().id;
+        reconciler.state.backend(removed).unwrap().active.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        reconciler.set_desired(desired(&[80], &["10.1.0.1"]), &mut gate).unwrap();
+        reader.read();
+        reconciler.advance(&mut gate, false).unwrap();
+        assert_eq!(reconciler.tidy(), 1, "the old tables are freed");
+        assert_eq!((reconciler.ours.nat_backends.len(), reconciler.is_waiting()), (2, false));
+        reconciler.state.backend(removed).unwrap().active.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        reconciler.tidy();
+        assert_eq!((reconciler.ours.nat_backends.len(), reconciler.is_waiting()), (1, true));
+    }
+
+    #[test]
+    fn a_new_owner_of_a_slot_starts_from_zero() {
+        let mut gate = Book::default();
+        let mut reconciler = reconciler(desired(&[80], &["10.1.0.1"]), 1);
+        let mut reader = reconciler.reader(WorkerId(0));
+        let stats = reconciler.stats.clone();
+        let count = |counter: fn(&WorkerStats) -> Option<&Counter>| counter(&stats[0]).unwrap().add(5);
+        count(|stats| Some(&stats.backend(BackendId(0))?.packets_in));
+        count(|stats| stats.refused(ServiceId(0)));
+        let traffic =
+            |reconciler: &Reconciler, id| reconciler.baseline.traffic(&reconciler.stats, BackendId(id));
+        assert_eq!(traffic(&reconciler, 0).packets_in, 5);
+        // Four slots: the fifth backend gets the first one's.
+        for host in 2..=5 {
+            let backend = format!("10.1.0.{host}");
+            reconciler.set_desired(desired(&[80], &[&backend]), &mut gate).unwrap();
+            reader.read();
+            reconciler.tidy();
+        }
+        let current = reconciler.current();
+        let service = current.services.iter().next().unwrap();
+        assert_eq!(service.backends[0].id, BackendId(0));
+        assert_eq!(traffic(&reconciler, 0).packets_in, 0);
+        assert_eq!(reconciler.baseline.refused(&reconciler.stats, service), 5, "the service is the same");
+    }
+
+    #[test]
+    fn neighbours_of_backends_and_gateways_are_needed() {
+        use dataplane::ids::PortId;
+        use dataplane::snapshot::net::{Link, Path, Route};
+        let mut reconciler = reconciler(desired(&[80, 81], &["10.1.0.1", "192.0.2.1"]), 1);
+        let mut net = Net::default();
+        net.links.insert(7, Link { port: PortId(0), vlans: Default::default(), mtu: 1500 });
+        let via = |gateway| Route::Via(vec![Path { link: 7, gateway, weight: 1 }]);
+        net.routes4.insert((0x0a01_0000, 16), via(None));
+        net.routes4.insert((0, 0), via(Some([10, 1, 0, 254].into())));
+        reconciler.set_net(net);
+        let place = |host| Neighbour { link: 7, addr: [10, 1, 0, host].into() };
+        assert_eq!(reconciler.needed_neighbours(), HashSet::from([place(1), place(254)]));
+    }
+}
