@@ -32,6 +32,7 @@ net    dnsmasq                dnsmasq-base
 net    iperf3                 iperf3
 net    dig                    bind9-dnsutils
 net    wrk                    wrk
+bench  llc                    llvm
 bench  m4                     m4
 bench  valgrind               valgrind
 '
