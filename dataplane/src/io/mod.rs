@@ -1,11 +1,12 @@
 //! Where frames come from and go to. The engine knows none of it.
 //!
 //! An [`Io`] hands out a batch of frames and takes a verdict for each back, so no frame can leak. AF_XDP ([`xsk`]) and
-//! memory ([`memory`]) share the trait. What crosses from one worker to another goes by
-//! [`handoff`].
+//! memory ([`memory`]) share the trait; captures ([`pcap`]) are files of frames. What crosses from one worker to another
+//! goes by [`handoff`].
 
 pub mod handoff;
 pub mod memory;
+pub mod pcap;
 pub mod xsk;
 
 use std::os::fd::BorrowedFd;
