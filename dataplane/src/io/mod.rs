@@ -5,6 +5,7 @@
 //! goes by [`handoff`].
 
 pub mod handoff;
+pub mod huge;
 pub mod memory;
 pub mod pcap;
 pub mod xsk;

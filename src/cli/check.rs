@@ -1,0 +1,41 @@
+//! `weir check`: every fault of a configuration, without root and without touching anything.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use control::compile::{IdTable, compile};
+use dataplane::state::State;
+
+use super::EXIT_USAGE;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Configuration file.
+    file: PathBuf,
+}
+
+/// Faults of the file decide on the exit status. What this machine lacks is only a warning: the file may be for another.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let config = match control::config::load(&args.file) {
+        Ok(config) => config,
+        Err(faults) => {
+            eprintln!("{faults}");
+            return Ok(ExitCode::from(EXIT_USAGE));
+        }
+    };
+    let limits = config.settings.limits;
+    let state = Arc::new(State::new(limits.services, limits.backends));
+    if let Err(error) = compile(&config.desired, &IdTable::new(&state)) {
+        eprintln!("{}: {error}", args.file.display());
+        return Ok(ExitCode::from(EXIT_USAGE));
+    }
+    let host = config.check_host();
+    for warning in host.faults.iter().chain(host.warnings.iter()) {
+        eprintln!("warning: {warning}");
+    }
+    let services = config.desired.services();
+    let backends: usize = services.iter().map(|service| service.backends.len()).sum();
+    println!("{}: {} services with {backends} backends", args.file.display(), services.len());
+    Ok(ExitCode::SUCCESS)
+}

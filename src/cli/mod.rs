@@ -1,0 +1,66 @@
+//! The command line: one file a subcommand.
+
+mod check;
+mod demo;
+mod explain;
+mod imagine;
+mod replay;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Exit status for a fault in what the user gave: configuration, arguments.
+pub(crate) const EXIT_USAGE: u8 = 2;
+
+/// A userspace layer-4 load balancer with an AF_XDP fast path and the kernel's IPVS schedulers.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Load-balance: attach to the interfaces of the configuration and forward until stopped.
+    Run(crate::run::Args),
+    /// Tell every fault of a configuration (no root needed).
+    Check(check::Args),
+    /// Show what a running Weir does.
+    Show(show::ShowArgs),
+    /// Make a running Weir read its configuration again.
+    Reload(show::ReloadArgs),
+    /// Tell what would happen to one packet, and why (no root needed).
+    Explain(explain::Args),
+    /// Send a capture through the engine (no root needed).
+    Replay(replay::Args),
+    /// Watch real HTTP, DNS and bulk TCP go through Weir, in namespaces made for it.
+    Demo(demo::DemoArgs),
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+impl Cli {
+    /// Carries the command out. An error is for the user; the exit status says more where a command defines it.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Run(args) => crate::run::run(&args),
+            Command::Check(args) => check::run(&args),
+            Command::Show(args) => show::show(&args),
+            Command::Reload(args) => show::reload(&args),
+            Command::Explain(args) => explain::run(&args),
+            Command::Replay(args) => replay::run(&args),
+            Command::Demo(args) => demo::run(args),
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! `weir run`: the one file that knows every part and puts them together.
+//!
+//! Everything is opened in an order in which each step can fail and leave nothing behind: what was opened before is
+//! closed when its owner is dropped. Frames come only once all of it works, when control fills the XDP program's maps.
+
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use control::config::{self, Config, Settings};
+use control::daemon::{Control, Host, Parts, Served};
+use control::reconcile::Reconciler;
+use crossbeam_queue::ArrayQueue;
+use dataplane::flow::directory::Directory;
+use dataplane::ids::WorkerId;
+use dataplane::io::handoff::{self, Exchange};
+use dataplane::io::huge::HugePages;
+use dataplane::io::xsk::{PortConfig, XskConfig, XskIo, ZeroCopy};
+use dataplane::pipeline::{Engine, Setup};
+use dataplane::snapshot::Net;
+use dataplane::snapshot::net::Neighbour;
+use dataplane::state::State;
+use dataplane::stats::WorkerStats;
+use dataplane::worker::{self, Idle, on_core};
+use xdp_prog::Xdp;
+
+use crate::cli::EXIT_USAGE;
+
+/// Entries of each AF_XDP ring. Small enough that a worker's frames stay in the second-level cache, large enough for
+/// a millisecond of full load on a copying interface.
+const RING_SIZE: u32 = 2048;
+/// Frames under way between two workers, each way.
+const HANDOFF_DEPTH: usize = 512;
+/// Neighbours that a worker may be waiting for at once.
+const WANTED: usize = 1024;
+/// What a handed-over frame may have beside its IP packet: Ethernet header and two VLAN tags.
+const LAYER_2: usize = 22;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Workers spin for ever instead of sleeping when idle: lowest latency, one whole core each.
+    #[arg(long)]
+    busy_poll: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    init_log();
+    let config = match config::load(&args.config) {
+        Ok(config) => config,
+        Err(faults) => {
+            eprintln!("{faults}");
+            return Ok(ExitCode::from(EXIT_USAGE));
+        }
+    };
+    let host = config.check_host();
+    for warning in host.warnings.iter() {
+        tracing::warn!("{warning}");
+    }
+    if host.faults.count() > 0 {
+        eprintln!("{}", host.faults);
+        return Ok(ExitCode::from(EXIT_USAGE));
+    }
+    let ending = start(config, args.busy_poll)?.run();
+    for panic in &ending.panics {
+        tracing::error!("{panic}");
+    }
+    ending.result?;
+    Ok(if ending.panics.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn init_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Opens everything. The workers run afterwards, and get no frames yet.
+fn start(config: Config, busy_poll: bool) -> anyhow::Result<Control<Xdp>> {
+    let settings = &config.settings;
+    let mut xdp = Xdp::load(&settings.limits.xdp())?;
+    xdp.set_beat_limit(settings.workers.beat_limit)?;
+    let host = Host::open(settings)?;
+    let count = settings.workers.count.get();
+    let limits = settings.limits;
+    let state = Arc::new(State::new(limits.services, limits.backends));
+    let stats: Vec<_> =
+        (0..count).map(|_| Arc::new(WorkerStats::new(limits.services, limits.backends))).collect();
+    let reconciler = Reconciler::new(
+        config.desired.clone(),
+        host.net().clone(),
+        Arc::clone(&state),
+        stats.clone(),
+    )?;
+    attach(&mut xdp, settings, host.net())?;
+
+    let shared = Shared {
+        settings,
+        net: host.net(),
+        state,
+        directory: Arc::new(Directory::new(settings.flow_limit * usize::from(count), count)),
+        seed: ahash::RandomState::new().hash_one(std::process::id()),
+        busy_poll,
+    };
+    let wanted: Vec<_> = (0..count).map(|_| Arc::new(ArrayQueue::new(WANTED))).collect();
+    let frame_len = host.net().ports.iter().map(|port| usize::from(port.mtu)).max().unwrap_or(0) + LAYER_2;
+    let exchanges = handoff::mesh(count, HANDOFF_DEPTH, frame_len).context("making the handoff rings")?;
+    let mut workers = Vec::with_capacity(exchanges.len());
+    for (id, exchange) in (0..count).map(WorkerId).zip(exchanges) {
+        let (Some(stats), Some(wanted)) = (stats.get(id.index()), wanted.get(id.index())) else { continue };
+        workers.push(shared.worker(id, exchange, &reconciler, &xdp, Arc::clone(stats), Arc::clone(wanted))?);
+    }
+    Ok(Control::new(Parts { config, host, reconciler, gate: xdp, workers, wanted }))
+}
+
+/// Attaches the XDP program to the served interfaces, not to the kernel path's end.
+fn attach(xdp: &mut Xdp, settings: &Settings, net: &Net) -> anyhow::Result<()> {
+    for (id, port) in (0..).zip(&net.ports).take(settings.interfaces.len()) {
+        let mode = xdp.attach(id, port.ifindex, settings.xdp.allow_generic).with_context(|| port.name.to_string())?;
+        tracing::info!(interface = %port.name, %mode, "XDP program attached");
+    }
+    Ok(())
+}
+
+/// What all workers are made with.
+struct Shared<'a> {
+    settings: &'a Settings,
+    net: &'a Net,
+    state: Arc<State>,
+    directory: Arc<Directory>,
+    seed: u64,
+    busy_poll: bool,
+}
+
+impl Shared<'_> {
+    /// Opens a worker's sockets and memory on its core, starts it, and gives its sockets to the XDP program.
+    fn worker(
+        &self,
+        id: WorkerId,
+        exchange: Exchange,
+        reconciler: &Reconciler,
+        xdp: &Xdp,
+        stats: Arc<WorkerStats>,
+        wanted: Arc<ArrayQueue<Neighbour>>,
+    ) -> anyhow::Result<Served> {
+        let workers = &self.settings.workers;
+        let core = workers.cores.as_ref().and_then(|cores| cores.get(id.index()).copied()).map(usize::from);
+        let core = core.or_else(|| core_affinity::get_core_ids()?.get(id.index()).map(|core| core.id));
+        let sockets = self.sockets(id);
+        let setup = Setup {
+            worker: id,
+            workers: workers.count.get(),
+            flow_limit: self.settings.flow_limit,
+            state: Arc::clone(&self.state),
+            directory: Arc::clone(&self.directory),
+            stats: Arc::clone(&stats),
+            wanted,
+            seed: self.seed,
+        };
+        // On the worker's core, so that the pages come from its memory.
+        let (io, engine) = on_core(core, || (XskIo::open(&sockets), Engine::with_memory(setup, &HugePages)))?;
+        let io = io?;
+        let opened = io.sockets().to_vec();
+        let beat = xdp.beat(id.0.into()).context("more workers than the XDP program knows")?;
+        let handle = worker::spawn(worker::Parts {
+            id,
+            core,
+            io,
+            handler: engine,
+            exchange,
+            snapshots: reconciler.reader(id),
+            stats,
+            beat: move |now_ns| beat.beat(now_ns),
+            idle: Idle {
+                spin: workers.spin,
+                busy_poll: self.busy_poll || workers.busy_poll,
+                beat_limit: workers.beat_limit,
+            },
+        })?;
+        for socket in &opened {
+            let fd = socket.fd().context("the worker ended at once")?;
+            xdp.register_socket(socket.port.0, socket.queue, fd.as_fd())?;
+        }
+        Ok(Served { handle, sockets: opened })
+    }
+
+    fn sockets(&self, id: WorkerId) -> XskConfig {
+        let zero_copy = match self.settings.xdp.zero_copy {
+            config::ZeroCopy::Auto => ZeroCopy::Auto,
+            config::ZeroCopy::Never => ZeroCopy::Never,
+            config::ZeroCopy::Require => ZeroCopy::Require,
+        };
+        let served = self.settings.interfaces.len();
+        let port = |(index, port): (usize, &dataplane::snapshot::net::Port)| PortConfig {
+            name: Arc::clone(&port.name),
+            ifindex: port.ifindex,
+            mtu: port.mtu,
+            // The kernel path is a veth pair, which can only copy.
+            zero_copy: if index < served { zero_copy } else { ZeroCopy::Never },
+        };
+        XskConfig {
+            queue: id.0.into(),
+            ring_size: RING_SIZE,
+            ports: self.net.ports.iter().enumerate().map(port).collect(),
+        }
+    }
+}
