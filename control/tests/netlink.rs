@@ -26,6 +26,14 @@ use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Runs `work` in a namespace, in a tokio runtime.
+fn block_on<T: Send>(netns: &Netns, work: impl AsyncFnOnce() -> T + Send) -> T {
+    netns.enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(work())
+    })
+}
+
 /// Follows the kernel until the mirror is as `wanted`.
 async fn until(monitor: &mut Monitor, what: &str, wanted: impl Fn(&Mirror) -> bool) {
     let follow = async {
@@ -89,7 +97,7 @@ fn the_mirror_follows_links_addresses_routes_and_neighbours() {
     own.connect("eth1", &far, "far1");
     own.connect("eth2", &far, "far2");
     own.ip("addr add 10.1.0.1/24 dev eth1");
-    own.block_on(async || {
+    block_on(&own, async || {
         let mut monitor = Monitor::open().await.unwrap();
         let mirror = monitor.mirror();
         assert_eq!(next(mirror, "10.1.0.2"), Ok("10.1.0.2".into()), "what was there before is there");
@@ -105,15 +113,16 @@ fn the_mirror_follows_links_addresses_routes_and_neighbours() {
         ip("route replace default via 10.2.0.254");
         until(&mut monitor, "one in its place", |m| next(m, "192.0.2.1") == Ok("10.2.0.254".into())).await;
         ip("route add 192.0.2.0/24 nexthop via 10.1.0.3 weight 2 nexthop via 10.2.0.3");
-        let two = |m: &Mirror| {
-            matches!(compiled(m).routes4.get(&(0xc000_0200, 24)), Some(Route::Via(paths)) if paths.len() == 2)
-        };
+        let two = |m: &Mirror| matches!(compiled(m).routes4.get(&(0xc000_0200, 24)), Some(Route::Via(paths)) if paths.len() == 2);
         until(&mut monitor, "a multipath route", two).await;
         ip("route add blackhole 198.51.100.0/24");
         until(&mut monitor, "a blackhole", |m| next(m, "198.51.100.1") == Err(NoHop::NoRoute)).await;
         ip("route append 203.0.113.0/24 via 10.1.0.9 metric 7");
         ip("route append 203.0.113.0/24 via 10.2.0.9 metric 7");
-        until(&mut monitor, "the first of two with one key", |m| next(m, "203.0.113.1") == Ok("10.1.0.9".into())).await;
+        until(&mut monitor, "the first of two with one key", |m| {
+            next(m, "203.0.113.1") == Ok("10.1.0.9".into())
+        })
+        .await;
         ip("route del 203.0.113.0/24 via 10.1.0.9 metric 7");
         until(&mut monitor, "the second", |m| next(m, "203.0.113.1") == Ok("10.2.0.9".into())).await;
 
@@ -157,7 +166,10 @@ fn the_mirror_follows_links_addresses_routes_and_neighbours() {
 
         // The kernel takes these routes away without a word about them.
         ip("link set eth2 down");
-        until(&mut monitor, "no routes by a link that is down", |m| next(m, "192.0.2.1") == Ok("10.1.0.3".into())).await;
+        until(&mut monitor, "no routes by a link that is down", |m| {
+            next(m, "192.0.2.1") == Ok("10.1.0.3".into())
+        })
+        .await;
         until(&mut monitor, "no default route", |m| next(m, "8.8.8.8") == Err(NoHop::NoRoute)).await;
         ip("link del eth1");
         until(&mut monitor, "no eth1", |m| m.link_named("eth1").is_none() && m.neighbours.is_empty()).await;
@@ -173,7 +185,7 @@ fn lost_notifications_are_made_up_for() {
     let (own, far) = (Netns::new(), Netns::new());
     own.connect("eth1", &far, "far1");
     own.ip("addr add 10.1.0.1/24 dev eth1");
-    own.block_on(async || {
+    block_on(&own, async || {
         let mut monitor = Monitor::open().await.unwrap();
         // Nothing of this is read before all is there: the socket's buffer overflows.
         let mut batch = String::new();
@@ -205,7 +217,7 @@ fn a_neighbour_that_is_asked_for_gets_resolved_and_a_stale_one_probed() {
     for family in ["ipv4", "ipv6"] {
         own.sysctl(&format!("net/{family}/neigh/eth1/delay_first_probe_time"), "1");
     }
-    own.block_on(async || {
+    block_on(&own, async || {
         let mut monitor = Monitor::open().await.unwrap();
         let eth1 = link(monitor.mirror(), "eth1");
         for text in ["10.1.0.2", "fd01::2"] {
@@ -269,7 +281,7 @@ fn what_is_sent_by_the_kernel_path_is_received_or_routed_on_by_the_kernel() {
     own.sysctl("net/ipv6/conf/all/forwarding", "1");
     for rp_filter in ["0", "1", "2"] {
         own.sysctl("net/ipv4/conf/all/rp_filter", rp_filter);
-        let path = own.block_on(async || {
+        let path = block_on(&own, async || {
             let monitor = Monitor::open().await.unwrap();
             KernelPath::create(monitor.handle(), &names("weir0"), 2).await.unwrap()
         });
@@ -316,7 +328,7 @@ fn what_is_sent_by_the_kernel_path_is_received_or_routed_on_by_the_kernel() {
             assert_eq!((&buffer[..count], sender.ip()), (&b"hello"[..], addr(from)));
         }
     }
-    own.block_on(async || {
+    block_on(&own, async || {
         let monitor = Monitor::open().await.unwrap();
         let again = KernelPath::create(monitor.handle(), &names("weir0"), 1).await.unwrap();
         again.remove(monitor.handle()).await.unwrap();
@@ -344,7 +356,7 @@ fn owned_addresses_are_announced_and_their_groups_joined() {
     for vip in vips {
         far.ip(&format!("neigh add {vip} lladdr 02:00:00:00:00:99 dev far1 nud stale"));
     }
-    own.block_on(async || {
+    block_on(&own, async || {
         let monitor = Monitor::open().await.unwrap();
         let scope = Scope { served: vec![Arc::from("eth1")], kernel_path: None };
         let net = compile(monitor.mirror(), &scope, &Net::default(), true, HOP_LIMIT);

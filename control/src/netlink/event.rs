@@ -200,7 +200,7 @@ pub fn address(message: &AddressMessage) -> Option<(u32, IpAddr, u8)> {
     Some((message.header.index, found?, message.header.prefix_len))
 }
 
-/// Reads a neighbour. `None` for bridge forwarding entries and proxies.
+/// Reads a neighbour. `None` for bridge forwarding entries, proxies and multicast groups.
 pub fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, KernelNeighbour)> {
     if message.header.flags.contains(NeighbourFlags::Proxy) {
         return None;
@@ -219,7 +219,7 @@ pub fn neighbour(message: &NeighbourMessage) -> Option<(Neighbour, KernelNeighbo
     let state = message.header.state;
     let usable = matches!(state, S::Reachable | S::Stale | S::Delay | S::Probe | S::Permanent | S::Noarp);
     let fixed = matches!(state, S::Permanent | S::Noarp);
-    let place = Neighbour { link: message.header.ifindex, addr: addr? };
+    let place = Neighbour { link: message.header.ifindex, addr: addr.filter(|addr| !addr.is_multicast())? };
     Some((place, KernelNeighbour { mac: mac.filter(|_| usable), fixed }))
 }
 

@@ -43,14 +43,6 @@ impl Netns {
         })
     }
 
-    /// Runs `work` inside, in a tokio runtime.
-    pub(crate) fn block_on<T: Send>(&self, work: impl AsyncFnOnce() -> T + Send) -> T {
-        self.enter(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(work())
-        })
-    }
-
     /// Runs an `ip` command inside and returns what it prints.
     pub(crate) fn ip(&self, arguments: &str) -> String {
         self.enter(|| ip(arguments))
