@@ -7,7 +7,7 @@
 //!                                                      `------port3-----eth0-- backend-3
 //! ```
 //!
-//! Each name is a network namespace, each line a veth pair with two queues at both ends, and everything has an IPv4
+//! Each name is a network namespace, each line a veth pair, the gateway's with two queues, and everything has an IPv4
 //! and an IPv6 address ([`topology`]). Checksum offload stays on, as it is on a host out of the box. Nothing of it
 //! touches the machine's own interfaces, and all of it is gone when the [`Topology`] goes out of scope, when the
 //! process gets SIGINT, SIGTERM or SIGHUP, and, after SIGKILL, when the next one is built.

@@ -12,8 +12,12 @@ use tempfile::TempDir;
 use crate::cleanup::{self, Mess};
 use crate::namespace::Namespace;
 
-/// Queues of every interface, and so workers of a Weir that uses them all.
+/// Queues of the gateway's interfaces, and so workers of a Weir that uses them all.
 pub const QUEUES: u32 = 2;
+/// Queues of the links between switch and backends. A bridge sends what arrived on queue 0 or 1 by queue 0 and what
+/// arrived on queue 2 by queue 1: the kernel takes the queue that a veth frame was sent by for the number, from 1, of
+/// the queue that it was received by. So it takes three for replies to reach the gateway on both of its queues.
+const PORT_QUEUES: u32 = 3;
 /// How many backends there are.
 pub const BACKENDS: u8 = 3;
 /// The gateway's interface towards the client.
@@ -154,14 +158,14 @@ impl Topology {
     fn connect(&self) -> Result<()> {
         self.gateway.sysctl("net/ipv4/ip_forward", "1")?;
         self.gateway.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        veth(&self.gateway, WAN, &self.client, ETH)?;
-        veth(&self.gateway, LAN, &self.switch, "uplink")?;
+        veth(&self.gateway, WAN, &self.client, ETH, QUEUES)?;
+        veth(&self.gateway, LAN, &self.switch, "uplink", QUEUES)?;
         // Without snooping, neighbour discovery's multicast reaches every port from the first frame on.
         self.switch.ip("link add bridge type bridge stp_state 0 mcast_snooping 0\nlink set bridge up\n")?;
         self.switch.ip("link set uplink master bridge\n")?;
         for (number, backend) in (1..).zip(&self.backends) {
             let port = format!("port{number}");
-            veth(&self.switch, &port, backend, ETH)?;
+            veth(&self.switch, &port, backend, ETH, PORT_QUEUES)?;
             self.switch.ip(&format!("link set {port} master bridge\n"))?;
         }
         Ok(())
@@ -189,12 +193,12 @@ impl Topology {
     }
 }
 
-/// Connects two namespaces by a veth pair with [`QUEUES`] queues at both ends, both up.
+/// Connects two namespaces by a veth pair with so many queues at both ends, both up.
 ///
 /// # Errors
 /// When one of the names is taken.
-pub fn veth(near: &Namespace, near_name: &str, far: &Namespace, far_name: &str) -> Result<()> {
-    let queues = format!("numtxqueues {QUEUES} numrxqueues {QUEUES}");
+pub fn veth(near: &Namespace, near_name: &str, far: &Namespace, far_name: &str, queues: u32) -> Result<()> {
+    let queues = format!("numtxqueues {queues} numrxqueues {queues}");
     let far_namespace = far.name();
     near.ip(&format!(
         "link add {near_name} {queues} type veth peer name {far_name} netns {far_namespace} {queues}\n\

@@ -73,7 +73,7 @@ impl Weir {
         fs::write(&self.config, config)?;
         let mut command = Command::new(&self.binary);
         let said = run(command.arg("reload").arg("--socket").arg(&self.socket), ANSWER_LIMIT)?;
-        ensure!(said.status.success(), "weir reload: {}", said.err.trim());
+        ensure!(said.status.success(), "weir reload: {}{}", said.out, said.err);
         Ok(())
     }
 

@@ -39,8 +39,9 @@ struct Desk(tempfile::TempDir);
 
 impl Desk {
     fn new(config: &str) -> Result<Self> {
-        let everyone = std::fs::Permissions::from_mode(0o777);
-        let directory = tempfile::Builder::new().permissions(everyone).tempdir()?;
+        let directory = tempfile::tempdir()?;
+        // Not by the builder: the umask would take the right to write away.
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777))?;
         std::fs::copy(weir(), directory.path().join("weir"))?;
         std::fs::write(directory.path().join("weir.yaml"), config)?;
         Ok(Self(directory))

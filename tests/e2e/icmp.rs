@@ -20,7 +20,7 @@ fn host_behind_the_client(topology: &Topology) -> Result<(Namespace, [IpAddr; 2]
         [("10.5.0.2".parse()?, "10.5.0.1".parse()?, 24), ("fd00:5::2".parse()?, "fd00:5::1".parse()?, 64)];
     topology.client.sysctl("net/ipv4/ip_forward", "1")?;
     topology.client.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-    veth(&topology.client, "behind", &host, ETH)?;
+    veth(&topology.client, "behind", &host, ETH, 1)?;
     for (family, (own, router, prefix)) in Family::BOTH.into_iter().zip(addresses) {
         topology.client.ip(&format!("address add {router}/{prefix} dev behind\n"))?;
         host.ip(&format!("address add {own}/{prefix} dev {ETH}\nroute add default via {router}\n"))?;

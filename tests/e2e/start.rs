@@ -55,7 +55,7 @@ fn what_is_missing_is_named() -> Result<()> {
         ("no CAP_NET_ADMIN", without("-net_admin"), good.clone(), 1, ["weir:", "CAP_NET_ADMIN"]),
         ("no CAP_NET_RAW", without("-net_raw"), good.clone(), 1, ["weir:", "CAP_NET_RAW"]),
         ("no CAP_BPF", without("-bpf,-sys_admin"), good.clone(), 1, ["weir:", "CAP_BPF"]),
-        ("little lockable memory", little_memory, good.clone(), 1, ["weir:", "memlock"]),
+        ("little lockable memory", little_memory, good.clone(), 1, ["weir:", "RLIMIT_MEMLOCK"]),
         ("nobody", nobody, good.clone(), 1, ["weir:", "CAP_"]),
     ] {
         let said = run_weir(&topology, &wrap, &config)?;
