@@ -1,7 +1,13 @@
 //! The control thread from start to stop: in a namespace, with the XDP program attached and a worker that runs over
 //! memory.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 mod netns;
 
