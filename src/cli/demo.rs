@@ -51,6 +51,12 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode> {
     let services = Services::new();
     let weir = Weir::start(&topology, &binary, &testbed::config(&topology, &services.all()))?;
 
+    for family in Family::BOTH {
+        // Weir drops what is for a neighbour whose MAC address the kernel does not know yet, and a second goes by
+        // until the sender tries again: not what the times below are about.
+        clients::ping(&topology.client, family.gateway())?;
+    }
+
     let mut faults = Vec::new();
     http(&topology, &services.http, args.requests, &mut faults)?;
     dns(&topology, &services.dns, &mut faults);
@@ -182,7 +188,9 @@ fn kernel(weir: &Weir, faults: &mut Vec<String>) -> Result<()> {
             .iter()
             .map(|queue| format!("queue {} {} rx {} tx {}", queue.queue, queue.mode, queue.rx, queue.tx))
             .collect();
-        println!("{:8}XDP {:9}{}", interface.name, interface.xdp, queues.join(", "));
+        let program =
+            if interface.xdp == "none" { "path to the kernel" } else { &*format!("XDP {}", interface.xdp) };
+        println!("{:8}{program:20}{}", interface.name, queues.join(", "));
     }
     if !interfaces.iter().any(|interface| interface.xdp == "native") {
         faults.push("no interface has the XDP program in native mode".to_owned());
