@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_queue::ArrayQueue;
 use dataplane::io::xsk::PortSocket;
-use dataplane::snapshot::net::Neighbour;
+use dataplane::snapshot::net::{Neighbour, Port};
 use dataplane::worker::{WorkerHandle, WorkerPanic};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -37,7 +37,7 @@ use crate::reconcile::{Gate, Reconciler};
 
 /// How often workers' wishes are looked at and what is due is asked and announced. A packet that misses its neighbour
 /// is dropped and comes again after a second (TCP), so more haste gains nothing.
-const POLL: Duration = Duration::from_millis(10);
+const POLL: Duration = Duration::from_millis(25);
 /// How often the rest is looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// How long kernel notifications are gathered before new tables are made of them.
@@ -114,7 +114,10 @@ pub struct Control<G> {
     last_reload: Option<Reload>,
     /// When the mirror's changes become tables.
     refresh_at: Option<Instant>,
+    /// Workers that have ended, as last looked at.
     dead: usize,
+    /// Interfaces that are gone, as last looked at.
+    gone: usize,
     started: Instant,
 }
 
@@ -134,6 +137,7 @@ impl<G: Gate> Control<G> {
             last_reload: None,
             refresh_at: None,
             dead: 0,
+            gone: 0,
             started: Instant::now(),
         }
     }
@@ -280,7 +284,7 @@ impl<G: Gate> Control<G> {
                 self.resolver.lost(*place, now);
             }
         }
-        self.host.announcer.links_changed(&old, &new);
+        self.host.announcer.net_changed(&old, &new);
         let generation = self.reconciler.set_net(new);
         tracing::debug!(generation, ?changes, "network changed");
         if reroute {
@@ -340,6 +344,15 @@ impl<G: Gate> Control<G> {
             }
         }
         self.dead = dead;
+        let snapshot = self.reconciler.current();
+        let is_gone = |port: &&Port| !self.host.monitor.mirror().links.contains_key(&port.ifindex);
+        let gone: Vec<_> = snapshot.net.ports.iter().filter(is_gone).collect();
+        if gone.len() > self.gone {
+            // The XDP program and the sockets are bound to an interface, not to its name.
+            let names: Vec<_> = gone.iter().map(|port| &*port.name).collect();
+            tracing::error!(interfaces = %names.join(", "), "gone: restart weir once they are back");
+        }
+        self.gone = gone.len();
         dead == self.workers.len()
     }
 

@@ -1,7 +1,9 @@
 //! The control half of Weir: sources -> desired state -> compile -> publish.
 //!
 //! ```text
-//! config (a file) -> model::DesiredState -> compile -> dataplane's Services and the XDP program's sets -> publish
+//! config (a file) -> model::DesiredState -> compile -> dataplane's Services and the XDP program's sets --+
+//! netlink (the kernel's links, routes, neighbours) -> dataplane's Net -----------------------------------+-> reconcile
+//! admin (what `weir show` and `weir reload` ask) <-> daemon (the control thread: all of it at run time) -+
 //! ```
 
 pub mod admin;

@@ -86,6 +86,8 @@ pub struct Reconciler {
     ours: Ours,
     /// The generation that every worker has to use before the XDP program may hand over all of `ours`.
     awaited: Option<u64>,
+    /// Removed backends that still have a slot, as last counted; `None` where that may be any number.
+    removed: Option<usize>,
     publisher: Publisher,
     state: Arc<State>,
     stats: Vec<Arc<WorkerStats>>,
@@ -117,6 +119,7 @@ impl Reconciler {
             ids,
             ours,
             awaited: Some(1),
+            removed: Some(0),
             publisher,
             state,
             stats,
@@ -156,6 +159,7 @@ impl Reconciler {
 
     /// Publishes new services. [`Reconciler::advance`] completes the change once the workers have it.
     pub fn set_desired(&mut self, desired: DesiredState, gate: &mut impl Gate) -> Result<u64, Refusal> {
+        self.ids.reclaim(&self.state, |generation| self.publisher.is_seen(generation));
         let compiled = compile::compile(&desired, &self.ids)?;
         gate.check(&compiled.ours)?;
         if let Err(fault) = gate.remove(&compiled.ours) {
@@ -174,6 +178,7 @@ impl Reconciler {
         self.desired = desired;
         self.ours = ours;
         self.awaited = Some(generation);
+        self.removed = None;
         Ok(generation)
     }
 
@@ -203,12 +208,13 @@ impl Reconciler {
     /// Frees tables that no worker uses any more, and the slots of removed backends whose last flow has ended; the
     /// XDP program then no longer takes their packets for replies. Returns how many generations are kept.
     pub fn tidy(&mut self) -> usize {
-        let waiting = self.ids.reclaim(&self.state, |generation| self.publisher.is_seen(generation));
-        let ours = compile::ours(&self.desired, &self.ids);
-        if ours != self.ours {
-            tracing::debug!(waiting, "removed backends have ended their last flows");
-            self.ours = ours;
-            self.awaited.get_or_insert(self.publisher.current().generation);
+        if self.removed != Some(0) {
+            let removed = self.ids.reclaim(&self.state, |generation| self.publisher.is_seen(generation));
+            if self.removed != Some(removed) {
+                self.removed = Some(removed);
+                self.ours = compile::ours(&self.desired, &self.ids);
+                self.awaited.get_or_insert(self.publisher.current().generation);
+            }
         }
         self.publisher.collect()
     }
@@ -398,6 +404,8 @@ mod tests {
         reader.read();
         reconciler.advance(&mut gate, false).unwrap();
         assert_eq!(reconciler.tidy(), 1, "the old tables are freed");
+        reconciler.advance(&mut gate, false).unwrap();
+        assert_eq!(reconciler.tidy(), 1);
         assert_eq!((reconciler.ours.nat_backends.len(), reconciler.is_waiting()), (2, false));
         reconciler.state.backend(removed).unwrap().active.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         reconciler.tidy();

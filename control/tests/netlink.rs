@@ -381,6 +381,15 @@ fn owned_addresses_are_announced_and_their_groups_joined() {
             };
             assert!(timeout(PATIENCE, learned).await.is_ok(), "{vip}: {}", far.ip("neigh show"));
         }
+        announcer.net_changed(&net, &net);
+        assert!(!announcer.is_pending(), "nothing is new");
+        let mut moved = net.clone();
+        moved.ports[0].mac = [2, 0, 0, 0, 0, 0x88];
+        announcer.net_changed(&net, &moved);
+        announcer.net_changed(&Net::default(), &net);
+        assert!(announcer.is_pending(), "another MAC address, a link that came up");
+        announcer.send_due(&net, 64);
+
         let group = "33:33:ff:cd:12:34";
         assert!(ip("maddr show dev eth1").contains(group));
         announcer.set_owned(&net, [addr("10.1.0.10")]);

@@ -100,7 +100,7 @@ pub struct Status {
     pub backends: usize,
     /// Neighbours with a known MAC address, of all that ever had one.
     pub neighbours: (usize, usize),
-    /// Neighbours that nobody is asked for because the table of requests is full.
+    /// Neighbours that are not asked for because the table of requests is full.
     pub neighbours_refused: u64,
     /// The last reload, if there was one.
     pub last_reload: Option<Reload>,

@@ -90,11 +90,14 @@ impl Announcer {
         }
     }
 
-    /// Announces again what is reached by the links that `new` has and `old` had not.
-    pub fn links_changed(&mut self, old: &Net, new: &Net) {
-        let came_up = |link: &u32| new.links.contains_key(link) && !old.links.contains_key(link);
+    /// Announces again what is reached by another link than before, or by one that has come up, or whose port has
+    /// another MAC address.
+    pub fn net_changed(&mut self, old: &Net, new: &Net) {
+        let mac = |net: &Net, link: &u32| Some(net.port(net.links.get(link)?.port)?.mac);
         for addr in &self.owned {
-            self.pending.extend(compile::on_link(new, *addr).filter(came_up).map(|link| (link, *addr)));
+            let before = compile::on_link(old, *addr);
+            let is_new = |link: &u32| before != Some(*link) || mac(old, link) != mac(new, link);
+            self.pending.extend(compile::on_link(new, *addr).filter(is_new).map(|link| (link, *addr)));
         }
     }
 

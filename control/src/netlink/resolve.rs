@@ -63,6 +63,7 @@ impl Resolver {
 
     /// Sets the neighbours that are kept resolved from now on.
     pub fn set_standing(&mut self, places: impl IntoIterator<Item = Neighbour>, now: Instant) {
+        self.refused = 0;
         for entry in self.entries.values_mut() {
             entry.until.get_or_insert(now);
         }
@@ -133,7 +134,7 @@ impl Resolver {
         self.entries.is_empty()
     }
 
-    /// How many neighbours found no room.
+    /// How many neighbours found no room since the standing ones were last set.
     pub fn refused(&self) -> u64 {
         self.refused
     }
