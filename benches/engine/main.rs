@@ -38,7 +38,7 @@ use dataplane::snapshot::Mode;
 use bare::Bare;
 use frames::{Chunks, SECTION};
 use instructions::Subject;
-use measure::{Meter, Random, Summary};
+use measure::{Meter, Random};
 use results::{Case, Count, Report};
 use world::{Direction, Shape, World, bare_section};
 
@@ -138,10 +138,9 @@ fn sizes(report: &mut Report, flows: u32) {
             world.section(&mut chunks, Direction::Reply, flows, &mut random, &mut reply);
         }
     }
-    let least = least.summary();
-    add(report, "bare loop", flows, least, None);
-    add(report, "established", flows, established.summary(), Some(least));
-    add(report, "reply", flows, reply.summary(), Some(least));
+    add(report, "bare loop", flows, &least, None);
+    add(report, "established", flows, &established, Some(&least));
+    add(report, "reply", flows, &reply, Some(&least));
 }
 
 /// Another kind of gateway.
@@ -156,9 +155,9 @@ fn kinds(report: &mut Report, name: &str, shape: Shape) {
             world.section(&mut chunks, Direction::Reply, MIDDLE, &mut random, &mut reply);
         }
     }
-    add(report, &format!("established, {name}"), MIDDLE, established.summary(), None);
+    add(report, &format!("established, {name}"), MIDDLE, &established, None);
     if shape.mode != Mode::Dr {
-        add(report, &format!("reply, {name}"), MIDDLE, reply.summary(), None);
+        add(report, &format!("reply, {name}"), MIDDLE, &reply, None);
     }
 }
 
@@ -182,9 +181,8 @@ fn services(report: &mut Report) {
             world.swap_tables(&mut other);
         }
     }
-    let reference = one.summary();
-    add(report, "established, 1 service", MIDDLE, reference, None);
-    add(report, "established, 50,000 services", MIDDLE, many.summary(), Some(reference));
+    add(report, "established, 1 service", MIDDLE, &one, None);
+    add(report, "established, 50,000 services", MIDDLE, &many, Some(&one));
 
     let [mut one, mut many, mut spread] = [(); 3].map(|()| Meter::clock());
     for turn in 0..4 {
@@ -200,10 +198,9 @@ fn services(report: &mut Report) {
         worlds[few].swap_tables(&mut other);
         World::new(Shape { spread: true, ..shape }).open(&mut chunks, 0, MIDDLE, &mut spread);
     }
-    let reference = one.summary();
-    add(report, "new, 1 service", MIDDLE, reference, None);
-    add(report, "new, 50,000 services", MIDDLE, many.summary(), Some(reference));
-    add(report, "new, spread over 50,000 services", MIDDLE, spread.summary(), None);
+    add(report, "new, 1 service", MIDDLE, &one, None);
+    add(report, "new, 50,000 services", MIDDLE, &many, Some(&one));
+    add(report, "new, spread over 50,000 services", MIDDLE, &spread, None);
 }
 
 /// A world with `flows` established flows. Opening them is measured, in as many worlds as make enough packets.
@@ -216,18 +213,20 @@ fn opened(report: &mut Report, name: &str, shape: Shape, flows: u32, chunks: &mu
         world.open(chunks, 0, flows, &mut new);
     }
     world.establish(chunks, 0, flows);
-    add(report, name, flows, new.summary(), None);
+    add(report, name, flows, &new, None);
     world
 }
 
-fn add(report: &mut Report, name: &str, flows: u32, ns: Summary, against: Option<Summary>) {
-    let ratio = against.map(|against| ns.median / against.median);
-    report.cases.push(Case { name: name.to_owned(), flows, ns, ratio });
+fn add(report: &mut Report, name: &str, flows: u32, meter: &Meter, against: Option<&Meter>) {
+    let ratio = against.map(|against| meter.ratio(against, SECTIONS));
+    report.cases.push(Case { name: name.to_owned(), flows, ns: meter.summary(), ratio });
 }
 
 /// Prints the targets and whether each is met. A target whose case was not measured does not count.
 fn targets(report: &Report) -> bool {
-    let ratio = |name: &str, flows: u32| report.case(name, flows).and_then(|case| case.ratio);
+    let ratio = |name: &str, flows: u32| {
+        report.case(name, flows).and_then(|case| case.ratio).map(|ratio| ratio.median)
+    };
     let checks = [
         ("established, 64k flows, times the bare loop", ratio("established", 64_000), 2.0),
         ("established, 1M flows, times the bare loop", ratio("established", 1_000_000), 1.6),

@@ -38,7 +38,7 @@ pub(crate) struct Case {
     pub(crate) flows: u32,
     pub(crate) ns: Summary,
     /// Times what it is held against: the bare loop with as many flows, or the same case with one service.
-    pub(crate) ratio: Option<f64>,
+    pub(crate) ratio: Option<Summary>,
 }
 
 /// Instructions a packet of one subject.
@@ -52,19 +52,31 @@ impl Report {
     /// An empty report about this checkout and this machine.
     pub(crate) fn new(frame_bytes: u32, batch: usize) -> Result<Self> {
         let cpus = fs::read_to_string("/proc/cpuinfo")?;
-        let cpu = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-        let family = |field: &str| {
-            let line = cpus.lines().find(|line| line.starts_with(field) && line.contains(':'));
-            line.and_then(|line| line.split_once(':')).map_or("?", |(_, value)| value.trim()).to_owned()
+        let field = |name: &str| {
+            let fields = cpus.lines().filter_map(|line| line.split_once(':'));
+            let value = fields.map(|(key, value)| (key.trim(), value.trim())).find(|(key, _)| *key == name);
+            value.map_or("unknown", |(_, value)| value)
         };
-        // Virtual machines often hide the name; family and model still tell two processors apart.
-        let name = cpu.trim_start_matches([' ', '\t', ':']);
         Ok(Self {
             commit: git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into()),
-            modified: git(&["status", "--porcelain", "--", "Cargo.lock", "dataplane", "benches"])
-                .is_none_or(|changes| !changes.is_empty()),
+            modified: git(&[
+                "status",
+                "--porcelain",
+                "--",
+                "Cargo.toml",
+                "Cargo.lock",
+                "dataplane/src",
+                "benches",
+            ])
+            .is_none_or(|changes| !changes.is_empty()),
             unix_s: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
-            cpu: format!("{name} (family {}, model {})", family("cpu family"), family("model\t")),
+            // Virtual machines often hide the name; family and model still tell two processors apart.
+            cpu: format!(
+                "{} (family {}, model {})",
+                field("model name"),
+                field("cpu family"),
+                field("model")
+            ),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             frame_bytes,
             batch,
@@ -107,7 +119,7 @@ impl Report {
                 case.flows,
                 case.ns.median,
                 format!("{:.1} to {:.1}", case.ns.p10, case.ns.p90),
-                case.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}")),
+                case.ratio.map_or_else(String::new, |ratio| format!("{:.2}", ratio.median)),
                 change(before, case.ns.median),
             );
         }
