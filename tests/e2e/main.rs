@@ -7,6 +7,7 @@ mod demo;
 mod icmp;
 mod kernel;
 mod reload;
+mod show;
 mod start;
 mod traffic;
 
