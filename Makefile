@@ -57,6 +57,7 @@ bench: deps-build+net+bench
 	cargo build --release --bin weir
 	cargo build --release --manifest-path perf/generator/Cargo.toml
 	cargo build --release --package testbed --example iperf
+	mkdir -p perf/results
 	$(SUDO) target/release/examples/iperf --store perf/results/iperf-$$(git rev-parse --short=12 HEAD).json
 
 # The seeds, then so many seconds of each target. Stable Rust suffices: the sanitizer flags are let through.
