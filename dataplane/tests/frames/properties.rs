@@ -41,16 +41,16 @@ fn the_samples_become_seeds() {
     }
 }
 
-/// A sample with some bytes changed; half of them with a right IPv4 header checksum, so that they get past it.
+/// A sample with some bytes changed.
 fn changed() -> impl Strategy<Value = Vec<u8>> {
     let samples: Vec<_> = samples::all().into_iter().map(|(_, frame)| frame).collect();
     let changes = proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6);
-    (proptest::sample::select(samples), changes, any::<bool>()).prop_map(|(mut frame, changes, right)| {
+    (proptest::sample::select(samples), changes).prop_map(|(mut frame, changes)| {
         for (index, byte) in changes {
             let at = index.index(frame.len());
             frame[at] = byte;
         }
-        if right { samples::edit(frame, |_| ()) } else { frame }
+        frame
     })
 }
 
