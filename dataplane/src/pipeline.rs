@@ -14,6 +14,7 @@ mod sweep;
 #[allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
 mod tests;
 
+use self::established::or_drop;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -86,6 +87,20 @@ struct Scratch {
     hit: Option<Hit>,
 }
 
+impl Scratch {
+    const EMPTY: Self = Self { parsed: Err(DropReason::Truncated), hash: 0, hit: None };
+
+    /// Parses a frame and has the bucket of its flow fetched.
+    #[inline]
+    fn read(&mut self, frame: &[u8], flows: &FlowTable) {
+        packet::parse_into(frame, &mut self.parsed);
+        if let Ok(packet) = &self.parsed {
+            self.hash = flows.hash(&packet.key);
+            flows.prefetch(self.hash);
+        }
+    }
+}
+
 /// The engine without its scratch memory.
 #[derive(Debug)]
 struct Core {
@@ -106,10 +121,9 @@ impl Engine {
     /// The same, with the flow table's memory from `reserve`.
     pub fn with_memory(setup: Setup, reserve: &impl Reserve) -> Self {
         let flows = FlowTable::new(setup.flow_limit, setup.seed, reserve);
-        let empty = Scratch { parsed: Err(DropReason::Truncated), hash: 0, hit: None };
         Self {
             core: Core { setup, flows, sweep: Default::default(), answers: Default::default(), attempts: 0 },
-            scratch: vec![empty; BATCH].into_boxed_slice(),
+            scratch: vec![Scratch::EMPTY; BATCH].into_boxed_slice(),
         }
     }
 
@@ -125,17 +139,13 @@ impl Engine {
         debug_assert!(frames.len() <= BATCH && frames.len() == verdicts.len());
         let Self { core, scratch } = self;
         for (frame, note) in frames.iter().zip(scratch.iter_mut()) {
-            packet::parse_into(frame.bytes(), &mut note.parsed);
-            if let Ok(packet) = &note.parsed {
-                note.hash = core.flows.hash(&packet.key);
-                core.flows.prefetch(note.hash);
-            }
+            note.read(frame.bytes(), &core.flows);
         }
         for note in scratch.iter_mut().take(frames.len()) {
             note.hit = core.flows.probe(note.hash);
         }
-        core.setup.stats.frames.add(frames.len() as u64);
         let mut forwarded = 0;
+        core.setup.stats.frames.add(frames.len() as u64);
         for ((frame, verdict), note) in frames.iter_mut().zip(verdicts).zip(scratch.iter()) {
             *verdict = core.decide(frame, note, now, tables, &mut Silent);
             match verdict {
@@ -154,9 +164,9 @@ impl Engine {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Verdict {
-        let parsed = packet::parse(frame.bytes());
-        let hash = parsed.as_ref().map_or(0, |packet| self.core.flows.hash(&packet.key));
-        let note = Scratch { parsed, hash, hit: self.core.flows.probe(hash) };
+        let mut note = Scratch::EMPTY;
+        note.read(frame.bytes(), &self.core.flows);
+        note.hit = self.core.flows.probe(note.hash);
         let verdict = self.core.decide(frame, &note, now, tables, trace);
         if let Verdict::Drop(reason) | Verdict::Reply(Some(reason)) = verdict {
             trace.step(Step::Refused(reason));
@@ -208,15 +218,13 @@ impl Core {
             Ok(packet) => packet,
             Err(reason) => return Verdict::Drop(*reason),
         };
-        let outcome = if packet.kind == Kind::Transport {
-            match self.find(note, &packet.key) {
-                Some(hit) => self.forward(frame, packet, note.hash, hit, now, tables, trace),
-                None => self.admit(frame, packet, note.hash, now, tables, trace),
-            }
-        } else {
-            self.other(frame, packet, tables, trace)
-        };
-        outcome.unwrap_or_else(Verdict::Drop)
+        if packet.kind != Kind::Transport {
+            return or_drop(self.other(frame, packet, tables, trace));
+        }
+        match self.find(note, &packet.key) {
+            Some(hit) => self.forward(frame, packet, note.hash, hit, now, tables, trace),
+            None => or_drop(self.admit(frame, packet, note.hash, now, tables, trace)),
+        }
     }
 
     /// The flow of a packet; its time may be up, where the sweep has not met it yet.
@@ -255,7 +263,7 @@ impl Core {
 
     /// Leaves a frame to the kernel, with a note on a checksum that its sender left unfinished.
     fn to_kernel(&self, frame: &mut Frame<'_>, packet: &Packet, tables: &Snapshot) -> Verdict {
-        if tables.net.port(frame.port).is_some_and(|port| port.partial_checksums) {
+        if tables.net.leaves_checksums(frame.port) {
             crate::rewrite::nat::note_partial(frame, packet);
         }
         Verdict::Kernel

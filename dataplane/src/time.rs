@@ -15,11 +15,11 @@ impl Tick {
         Self((ns / (1_000_000_000 / u64::from(TICKS_PER_SECOND))) as u32)
     }
 
-    /// `seconds` later.
+    /// `seconds` later: at most 6 years.
     #[inline]
     #[must_use]
     pub fn after_seconds(self, seconds: u32) -> Self {
-        Self(self.0.wrapping_add(seconds.saturating_mul(TICKS_PER_SECOND)))
+        Self(self.0.wrapping_add(seconds.wrapping_mul(TICKS_PER_SECOND)))
     }
 
     /// Whether `self` lies at or before `now`, up to 6 years apart.

@@ -70,7 +70,7 @@ impl Bucket {
     pub(super) fn matching(&self, tag: u16) -> Matching<'_> {
         let wanted = u64::from(tag) * ONES;
         let [low, high] = self.tags.map(|word| zero_lanes(word ^ wanted));
-        Matching { bucket: self, lanes: u128::from(high) << 64 | u128::from(low) }
+        Matching { bucket: self, low, high }
     }
 
     /// How many references it holds.
@@ -129,7 +129,8 @@ fn zero_lanes(word: u64) -> u64 {
 #[derive(Debug)]
 pub(super) struct Matching<'a> {
     bucket: &'a Bucket,
-    lanes: u128,
+    low: u64,
+    high: u64,
 }
 
 impl Iterator for Matching<'_> {
@@ -137,11 +138,13 @@ impl Iterator for Matching<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<Reference> {
-        if self.lanes == 0 {
+        // The lanes of a half are 16 bits apart, so its lane is the position of the lowest bit over 16.
+        let (half, first) = if self.low != 0 { (&mut self.low, 0) } else { (&mut self.high, LANES / 2) };
+        if *half == 0 {
             return None;
         }
-        let lane = (self.lanes.trailing_zeros() / 16) as usize;
-        self.lanes &= self.lanes - 1;
+        let lane = (half.trailing_zeros() / 16) as usize + first;
+        *half &= *half - 1;
         self.bucket.references.get(lane % LANES).map(|reference| Reference(*reference))
     }
 }

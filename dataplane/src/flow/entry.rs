@@ -1,6 +1,6 @@
 //! One flow in one cache line.
 
-use crate::flow::key::FlowKey;
+use crate::flow::key::{FlowKey, TCP};
 use crate::flow::tcp;
 use crate::ids::{BackendId, HopId, ServiceId};
 use crate::snapshot::Mode;
@@ -141,6 +141,12 @@ impl Entry {
             1 => Mode::FullNat,
             _ => Mode::Dr,
         }
+    }
+
+    /// Whether it is a translated TCP flow over IPv4: the kind that has a path of its own.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.proto == TCP && !self.is_v6() && self.mode() != Mode::Dr
     }
 
     /// Whether it counts as an active connection of its backend.

@@ -163,14 +163,8 @@ impl FlowTable {
 
     /// The entry of a confirmed hit, to be changed: a free entry has no protocol and confirms nothing.
     #[inline]
-    pub fn found_mut(&mut self, hit: Hit) -> Option<(&mut Entry, WideLines<'_>)> {
-        Some((self.entries.get_mut(hit.slot() as usize)?, WideLines(&self.wide)))
-    }
-
-    /// The live entry in `slot` with what its endpoints need.
-    #[inline]
-    pub fn at(&self, slot: Slot) -> Option<(&Entry, WideLines<'_>)> {
-        Some((self.entry(slot)?, WideLines(&self.wide)))
+    pub fn found_mut(&mut self, hit: Hit) -> Option<&mut Entry> {
+        self.entries.get_mut(hit.slot() as usize)
     }
 
     /// The live entry in `slot`.
@@ -187,8 +181,12 @@ impl FlowTable {
 
     /// The endpoints of an entry.
     #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "an IPv6 entry holds an index, checked by `get`")]
     pub fn tuple(&self, entry: &Entry) -> Tuple {
-        WideLines(&self.wide).tuple(entry)
+        if !entry.is_v6() {
+            return entry.tuple_v4();
+        }
+        entry.tuple_v6(&self.wide.get(entry.forward as usize).copied().unwrap_or_default())
     }
 
     /// Opens a flow. Both directions are found afterwards, or nothing has changed.
@@ -348,22 +346,6 @@ impl FlowTable {
         }
         *entry = Entry { forward: u64::from(self.free), ..Entry::FREE };
         self.free = slot;
-    }
-}
-
-/// The IPv6 addresses of a table's flows.
-#[derive(Clone, Copy, Debug)]
-pub struct WideLines<'a>(&'a [Wide]);
-
-impl WideLines<'_> {
-    /// The endpoints of an entry of the same table.
-    #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "an IPv6 entry holds an index, checked by `get`")]
-    pub fn tuple(self, entry: &Entry) -> Tuple {
-        if !entry.is_v6() {
-            return entry.tuple_v4();
-        }
-        entry.tuple_v6(&self.0.get(entry.forward as usize).copied().unwrap_or_default())
     }
 }
 

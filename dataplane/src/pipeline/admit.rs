@@ -1,7 +1,7 @@
 //! A packet of no known flow: whose it is, and the flow that it may open.
 
 use super::Core;
-use super::established::{enter, timeout_s};
+use super::established::{enter, expiry};
 use crate::flow::entry::{Tuple, Way};
 use crate::flow::key::{self, FlowKey};
 use crate::flow::snat;
@@ -110,7 +110,7 @@ impl Core {
             let first = entry.state.next(entry.direction(Way::Forward), packet.tcp_flags);
             enter(entry, first, &self.setup.state);
         }
-        entry.expires = now.after_seconds(timeout_s(entry, tables));
+        entry.expires = expiry(entry, now, tables);
         Ok(slot)
     }
 

@@ -3,7 +3,7 @@
 use super::{Core, Setup};
 use crate::flow::entry::{Entry, NO_HOP, Way};
 use crate::flow::key;
-use crate::flow::table::{Hit, Slot, WideLines};
+use crate::flow::table::{Hit, Slot};
 use crate::flow::tcp;
 use crate::frame::Frame;
 use crate::packet::Packet;
@@ -33,12 +33,12 @@ impl Core {
         now: Tick,
         tables: &Snapshot,
         trace: &mut impl Trace,
-    ) -> Result<Verdict, DropReason> {
+    ) -> Verdict {
         let way = hit.way();
         let Self { flows, setup, .. } = self;
-        let (entry, wide) = flows.found_mut(hit).ok_or(DropReason::NoFlow)?;
+        let Some(entry) = flows.found_mut(hit) else { return Verdict::Drop(DropReason::NoFlow) };
         if entry.expires.is_due(now) || way == Way::Forward && reopens(entry.state, packet.tcp_flags) {
-            return self.open_anew(frame, packet, hash, hit.slot(), now, tables, trace);
+            return or_drop(self.open_anew(frame, packet, hash, hit.slot(), now, tables, trace));
         }
         if entry.proto() == key::TCP {
             let next = entry.state.next(entry.direction(way), packet.tcp_flags);
@@ -46,19 +46,25 @@ impl Core {
                 enter(entry, next, &setup.state);
             }
         }
-        entry.expires = now.after_seconds(timeout_s(entry, tables));
+        entry.expires = expiry(entry, now, tables);
         trace.step(Step::FlowKnown {
             reply: way == Way::Reply,
             service: entry.service,
             backend: entry.backend,
         });
         let known = if entry.epoch == tables.net.epoch { tables.net.hop(entry.hop(way)) } else { None };
-        match known {
-            Some(hop) if may_pass(packet, hop) => {
-                deliver(frame, packet, entry, wide, way, hop, setup, tables)
-            }
-            _ => self.send(frame, packet, hit.slot(), way, tables, trace),
+        let Some(hop) = known.filter(|hop| may_pass(packet, hop)) else {
+            return or_drop(self.send(frame, packet, hit.slot(), way, tables, trace));
+        };
+        count(entry, way, packet, setup);
+        let deltas = nat::Deltas::of(entry, way);
+        if entry.is_plain()
+            && !tables.net.leaves_checksums(frame.port)
+            && nat::translate_plain(frame.bytes_mut(), packet, entry.target_v4(way), deltas, hop)
+        {
+            return Verdict::Tx(hop.port);
         }
+        or_drop(self.deliver(frame, packet, hit.slot(), way, hop, tables))
     }
 
     /// A packet whose flow is over: its time is up, or a SYN starts the next connection on the same tuple.
@@ -98,9 +104,37 @@ impl Core {
         if !may_pass(packet, hop) {
             return self.stop(frame, packet, hop.mtu, tables, trace);
         }
-        let (entry, wide) = self.flows.at(slot).ok_or(DropReason::NoFlow)?;
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         trace.step(Step::NextHop(entry.hop(way)));
-        deliver(frame, packet, entry, wide, way, hop, &self.setup, tables)
+        count(entry, way, packet, &self.setup);
+        self.deliver(frame, packet, slot, way, hop, tables)
+    }
+
+    /// Translates any packet of a flow and gives it the hop's layer-2 header.
+    #[inline(never)]
+    fn deliver(
+        &self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        slot: Slot,
+        way: Way,
+        hop: &Hop,
+        tables: &Snapshot,
+    ) -> Result<Verdict, DropReason> {
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
+        let unfinished = tables.net.leaves_checksums(frame.port) && nat::note_partial(frame, packet);
+        let deltas = nat::Deltas::of(entry, way);
+        let bytes = frame.bytes_mut();
+        if entry.mode() == Mode::Dr {
+            nat::pass(bytes, packet)?;
+        } else if entry.is_v6() {
+            let target = self.flows.tuple(entry).translated(way);
+            nat::translate_v6(bytes, packet, &target, deltas, unfinished)?;
+        } else {
+            nat::translate_v4(bytes, packet, entry.target_v4(way), deltas, unfinished)?;
+        }
+        l2::readdress(frame, packet, hop)?;
+        Ok(Verdict::Tx(hop.port))
     }
 
     /// Looks the next hop of a flow's packets on `way` up, and has the flow remember it.
@@ -213,37 +247,18 @@ fn may_pass(packet: &Packet, hop: &Hop) -> bool {
     packet.ttl > 1 && packet.end - packet.l3 <= hop.mtu
 }
 
-/// Counts a packet for its backend, translates it and gives it the hop's layer-2 header.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
-fn deliver(
-    frame: &mut Frame<'_>,
-    packet: &Packet,
-    entry: &Entry,
-    wide: WideLines<'_>,
-    way: Way,
-    hop: &Hop,
-    setup: &Setup,
-    tables: &Snapshot,
-) -> Result<Verdict, DropReason> {
+/// The verdict, or the drop that stands for the reason why there is none.
+#[inline]
+pub(super) fn or_drop(outcome: Result<Verdict, DropReason>) -> Verdict {
+    outcome.unwrap_or_else(Verdict::Drop)
+}
+
+/// Counts a packet for its backend.
+#[inline]
+fn count(entry: &Entry, way: Way, packet: &Packet, setup: &Setup) {
     if let Some(counters) = setup.stats.backend(entry.backend) {
         counters.passed(way, packet.end - packet.l3);
     }
-    let unfinished = tables.net.port(frame.port).is_some_and(|port| port.partial_checksums)
-        && nat::note_partial(frame, packet);
-    let deltas = nat::Deltas::of(entry, way);
-    let bytes = frame.bytes_mut();
-    if entry.mode() == Mode::Dr {
-        nat::pass(bytes, packet)?;
-    } else if entry.is_v6() {
-        nat::translate_v6(bytes, packet, &wide.tuple(entry).translated(way), deltas, unfinished)?;
-    } else {
-        nat::translate_v4(bytes, packet, entry.target_v4(way), deltas, unfinished)?;
-    }
-    if !l2::overwrite(bytes, packet, hop) {
-        l2::readdress(frame, packet, hop)?;
-    }
-    Ok(Verdict::Tx(hop.port))
 }
 
 /// Whether a segment starts a new connection on the tuple of one that has ended: it is scheduled anew at once.
@@ -253,6 +268,7 @@ fn reopens(state: tcp::State, flags: u8) -> bool {
 }
 
 /// Moves a flow to a TCP state and its backend's counts with it.
+#[inline(never)]
 pub(super) fn enter(entry: &mut Entry, next: tcp::State, state: &State) {
     entry.state = next;
     if next.is_active() != entry.is_active() {
@@ -263,12 +279,12 @@ pub(super) fn enter(entry: &mut Entry, next: tcp::State, state: &State) {
     }
 }
 
-/// Idle time after which the flow is forgotten, in seconds.
+/// When the flow is forgotten if this packet is its last.
 #[inline]
-pub(super) fn timeout_s(entry: &Entry, tables: &Snapshot) -> u32 {
-    if entry.proto() == key::TCP {
+pub(super) fn expiry(entry: &Entry, now: Tick, tables: &Snapshot) -> Tick {
+    now.after_seconds(if entry.proto() == key::TCP {
         tables.timeouts.tcp_s.get(entry.state as usize).copied().unwrap_or_default()
     } else {
         tables.timeouts.udp_s
-    }
+    })
 }

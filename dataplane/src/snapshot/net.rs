@@ -138,6 +138,12 @@ impl Net {
         self.ports.get(id.index())
     }
 
+    /// Whether senders on this port may leave layer-4 checksums unfinished.
+    #[inline]
+    pub fn leaves_checksums(&self, id: PortId) -> bool {
+        self.port(id).is_some_and(|port| port.partial_checksums)
+    }
+
     /// The hop with this id, if it is resolved.
     #[inline]
     pub fn hop(&self, id: HopId) -> Option<&Hop> {
