@@ -168,6 +168,8 @@ fn control_serves_reloads_resolves_and_leaves_nothing_behind() {
     for host in [2, 3, 4] {
         far.ip(&format!("addr add 10.1.0.{host}/24 dev far1"));
     }
+    // What a killed run leaves.
+    own.ip("link add weir0 type veth peer name weir1");
     let folder = Folder::new("run");
     let path = folder.configure(&service(80, "10.1.0.2"));
     let socket = folder.socket();
@@ -184,6 +186,8 @@ fn control_serves_reloads_resolves_and_leaves_nothing_behind() {
         let Ok(Reply::Interfaces(interfaces)) = ask(&socket, &Request::Interfaces {}) else { panic!() };
         let shown: Vec<_> = interfaces.iter().map(|row| (&*row.name, &*row.xdp, row.up)).collect();
         assert_eq!(shown, [("eth1", "native", true), ("weir1", "none", true)]);
+        let weir1 = own.ip("link show weir1");
+        assert!(weir1.starts_with(&format!("{}:", interfaces[1].ifindex)), "not the one left over: {weir1}");
         assert!(interfaces[0].addresses.contains(&"10.1.0.1/24".to_owned()));
         let Ok(Reply::Workers(workers)) = ask(&socket, &Request::Workers {}) else { panic!() };
         assert!(workers.len() == 1 && workers[0].alive && workers[0].turns > 0, "{workers:?}");

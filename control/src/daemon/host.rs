@@ -12,6 +12,7 @@ use crate::netlink::NetlinkError;
 use crate::netlink::announce::Announcer;
 use crate::netlink::compile::{HOP_LIMIT, Scope, compile};
 use crate::netlink::kernel_path::{KernelPath, KernelPathError, names};
+use crate::netlink::mirror::Doubts;
 use crate::netlink::monitor::Monitor;
 
 /// Why Weir cannot start on this machine. What was done before is undone.
@@ -88,11 +89,9 @@ impl Host {
     }
 
     fn first_net(&mut self) -> Result<(), HostError> {
-        if let (Some(runtime), Some(made)) = (&self.runtime, &self.kernel_path) {
-            let mirror = self.monitor.mirror_mut();
-            for end in [&made.kernel_end, &made.workers_end] {
-                mirror.apply(crate::netlink::event::Event::Link(end.clone()));
-            }
+        if let Some(runtime) = &self.runtime {
+            // The pair is newer than the mirror, which may still have one that it replaced.
+            self.monitor.mirror_mut().doubt(Doubts { all: true, ..Doubts::default() });
             runtime.block_on(self.monitor.settle())?;
         }
         self.net = compile(self.monitor.mirror(), &self.scope, &Net::default(), true, HOP_LIMIT);
