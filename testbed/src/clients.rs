@@ -5,9 +5,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::namespace::Namespace;
-use crate::process::{Process, run};
+use crate::process::{Process, Said, run};
 use crate::servers::{BLOB_PATH, DNS_NAME, IPERF_PORT};
 
 /// How long one exchange may take.
@@ -112,13 +113,24 @@ pub fn iperf3(client: &Namespace, server: IpAddr, direction: Direction, duration
     if direction == Direction::Download {
         command.arg("--reverse");
     }
-    let said = run(&mut command, duration + LIMIT * 2)?;
-    let report: serde_json::Value = serde_json::from_str(&said.out)
-        .with_context(|| format!("iperf3 of {server}: {}{}", said.out, said.err))?;
-    let rate = report.pointer("/end/sum_received/bits_per_second").and_then(serde_json::Value::as_f64);
-    let error = report.get("error").and_then(serde_json::Value::as_str).unwrap_or("it reports no rate");
-    rate.filter(|rate| said.status.success() && *rate > 0.0)
-        .with_context(|| format!("iperf3 of {server}: {error}"))
+    let mut attempt = || iperf3_rate(&run(&mut command, duration + LIMIT * 2)?);
+    let rate = match attempt() {
+        // Between two tests iperf3's server closes its listening socket for a moment.
+        Err(error) if format!("{error:#}").contains("unable to connect to server: Connection re") => {
+            std::thread::sleep(Duration::from_millis(500));
+            attempt()
+        }
+        done => done,
+    };
+    rate.with_context(|| format!("iperf3 of {server}"))
+}
+
+fn iperf3_rate(said: &Said) -> Result<f64> {
+    let report: Value =
+        serde_json::from_str(&said.out).with_context(|| format!("{}{}", said.out, said.err))?;
+    let rate = report.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
+    let error = report.get("error").and_then(Value::as_str).unwrap_or("it reports no rate");
+    rate.filter(|rate| said.status.success() && *rate > 0.0).with_context(|| error.to_owned())
 }
 
 /// Starts wrk over kept connections; [`wrk_result`] reads what it says at its end.
