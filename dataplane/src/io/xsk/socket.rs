@@ -263,3 +263,50 @@ impl Request<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    fn ip(arguments: &str) -> String {
+        let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+        assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn request<'a>(interface: &'a Arc<str>, share: Option<&'a Socket>) -> Request<'a> {
+        let line = ip(&format!("-o link show {interface}"));
+        let ifindex = line.split(':').next().unwrap().parse().unwrap();
+        Request { interface, ifindex, queue: 0, ring_size: 64, share, modes: &[BindMode::Copy] }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no sockets of this kind")]
+    fn one_memory_can_be_registered_twice_and_each_registration_shared() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("this test did not run: it needs root for a network namespace and AF_XDP");
+            return;
+        }
+        // The namespace goes away with the thread.
+        let thread = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let names = ["v0", "v1", "v2", "v3"].map(Arc::<str>::from);
+            for pair in names.chunks(2) {
+                ip(&format!("link add {} up type veth peer name {}", pair[0], pair[1]));
+            }
+            let umem = Umem::new(512, 2048).unwrap();
+            let open = |name, share| super::open(&umem, &request(name, share)).unwrap().0;
+            let (first, second) = (open(&names[0], None), open(&names[1], None));
+            for (name, owner) in [(&names[2], &first), (&names[3], &second)] {
+                let shared = open(name, Some(owner));
+                assert_eq!((shared.mode, shared.metadata), (owner.mode, owner.metadata));
+                assert_eq!(statistics(shared.fd.as_fd()).unwrap(), Statistics::default());
+            }
+        });
+        thread.join().unwrap();
+    }
+}
