@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use super::reader::{Field, Map};
 use super::settings::NODE_ADDRESSES_MAX;
 use crate::model::{
-    AddressRange, Backend, Draft, POOL_ADDRESSES_MAX, Port, Protocol, Scheduling, Service, SnatPool, Unicast,
-    Weight,
+    AddressRange, Backend, Draft, Family, POOL_ADDRESSES_MAX, Port, Protocol, Reason, Scheduling, Service,
+    SnatPool, Unicast, Weight,
 };
 
 /// SNAT pools at most.
@@ -209,9 +209,11 @@ fn read_service(field: &Field<'_, '_>) -> Option<(Vec<usize>, Service)> {
         Some(field) => read_protocol(&field),
     };
     let mode = map.optional("mode").and_then(|field| field.word(&MODES)).unwrap_or(Mode::Nat);
+    // Looked at here and not when the draft is checked: other faults of the service must not hide it.
+    let family = vips.as_ref().and_then(|vips| vips.first()).map(|vip| vip.family());
     let backends = map.optional("backends");
     let (indices, backends) = backends
-        .map(|list| indexed(&list, usize::MAX, |field| read_backend(field, mode)))
+        .map(|list| indexed(&list, usize::MAX, |field| read_backend(field, mode, family)))
         .unwrap_or_default();
     let service = Service {
         node_port: map.optional("node_port").and_then(|field| read_port(&field)),
@@ -283,9 +285,17 @@ fn read_kind(field: &Field<'_, '_>) -> Option<Kind> {
     None
 }
 
-fn read_backend(field: &Field<'_, '_>, mode: Mode) -> Option<Backend> {
+fn read_backend(field: &Field<'_, '_>, mode: Mode, family: Option<Family>) -> Option<Backend> {
     let map = field.map(&["address", "port", "weight", "mode"])?;
-    let addr = map.required("address").and_then(|field| read_unicast(&field));
+    let addr = map.required("address").and_then(|field| {
+        let addr = read_unicast(&field)?;
+        let family = family.filter(|family| *family != addr.family());
+        let reason = family.map(|family| Reason::BackendFamily { addr: addr.ip(), family });
+        reason.map_or(Some(addr), |reason| {
+            field.refuse(reason);
+            None
+        })
+    });
     let port = map.required("port").and_then(|field| read_port(&field));
     let weight = map.optional("weight").and_then(|field| field.number(0..=u16::MAX));
     let mode = map.optional("mode").and_then(|field| field.word(&MODES)).unwrap_or(mode);

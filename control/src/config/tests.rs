@@ -326,6 +326,15 @@ fn services_that_cannot_serve_are_refused() {
             ],
         ),
         (
+            "a backend's family, whatever else is wrong",
+            "..\nservices:\n  - {name: a, vip: 10.0.0.1, port: 0, backends: [{address: \"fd00::1\", port: 65536}]}\n",
+            &[
+                "3:36: services[0].port: 0 is below 1",
+                "3:60: services[0].backends[0].address: fd00::1 is IPv6, the service's VIP is IPv4",
+                "3:77: services[0].backends[0].port: 65536 is above 65535",
+            ],
+        ),
+        (
             "backends",
             "..\nservices:\n  - name: a\n    vip: 10.0.0.1\n    port: 80\n    backends:\n      \
              - {address: \"fd00::1\", port: 80}\n      - {address: 10.1.0.1, port: 80}\n      \
