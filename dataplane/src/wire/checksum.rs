@@ -238,6 +238,12 @@ mod tests {
     }
 
     #[test]
+    fn a_header_of_zeros_does_not_verify() {
+        assert!(!ipv4_verifies(Ipv4::ref_from_bytes(&[0; 20]).unwrap()));
+        assert!(!Sum::of(&[0; 20]).verifies());
+    }
+
+    #[test]
     fn completing_needs_the_field_inside() {
         assert!(!complete(&mut [1, 2, 3], 2));
         assert!(!complete(&mut [1, 2, 3], 9));

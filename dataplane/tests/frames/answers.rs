@@ -1,6 +1,6 @@
 //! What is sent back, field by field.
 
-use dataplane::frame::Frame;
+use dataplane::frame::{Checksum, Frame};
 use dataplane::ids::PortId;
 use dataplane::packet::{Kind, Packet, parse};
 use dataplane::rewrite::answer;
@@ -106,6 +106,34 @@ fn packet_of_zeros() -> Vec<u8> {
 }
 
 #[test]
+fn the_class_of_service_comes_back_with_an_echo_and_in_part_with_an_error() {
+    const CLASS: u8 = 0xb9; // expedited forwarding, ECT(1)
+    let classed = |frame: Vec<u8>| edit(frame, |bytes| bytes[L3 + 1] = CLASS);
+    let classed6 = |mut frame: Vec<u8>| {
+        (frame[L3], frame[L3 + 1]) = (0x60 | CLASS >> 4, CLASS << 4);
+        frame
+    };
+    let reply = answered(&classed(echo(b"ping")), 0, answer::echo).unwrap();
+    assert_eq!(reply[L3 + 1], CLASS);
+    let reply = answered(&classed6(echo6(b"ping")), 0, answer::echo).unwrap();
+    assert_eq!(reply[L3..L3 + 4], [0x60 | CLASS >> 4, CLASS << 4, 0, 0]);
+    let refusal = answered(&classed(udp(b"x")), 28, answer::port_unreachable).unwrap();
+    assert_eq!(refusal[L3 + 1], 0xc0 | 0x18, "internetwork control, and not capable of ECN");
+    let refusal = answered(&classed6(udp6(b"x")), 48, answer::port_unreachable).unwrap();
+    assert_eq!(refusal[L3..L3 + 4], [0x60, 0, 0, 0]);
+}
+
+#[test]
+fn an_answer_has_its_checksum_complete() {
+    let request = tcp(0x02, b"");
+    let (mut chunk, packet) = (request.clone(), parse(&request).unwrap());
+    let mut frame = Frame::new(&mut chunk, 0, request.len(), PortId(0)).unwrap();
+    frame.checksum = Checksum::Partial { start: 34, offset: 16 };
+    answer::reset(&mut frame, &packet, OWN_MAC).unwrap();
+    assert_eq!(frame.checksum, Checksum::Complete);
+}
+
+#[test]
 fn a_reset_follows_rfc_9293() {
     const FIN: u8 = 0x01;
     const SYN: u8 = 0x02;
@@ -154,6 +182,7 @@ fn errors_quote_as_much_as_they_may() {
         ("short", &udp(b"x"), answer::time_exceeded, [11, 0, 0, 0], 57),
         ("port unreachable, IPv6", &udp6(&[7; 1400]), answer::port_unreachable, [1, 4, 0, 0], 1280),
         ("packet too big", &udp6(&[7; 1400]), too_big, [2, 0, 0x05, 0x78], 1280),
+        ("about an echo", &echo(b"ping"), answer::time_exceeded, [11, 0, 0, 0], 60),
         ("time exceeded, IPv6", &udp6(b"x"), answer::time_exceeded, [3, 0, 0, 0], 97),
     ] {
         let reply = answered(frame, 48, answer).unwrap();
@@ -162,7 +191,9 @@ fn errors_quote_as_much_as_they_may() {
         let message = &reply[packet.l4.into()..];
         assert_eq!([message[0], message[1], message[6], message[7]], head, "{name}");
         assert_eq!(message[8..], frame[L3..L3 + message.len() - 8], "{name}: the quote");
-        assert_eq!((packet.kind, packet.key), (Kind::IcmpError, parse(frame).unwrap().key), "{name}");
+        if parse(frame).unwrap().kind == Kind::Transport {
+            assert_eq!((packet.kind, packet.key), (Kind::IcmpError, parse(frame).unwrap().key), "{name}");
+        }
     }
 }
 
@@ -203,6 +234,25 @@ fn some_packets_get_no_answer() {
         ("advertisement for a datagram", udp6(b"x"), answer::neighbour),
     ] {
         assert_eq!(answered(&frame, 48, answer), Err(DropReason::Unsupported), "{name}");
+    }
+}
+
+#[test]
+fn nobody_is_told_an_address_who_cannot_have_asked() {
+    let loopback = {
+        let mut addr = [0; 16];
+        addr[15] = 1;
+        addr
+    };
+    let group_mac = edit(arp(ArpOperation::REQUEST, CLIENT), |bytes| bytes[L3 + 8] = 0x03);
+    for (name, frame, answer) in [
+        ("ARP from a group's address", arp(ArpOperation::REQUEST, [224, 0, 0, 1]), answer::arp as Answer),
+        ("ARP from a loopback address", arp(ArpOperation::REQUEST, [127, 0, 0, 1]), answer::arp),
+        ("ARP from a group's MAC", group_mac, answer::arp),
+        ("solicitation from a loopback address", solicitation(loopback, VIP6, 255, &[]), answer::neighbour),
+        ("solicitation from a group", solicitation(SOLICITED_NODE, VIP6, 255, &[]), answer::neighbour),
+    ] {
+        assert_eq!(answered(&frame, 48, answer), Err(DropReason::BadSource), "{name}");
     }
 }
 
