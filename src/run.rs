@@ -12,7 +12,6 @@ use anyhow::Context as _;
 use control::config::{self, Config, Settings};
 use control::daemon::{Control, Host, Parts, Served};
 use control::reconcile::Reconciler;
-use crossbeam_queue::ArrayQueue;
 use dataplane::flow::directory::Directory;
 use dataplane::ids::WorkerId;
 use dataplane::io::handoff::{self, Exchange};
@@ -20,9 +19,9 @@ use dataplane::io::huge::HugePages;
 use dataplane::io::xsk::{PortConfig, XskConfig, XskIo, ZeroCopy};
 use dataplane::pipeline::{Engine, Setup};
 use dataplane::snapshot::Net;
-use dataplane::snapshot::net::Neighbour;
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
+use dataplane::wanted::Wanted;
 use dataplane::worker::{self, Idle, on_core};
 use xdp_prog::Xdp;
 
@@ -33,7 +32,7 @@ use crate::cli::EXIT_USAGE;
 const RING_SIZE: u32 = 2048;
 /// Frames under way between two workers, each way.
 const HANDOFF_DEPTH: usize = 512;
-/// Neighbours that a worker may be waiting for at once.
+/// Neighbours that workers miss and control has not seen yet, at most.
 const WANTED: usize = 1024;
 /// What a handed-over frame may have beside its IP packet: Ethernet header and two VLAN tags.
 const LAYER_2: usize = 22;
@@ -104,16 +103,17 @@ fn start(config: Config, busy_poll: bool) -> anyhow::Result<Control<Xdp>> {
         state,
         directory: Arc::new(Directory::new(settings.flow_limit * usize::from(count), count)),
         seed: ahash::RandomState::new().hash_one(std::process::id()),
+        wanted: Arc::new(Wanted::new(WANTED)),
         busy_poll,
     };
-    let wanted: Vec<_> = (0..count).map(|_| Arc::new(ArrayQueue::new(WANTED))).collect();
     let frame_len = host.net().ports.iter().map(|port| usize::from(port.mtu)).max().unwrap_or(0) + LAYER_2;
     let exchanges = handoff::mesh(count, HANDOFF_DEPTH, frame_len).context("making the handoff rings")?;
     let mut workers = Vec::with_capacity(exchanges.len());
     for (id, exchange) in (0..count).map(WorkerId).zip(exchanges) {
-        let (Some(stats), Some(wanted)) = (stats.get(id.index()), wanted.get(id.index())) else { continue };
-        workers.push(shared.worker(id, exchange, &reconciler, &xdp, Arc::clone(stats), Arc::clone(wanted))?);
+        let Some(stats) = stats.get(id.index()) else { continue };
+        workers.push(shared.worker(id, exchange, &reconciler, &xdp, Arc::clone(stats))?);
     }
+    let wanted = shared.wanted;
     Ok(Control::new(Parts { config, host, reconciler, gate: xdp, workers, wanted }))
 }
 
@@ -133,6 +133,7 @@ struct Shared<'a> {
     state: Arc<State>,
     directory: Arc<Directory>,
     seed: u64,
+    wanted: Arc<Wanted>,
     busy_poll: bool,
 }
 
@@ -145,7 +146,6 @@ impl Shared<'_> {
         reconciler: &Reconciler,
         xdp: &Xdp,
         stats: Arc<WorkerStats>,
-        wanted: Arc<ArrayQueue<Neighbour>>,
     ) -> anyhow::Result<Served> {
         let workers = &self.settings.workers;
         let core = workers.cores.as_ref().and_then(|cores| cores.get(id.index()).copied()).map(usize::from);
@@ -158,7 +158,7 @@ impl Shared<'_> {
             state: Arc::clone(&self.state),
             directory: Arc::clone(&self.directory),
             stats: Arc::clone(&stats),
-            wanted,
+            wanted: Arc::clone(&self.wanted),
             seed: self.seed,
         };
         // On the worker's core, so that the pages come from its memory.

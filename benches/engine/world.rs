@@ -7,7 +7,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_queue::ArrayQueue;
 use dataplane::flow::directory::Directory;
 use dataplane::flow::key::{self, FlowKey, VipKey};
 use dataplane::frame::{BATCH, Frame};
@@ -20,6 +19,7 @@ use dataplane::state::State;
 use dataplane::stats::WorkerStats;
 use dataplane::time::Tick;
 use dataplane::verdict::Verdict;
+use dataplane::wanted::Wanted;
 
 use crate::bare::Bare;
 use crate::frames::{ACK, Chunks, SECTION, SYN, SYN_ACK, read};
@@ -114,7 +114,7 @@ impl World {
             flow_limit: shape.limit as usize,
             state: Arc::new(State::new(services, backends)),
             stats: Arc::new(WorkerStats::new(services, backends)),
-            wanted: Arc::new(ArrayQueue::new(BATCH)),
+            wanted: Arc::new(Wanted::new(BATCH)),
             directory: Arc::new(Directory::new(shape.limit as usize, 1)),
             seed: 0x1234_5678_9abc_def0,
         };

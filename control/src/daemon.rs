@@ -9,6 +9,7 @@
 //! One event loop on the calling thread; nothing in it waits for the network, and what takes long (reading a file,
 //! asking workers for flows) happens beside it.
 
+mod ear;
 mod host;
 mod reload;
 
@@ -16,14 +17,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crossbeam_queue::ArrayQueue;
 use dataplane::io::xsk::PortSocket;
+use dataplane::snapshot::Net;
 use dataplane::snapshot::net::{Neighbour, Port};
+use dataplane::wanted::Wanted;
 use dataplane::worker::{WorkerHandle, WorkerPanic};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
+use self::ear::Ear;
 pub use self::host::{Host, HostError};
 use self::reload::{Reloads, Waiting};
 use crate::admin::protocol::{Count, Drops, Reload, Reply, Request, Status};
@@ -35,14 +38,17 @@ use crate::netlink::monitor::Monitor;
 use crate::netlink::resolve::{Known, Resolver};
 use crate::reconcile::{Gate, Reconciler};
 
-/// How often workers' wishes are looked at and what is due is asked and announced. A packet that misses its neighbour
-/// is dropped and comes again after a second (TCP), so more haste gains nothing.
+/// How often what is due is asked and announced. Workers' wishes are seen to as they come, within a poll's bounds.
 const POLL: Duration = Duration::from_millis(25);
 /// How often the rest is looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// How long kernel notifications are gathered before new tables are made of them.
+/// How long kernel notifications are gathered before new tables are made of them. A neighbour alone is not kept
+/// waiting, for frames wait for it; then tables follow each other after [`PAUSE`] times what they took to make, but
+/// this at most.
 const DEBOUNCE: Duration = Duration::from_millis(5);
-/// Neighbours asked for, and announcements sent, a poll at most.
+/// See [`DEBOUNCE`]: neighbours that come and go cost a tenth of control's time.
+const PAUSE: u32 = 9;
+/// Announcements sent a poll at most.
 const BURST: usize = 64;
 
 /// Why control ended otherwise than asked to.
@@ -96,8 +102,8 @@ pub struct Parts<G> {
     pub gate: G,
     /// The workers, by id.
     pub workers: Vec<Served>,
-    /// Each worker's queue of neighbours that it misses.
-    pub wanted: Vec<Arc<ArrayQueue<Neighbour>>>,
+    /// The neighbours that workers miss.
+    pub wanted: Arc<Wanted>,
 }
 
 /// The control thread's state.
@@ -108,12 +114,14 @@ pub struct Control<G> {
     reconciler: Reconciler,
     gate: G,
     workers: Vec<Served>,
-    wanted: Vec<Arc<ArrayQueue<Neighbour>>>,
+    wanted: Arc<Wanted>,
     resolver: Resolver,
     reloads: Reloads,
     last_reload: Option<Reload>,
     /// When the mirror's changes become tables.
     refresh_at: Option<Instant>,
+    /// When a neighbour alone may change the tables again.
+    rested_at: Instant,
     /// Workers that have ended, as last looked at.
     dead: usize,
     /// Interfaces that are gone, as last looked at.
@@ -136,6 +144,7 @@ impl<G: Gate> Control<G> {
             resolver: Resolver::default(),
             last_reload: None,
             refresh_at: None,
+            rested_at: Instant::now(),
             dead: 0,
             gone: 0,
             started: Instant::now(),
@@ -185,6 +194,7 @@ impl<G: Gate> Control<G> {
         socket: Socket,
     ) -> Result<(), ControlError> {
         let (sender, mut calls) = mpsc::channel(1);
+        let mut ear = Ear::new(Arc::clone(&self.wanted));
         let listening = tokio::spawn(socket.serve(sender, PATIENCE));
         let mut poll = interval(POLL);
         let mut housekeeping = interval(HOUSEKEEPING);
@@ -200,13 +210,18 @@ impl<G: Gate> Control<G> {
                     Some(Signal::Stop) | None => break Ok(()),
                 },
                 result = self.host.monitor.changed() => match result {
-                    Ok(()) => _ = self.refresh_at.get_or_insert_with(|| Instant::now() + DEBOUNCE),
+                    Ok(()) => self.plan_refresh(),
                     Err(error) => self.reconnect(&error).await,
                 },
                 () = sleep_until(refresh_at.into()), if self.refresh_at.is_some() => self.refresh().await,
                 (read, waiting) = self.reloads.read() => self.finish_reload(read, waiting).await,
                 Some(call) = calls.recv() => self.answer(call),
-                _ = poll.tick() => self.poll().await,
+                () = ear.heard(), if ear.left() > 0 => self.fulfil(&mut ear).await,
+                _ = poll.tick() => {
+                    ear.begin();
+                    self.fulfil(&mut ear).await;
+                    self.poll();
+                }
                 _ = housekeeping.tick() => {
                     if self.keep_house() {
                         break Err(ControlError::NoWorkers);
@@ -256,6 +271,18 @@ impl<G: Gate> Control<G> {
         self.host.announcer.set_owned(&snapshot.net, snapshot.services.owned());
     }
 
+    /// Notes when what the kernel said becomes tables.
+    fn plan_refresh(&mut self) {
+        let mirror = self.host.monitor.mirror();
+        let now = Instant::now();
+        let at = match mirror.changes() {
+            changes if changes.only_neighbours() && !mirror.is_in_doubt() => now.max(self.rested_at),
+            changes if changes.any() || mirror.is_in_doubt() => now + DEBOUNCE,
+            _ => return,
+        };
+        self.refresh_at.get_or_insert(at);
+    }
+
     /// Makes new tables of what the kernel said.
     async fn refresh(&mut self) {
         self.refresh_at = None;
@@ -270,22 +297,29 @@ impl<G: Gate> Control<G> {
             return;
         }
         let old = Arc::clone(&self.reconciler.current().net);
+        let begun = Instant::now();
         let new = compile(self.host.monitor.mirror(), &self.host.scope, &old, reroute, HOP_LIMIT);
+        let now = Instant::now();
+        self.rested_at = now + DEBOUNCE.min(PAUSE * (now - begun));
         let same = (new.epoch, &new.ports, new.kernel) == (old.epoch, &old.ports, old.kernel)
             && new.neighbours == old.neighbours
             && new.hops == old.hops;
         if same {
             return;
         }
-        let now = Instant::now();
-        for (place, id) in &old.neighbours {
-            let is_there = new.neighbours.get(place).is_some_and(|id| new.hop(*id).is_some());
-            if old.hop(*id).is_some() && !is_there {
-                self.resolver.lost(*place, now);
-            }
+        let is_there = |net: &Net, place| net.neighbours.get(place).is_some_and(|id| net.hop(*id).is_some());
+        for place in old.neighbours.keys().filter(|place| is_there(&old, place) && !is_there(&new, place)) {
+            self.resolver.lost(*place, now);
+        }
+        for place in new.neighbours.keys().filter(|place| is_there(&new, place) && !is_there(&old, place)) {
+            self.resolver.found(*place, now);
         }
         self.host.announcer.net_changed(&old, &new);
         let generation = self.reconciler.set_net(new);
+        // One that sleeps may keep frames that waited for this.
+        for worker in &self.workers {
+            worker.handle.wake();
+        }
         tracing::debug!(generation, ?changes, "network changed");
         if reroute {
             self.services_changed();
@@ -307,13 +341,11 @@ impl<G: Gate> Control<G> {
         }
     }
 
-    async fn poll(&mut self) {
+    /// Asks for the neighbours that workers miss and for those that are due.
+    async fn fulfil(&mut self, ear: &mut Ear) {
         let now = Instant::now();
-        for queue in &self.wanted {
-            for _ in 0..queue.len() {
-                let Some(place) = queue.pop() else { break };
-                self.resolver.want(place, now);
-            }
+        for place in ear.wishes() {
+            self.resolver.want(place, now);
         }
         let mirror = self.host.monitor.mirror();
         let known = |place: &Neighbour| match mirror.neighbours.get(place) {
@@ -322,11 +354,16 @@ impl<G: Gate> Control<G> {
             Some(entry) if entry.fixed => Known::Fixed,
             Some(_) => Known::Usable,
         };
-        for place in self.resolver.due(now, BURST, known) {
+        let due = self.resolver.due(now, ear.left(), known);
+        ear.spend(due.len());
+        for place in due {
             if let Err(error) = self.host.monitor.ask(place).await {
                 tracing::debug!(%error, ?place, "not asked for");
             }
         }
+    }
+
+    fn poll(&mut self) {
         if self.host.announcer.is_pending() {
             self.host.announcer.send_due(&self.reconciler.current().net, BURST);
         }

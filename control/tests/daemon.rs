@@ -23,7 +23,6 @@ use control::admin::protocol::{Reload, Reply, Request, Status};
 use control::config::{self, Config};
 use control::daemon::{Control, Ending, Host, HostError, Parts, Served, Signal};
 use control::reconcile::Reconciler;
-use crossbeam_queue::ArrayQueue;
 use dataplane::flow::directory::Directory;
 use dataplane::ids::WorkerId;
 use dataplane::io::handoff;
@@ -32,6 +31,7 @@ use dataplane::pipeline::{Engine, Setup};
 use dataplane::snapshot::net::Neighbour;
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
+use dataplane::wanted::Wanted;
 use dataplane::worker::{self, Idle};
 use netns::{Netns, is_root};
 use tokio::sync::mpsc;
@@ -80,7 +80,7 @@ fn service(port: u16, backend: &str) -> String {
 }
 
 /// All parts, the worker running over memory.
-fn parts(config: Config, wanted: Arc<ArrayQueue<Neighbour>>) -> Parts<Xdp> {
+fn parts(config: Config, wanted: Arc<Wanted>) -> Parts<Xdp> {
     let host = Host::open(&config.settings).unwrap();
     let state = Arc::new(State::new(8, 8));
     let stats = Arc::new(WorkerStats::new(8, 8));
@@ -112,7 +112,7 @@ fn parts(config: Config, wanted: Arc<ArrayQueue<Neighbour>>) -> Parts<Xdp> {
     })
     .unwrap();
     let workers = vec![Served { handle, sockets: Vec::new() }];
-    Parts { config, host, reconciler, gate, workers, wanted: vec![wanted] }
+    Parts { config, host, reconciler, gate, workers, wanted }
 }
 
 fn status(socket: &Path) -> Status {
@@ -141,7 +141,7 @@ fn until(what: &str, wanted: impl Fn() -> bool) {
 fn with_control(
     own: &Netns,
     path: &Path,
-    wanted: &Arc<ArrayQueue<Neighbour>>,
+    wanted: &Arc<Wanted>,
     test: impl FnOnce(&mpsc::Sender<Signal>),
 ) -> Ending {
     let (signals, receiver) = mpsc::channel(1);
@@ -173,7 +173,7 @@ fn control_serves_reloads_resolves_and_leaves_nothing_behind() {
     let folder = Folder::new("run");
     let path = folder.configure(&service(80, "10.1.0.2"));
     let socket = folder.socket();
-    let wanted = Arc::new(ArrayQueue::new(16));
+    let wanted = Arc::new(Wanted::new(16));
     let eth1 = own.ip("link show eth1").split(':').next().unwrap().parse().unwrap();
     let is_reachable = |addr: &str| own.ip(&format!("neigh show {addr}")).contains("lladdr");
     let ending = with_control(&own, &path, &wanted, |signals| {

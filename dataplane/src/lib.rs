@@ -36,5 +36,6 @@ pub mod stats;
 pub mod time;
 pub mod trace;
 pub mod verdict;
+pub mod wanted;
 pub mod wire;
 pub mod worker;

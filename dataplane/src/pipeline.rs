@@ -18,8 +18,6 @@ use self::established::or_drop;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crossbeam_queue::ArrayQueue;
-
 use crate::flow::directory::Directory;
 use crate::flow::entry;
 use crate::flow::key::FlowKey;
@@ -27,13 +25,13 @@ use crate::flow::table::{FlowTable, Heap, Hit, Reserve};
 use crate::frame::{BATCH, Frame};
 use crate::ids::{BackendId, ServiceId, WorkerId};
 use crate::packet::{self, Kind, Packet};
-use crate::snapshot::net::Neighbour;
 use crate::snapshot::{Mode, Snapshot};
 use crate::state::State;
 use crate::stats::WorkerStats;
 use crate::time::Tick;
 use crate::trace::{Silent, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
+use crate::wanted::Wanted;
 
 /// What an engine is made with.
 #[derive(Clone, Debug)]
@@ -50,8 +48,8 @@ pub struct Setup {
     pub directory: Arc<Directory>,
     /// This worker's counters.
     pub stats: Arc<WorkerStats>,
-    /// Neighbours that control should ask for.
-    pub wanted: Arc<ArrayQueue<Neighbour>>,
+    /// Neighbours that control should ask for; shared by all workers.
+    pub wanted: Arc<Wanted>,
     /// Keys the hashes: random for each process, the same for all its workers.
     pub seed: u64,
 }
@@ -168,8 +166,10 @@ impl Engine {
         note.read(frame.bytes(), &self.core.flows);
         note.hit = self.core.flows.probe(note.hash);
         let verdict = self.core.decide(frame, &note, now, tables, trace);
-        if let Verdict::Drop(reason) | Verdict::Reply(Some(reason)) = verdict {
-            trace.step(Step::Refused(reason));
+        match verdict {
+            Verdict::Drop(reason) | Verdict::Reply(Some(reason)) => trace.step(Step::Refused(reason)),
+            Verdict::Unresolved => trace.step(Step::Refused(DropReason::NoNeighbour)),
+            _ => {}
         }
         self.core.setup.stats.frames.add(1);
         self.core.setup.stats.verdict(verdict);

@@ -68,6 +68,8 @@ pub struct WorkerStats {
     pub handed_over: Counter,
     /// Frames taken from another worker.
     pub taken_over: Counter,
+    /// Times that a frame was to be kept until its neighbour is known.
+    pub waited: Counter,
     /// Flows opened.
     pub flows_opened: Counter,
     /// Flows that ended by their timeout.
@@ -93,6 +95,7 @@ impl WorkerStats {
             kernel: Counter::default(),
             handed_over: Counter::default(),
             taken_over: Counter::default(),
+            waited: Counter::default(),
             flows_opened: Counter::default(),
             flows_expired: Counter::default(),
             flows_evicted: Counter::default(),
@@ -130,6 +133,8 @@ impl WorkerStats {
             }
             Verdict::Handoff(_) => self.handed_over.add(1),
             Verdict::Kernel => self.kernel.add(1),
+            // Counted by who keeps it, or fails to.
+            Verdict::Unresolved => {}
             Verdict::Drop(reason) => self.drop(reason),
         }
     }

@@ -14,6 +14,10 @@ pub enum Verdict {
     Handoff(WorkerId),
     /// Not Weir's; unchanged, for the kernel.
     Kernel,
+    /// The MAC address of its next hop is not known and is being asked for; unchanged. Whoever can keeps it for a
+    /// moment and gives it to the engine again, once there are new tables; else it is dropped as
+    /// [`DropReason::NoNeighbour`].
+    Unresolved,
     /// Not delivered.
     Drop(DropReason),
 }
@@ -72,7 +76,7 @@ reasons! {
     TupleInUse => "tuple_in_use",
     /// No route to the next address.
     NoRoute => "no_route",
-    /// The neighbour's MAC address is not known (it is being asked for).
+    /// The neighbour's MAC address is not known, and did not become known while the frame was kept.
     NoNeighbour => "no_neighbour",
     /// The route leads by an interface that Weir does not serve.
     NoPort => "no_port",

@@ -1,7 +1,7 @@
 //! One core, one queue index, one loop.
 //!
-//! A turn reads the clock once and the snapshot once, takes frames from other workers and from every port, has the
-//! [`Handler`] decide on them, and carries the verdicts out. Between turns with nothing to do the worker spins for a
+//! A turn reads the clock once and the snapshot once, takes frames that waited for their neighbour, from other workers
+//! and from every port, has the [`Handler`] decide on them, and carries the verdicts out. Between turns with nothing to do the worker spins for a
 //! while and then sleeps in poll(2), from which frames, handoffs and control wake it; its beat goes on, for it never
 //! sleeps longer than a quarter of the beat's limit.
 //!
@@ -11,6 +11,7 @@ mod clock;
 mod flows;
 mod settle;
 mod thread;
+mod waiting;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ pub use self::flows::{FlowDesk, FlowPage, FlowsUnavailable};
 pub use self::thread::{StartError, WorkerHandle, WorkerPanic, on_core, spawn};
 
 use self::flows::Mailbox;
+use self::waiting::Waiting;
 use crate::frame::Frame;
 use crate::ids::WorkerId;
 use crate::io::LiveIo;
@@ -135,6 +137,7 @@ struct Worker<I, H, B: Fn(u64)> {
     io: I,
     handler: H,
     exchange: Exchange,
+    waiting: Waiting,
     snapshots: Reader,
     stats: Arc<WorkerStats>,
     beat: LastBeat<B>,
@@ -155,22 +158,28 @@ impl<I: LiveIo, H: Handler, B: Fn(u64)> Worker<I, H, B> {
             } else if self.idle.busy_poll || now_ns.saturating_sub(active_ns) < spin_ns {
                 std::hint::spin_loop();
             } else {
-                self.sleep();
+                self.sleep(now_ns);
             }
         }
     }
 
     /// Returns whether there was something to do, so that there may be more.
     fn turn(&mut self, now_ns: u64) -> bool {
-        let Self { io, handler, exchange, snapshots, stats, .. } = self;
+        let Self { io, handler, exchange, waiting, snapshots, stats, .. } = self;
         let (stats, now) = (&**stats, Tick::from_ns(now_ns));
         let tables = snapshots.read();
         let is_behind = handler.sweep(now);
-        let taken_over = io.inject(|room| exchange.receive(room, || stats.drop(DropReason::HandoffTooLarge)));
-        stats.taken_over.add(taken_over as u64);
+        for _ in 0..waiting.begin(tables.generation, now_ns) {
+            stats.drop(DropReason::NoNeighbour);
+        }
+        let injected = io.inject(|room| {
+            let again = waiting.retry(room, || stats.drop(DropReason::NoNeighbour));
+            again.or_else(|| exchange.receive(room, || stats.drop(DropReason::HandoffTooLarge)))
+        });
+        stats.taken_over.add((injected - waiting.came_back()) as u64);
         let turn = io.turn(|frames, verdicts| {
             handler.process(frames, verdicts, now, tables);
-            settle::settle(frames, verdicts, tables.net.kernel, exchange, stats);
+            settle::settle(frames, verdicts, tables.net.kernel, exchange, waiting, now_ns, stats);
         });
         for reason in &turn.lost {
             stats.drop(*reason);
@@ -183,14 +192,18 @@ impl<I: LiveIo, H: Handler, B: Fn(u64)> Worker<I, H, B> {
         turn.frames != 0 || is_behind || is_asked
     }
 
-    fn sleep(&mut self) {
+    fn sleep(&mut self, now_ns: u64) {
         let bell = Arc::clone(self.exchange.bell());
         bell.lie_down();
-        let is_called =
-            self.exchange.has_mail() || self.mailbox.has_query() || self.stop.load(Ordering::Relaxed);
+        let is_called = self.exchange.has_mail()
+            || self.mailbox.has_query()
+            || self.snapshots.is_outdated()
+            || self.stop.load(Ordering::Relaxed);
         if !is_called {
             self.view.sleeps.add(1);
-            self.io.wait(bell.as_fd(), self.idle.beat_limit / 4);
+            let most = self.idle.beat_limit / 4;
+            let timeout = self.waiting.patience(now_ns).map_or(most, |patience| most.min(patience));
+            self.io.wait(bell.as_fd(), timeout);
         }
         bell.get_up();
     }

@@ -51,12 +51,6 @@ pub(crate) fn run(args: DemoArgs) -> Result<ExitCode> {
     let services = Services::new();
     let weir = Weir::start(&topology, &binary, &testbed::config(&topology, &services.all()))?;
 
-    for family in Family::BOTH {
-        // Weir drops what is for a neighbour whose MAC address the kernel does not know yet, and a second goes by
-        // until the sender tries again: not what the times below are about.
-        clients::ping(&topology.client, family.gateway())?;
-    }
-
     let mut faults = Vec::new();
     http(&topology, &services.http, args.requests, &mut faults)?;
     dns(&topology, &services.dns, &mut faults);

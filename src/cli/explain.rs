@@ -12,7 +12,7 @@ use dataplane::ids::{PortId, ServiceId};
 use dataplane::snapshot::{Backend, Mode};
 use dataplane::time::Tick;
 use dataplane::trace::{Answer, Step};
-use dataplane::verdict::Verdict;
+use dataplane::verdict::{DropReason, Verdict};
 use etherparse::PacketBuilder;
 use serde::Serialize;
 
@@ -147,7 +147,8 @@ fn packet(from: SocketAddr, to: Target) -> anyhow::Result<Vec<u8>> {
 
 fn ask(imagined: &mut Imagined, packet: &[u8]) -> anyhow::Result<(Verdict, Vec<Step>)> {
     let mut chunk = [vec![0; MIN_HEADROOM], packet.to_vec(), vec![0; 2048]].concat();
-    let mut frame = Frame::new(&mut chunk, MIN_HEADROOM, packet.len(), PortId(0)).context("packet too large")?;
+    let mut frame =
+        Frame::new(&mut chunk, MIN_HEADROOM, packet.len(), PortId(0)).context("packet too large")?;
     let mut steps = Vec::new();
     let verdict = imagined.engine.process_one(&mut frame, Tick::default(), &imagined.tables, &mut steps);
     Ok((verdict, steps))
@@ -157,6 +158,7 @@ fn explain(imagined: &Imagined, verdict: Verdict, steps: &[Step]) -> Explanation
     let (outcome, reason) = match verdict {
         Verdict::Tx(_) | Verdict::Reply(None) => ("forward", None),
         Verdict::Reply(Some(reason)) => ("reject", Some(reason)),
+        Verdict::Unresolved => ("drop", Some(DropReason::NoNeighbour)),
         Verdict::Drop(reason) => ("drop", Some(reason)),
         // One worker hands nothing over, so what is left is the kernel's.
         Verdict::Kernel | Verdict::Handoff(_) => ("kernel", None),

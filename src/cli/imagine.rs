@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use control::compile::{IdTable, compile};
 use control::config::Config;
-use crossbeam_queue::ArrayQueue;
 use dataplane::flow::directory::Directory;
 use dataplane::ids::{BackendId, HopId, PortId, ServiceId, WorkerId};
 use dataplane::pipeline::{Engine, Setup};
@@ -17,6 +16,7 @@ use dataplane::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
 use dataplane::snapshot::{Backend, Service, Snapshot};
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
+use dataplane::wanted::Wanted;
 
 /// MAC address of the imagined port.
 pub(crate) const OWN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
@@ -55,7 +55,7 @@ impl Imagined {
             state,
             directory: Arc::new(Directory::new(0, 1)),
             stats: Arc::new(WorkerStats::new(limits.services, limits.backends)),
-            wanted: Arc::new(ArrayQueue::new(1)),
+            wanted: Arc::new(Wanted::new(1)),
             seed: SEED,
         });
         Ok(Self { engine, tables })

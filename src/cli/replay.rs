@@ -11,7 +11,7 @@ use dataplane::ids::{BackendId, PortId, ServiceId};
 use dataplane::io::pcap;
 use dataplane::time::Tick;
 use dataplane::trace::Step;
-use dataplane::verdict::Verdict;
+use dataplane::verdict::{DropReason, Verdict};
 use serde::Serialize;
 
 use super::EXIT_USAGE;
@@ -124,6 +124,8 @@ impl Names {
             Verdict::Reply(reason) => ("reply", reason),
             // One worker hands nothing over, so what is left is the kernel's.
             Verdict::Kernel | Verdict::Handoff(_) => ("kernel", None),
+            // Nobody keeps it here.
+            Verdict::Unresolved => ("drop", Some(DropReason::NoNeighbour)),
             Verdict::Drop(reason) => ("drop", Some(reason)),
         };
         let (mut service, mut backend, mut flow) = (None, None, None);

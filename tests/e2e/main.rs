@@ -6,6 +6,7 @@ mod commands;
 mod demo;
 mod icmp;
 mod kernel;
+mod neighbours;
 mod reload;
 mod show;
 mod start;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use control::admin::protocol::WorkerRow;
-use testbed::topology::{BACKENDS, Family, Topology};
+use testbed::topology::{Family, Topology};
 use testbed::{Service, Weir};
 
 use testbed::servers::Servers;
@@ -54,13 +55,6 @@ impl Setup {
         let topology = Topology::build()?;
         let servers = Servers::start(&topology)?;
         let weir = Weir::start(&topology, weir(), &testbed::config(&topology, services))?;
-        for family in Family::BOTH {
-            // The first packet to a neighbour that the kernel does not know is dropped: known is what tests count on.
-            testbed::clients::ping(&topology.client, family.gateway())?;
-            for number in 1..=BACKENDS {
-                testbed::clients::ping(&topology.gateway, family.backend(number))?;
-            }
-        }
         Ok(Some(Self { weir, _servers: servers, topology }))
     }
 

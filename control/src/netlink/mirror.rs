@@ -23,7 +23,7 @@ pub struct Changes {
     pub addresses: bool,
     /// Routes came, went or changed.
     pub routes: bool,
-    /// Neighbours came, went or changed.
+    /// Neighbours' MAC addresses came, went or changed.
     pub neighbours: bool,
 }
 
@@ -31,6 +31,11 @@ impl Changes {
     /// Whether anything changed.
     pub fn any(self) -> bool {
         self != Self::default()
+    }
+
+    /// Whether neighbours changed and nothing else.
+    pub fn only_neighbours(self) -> bool {
+        self == Self { neighbours: true, ..Self::default() }
     }
 }
 
@@ -124,6 +129,16 @@ pub struct Mirror {
 }
 
 impl Mirror {
+    /// What changed since [`Mirror::take_changes`].
+    pub fn changes(&self) -> Changes {
+        self.changes
+    }
+
+    /// Whether something has to be read again.
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubts != Doubts::default()
+    }
+
     /// What changed since the last call.
     pub fn take_changes(&mut self) -> Changes {
         std::mem::take(&mut self.changes)
@@ -215,7 +230,8 @@ impl Mirror {
             }
             Event::Neighbour(place, entry) => self.neighbour(place, entry),
             Event::NeighbourGone(place) => {
-                self.changes.neighbours |= self.neighbours.remove(&place).is_some()
+                let gone = self.neighbours.remove(&place);
+                self.changes.neighbours |= gone.is_some_and(|entry| entry.mac.is_some());
             }
             Event::Overrun => {
                 self.overruns += 1;
@@ -255,7 +271,8 @@ impl Mirror {
         if self.neighbours.len() >= NEIGHBOUR_LIMIT && !self.neighbours.contains_key(&place) {
             return;
         }
-        self.changes.neighbours |= self.neighbours.insert(place, entry) != Some(entry);
+        let before = self.neighbours.insert(place, entry);
+        self.changes.neighbours |= before.and_then(|entry| entry.mac) != entry.mac;
     }
 }
 
@@ -340,6 +357,9 @@ mod tests {
         assert!(!mirror.take_changes().any());
         mirror.apply(Event::NeighbourGone(place));
         assert!(mirror.take_changes().neighbours);
+        mirror.apply(Event::Neighbour(place, KernelNeighbour { mac: None, fixed: false }));
+        mirror.apply(Event::NeighbourGone(place));
+        assert!(!mirror.take_changes().any(), "asked for in vain");
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub const REFRESH: Duration = Duration::from_secs(30);
 pub const RETRY: Duration = Duration::from_secs(1);
 /// Longest wait after attempts without success.
 pub const RETRY_MOST: Duration = Duration::from_secs(8);
+/// Shortest wait after an attempt without success, for a neighbour that a worker misses. While the kernel's own attempt
+/// goes on another changes nothing; but it may have ended, and a frame waits.
+pub const RETRY_WANTED: Duration = Duration::from_millis(100);
 /// How long a neighbour that a worker missed is kept fresh after that.
 pub const KEEP_WANTED: Duration = Duration::from_secs(300);
 
@@ -38,16 +41,21 @@ pub enum Known {
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     next: Instant,
+    /// When it was last looked at, once it was.
+    last: Option<Instant>,
     /// Until when a worker's request keeps it; `None` for a standing one.
     until: Option<Instant>,
     failures: u32,
 }
 
+/// Who is asked for when: the next first.
+type Queue = BTreeSet<(Instant, u32, IpAddr)>;
+
 /// The table of neighbours to ask for.
 #[derive(Debug, Default)]
 pub struct Resolver {
     entries: HashMap<Neighbour, Entry, ahash::RandomState>,
-    queue: BTreeSet<(Instant, u32, IpAddr)>,
+    queue: Queue,
     refused: u64,
 }
 
@@ -55,9 +63,11 @@ impl Resolver {
     /// A worker missed this neighbour at `now`.
     pub fn want(&mut self, place: Neighbour, now: Instant) {
         let until = now + KEEP_WANTED;
-        match self.entries.get_mut(&place) {
-            Some(entry) => entry.until = entry.until.map(|_| until),
-            None => self.add(place, now, Some(until)),
+        let Some(entry) = self.entries.get_mut(&place) else { return self.add(place, now, Some(until)) };
+        entry.until = entry.until.map(|_| until);
+        let soonest = entry.last.map_or(now, |last| now.max(last + RETRY_WANTED));
+        if entry.failures > 0 && soonest < entry.next {
+            replan(&mut self.queue, place, entry, soonest);
         }
     }
 
@@ -75,14 +85,20 @@ impl Resolver {
         }
     }
 
+    /// A neighbour has been resolved: its failures are forgotten.
+    pub fn found(&mut self, place: Neighbour, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&place) {
+            entry.failures = 0;
+            replan(&mut self.queue, place, entry, now + REFRESH);
+        }
+    }
+
     /// A neighbour's entry has gone bad: it is asked for at once, within the bounds of its retries.
     pub fn lost(&mut self, place: Neighbour, now: Instant) {
         if let Some(entry) = self.entries.get_mut(&place)
             && entry.failures == 0
         {
-            self.queue.remove(&(entry.next, place.link, place.addr));
-            entry.next = now;
-            self.queue.insert((now, place.link, place.addr));
+            replan(&mut self.queue, place, entry, now);
         }
     }
 
@@ -91,7 +107,7 @@ impl Resolver {
             self.refused += 1;
             return;
         }
-        self.entries.insert(place, Entry { next: now, until, failures: 0 });
+        self.entries.insert(place, Entry { next: now, last: None, until, failures: 0 });
         self.queue.insert((now, place.link, place.addr));
     }
 
@@ -115,7 +131,7 @@ impl Resolver {
                 Known::Usable | Known::Fixed => REFRESH,
             };
             entry.failures = if known == Known::Missing { entry.failures + 1 } else { 0 };
-            entry.next = now + wait;
+            (entry.next, entry.last) = (now + wait, Some(now));
             self.queue.insert((entry.next, link, addr));
             if known != Known::Fixed {
                 asked.push(place);
@@ -140,6 +156,12 @@ impl Resolver {
     }
 }
 
+fn replan(queue: &mut Queue, place: Neighbour, entry: &mut Entry, next: Instant) {
+    queue.remove(&(entry.next, place.link, place.addr));
+    entry.next = next;
+    queue.insert((next, place.link, place.addr));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,12 +181,28 @@ mod tests {
         resolver.want(place(1), start);
         let mut asked = Vec::new();
         for second in 0..32 {
-            resolver.want(place(1), start + seconds(second));
             if !resolver.due(start + seconds(second), 10, |_| Known::Missing).is_empty() {
                 asked.push(second);
             }
         }
         assert_eq!(asked, [0, 1, 3, 7, 15, 23, 31]);
+    }
+
+    #[test]
+    fn a_missing_neighbour_that_workers_keep_missing_is_asked_for_ten_times_a_second() {
+        let start = Instant::now();
+        let mut resolver = Resolver::default();
+        let mut asked = Vec::new();
+        for tick in 0..200 {
+            let now = start + Duration::from_millis(tick * 50);
+            if tick == 0 || (20..30).contains(&tick) || tick == 175 {
+                resolver.want(place(1), now);
+            }
+            if !resolver.due(now, 10, |_| Known::Missing).is_empty() {
+                asked.push(tick);
+            }
+        }
+        assert_eq!(asked, [0, 20, 22, 24, 26, 28, 30, 175]);
     }
 
     #[test]
@@ -214,6 +252,9 @@ mod tests {
         assert_eq!(resolver.due(lost, 10, |_| Known::Missing).len(), 1);
         resolver.lost(place(1), lost);
         assert!(resolver.due(lost, 10, |_| Known::Missing).is_empty());
+        resolver.found(place(1), lost);
+        resolver.lost(place(1), lost);
+        assert_eq!(resolver.due(lost, 10, |_| Known::Missing).len(), 1, "it was there again in the meantime");
     }
 
     #[test]

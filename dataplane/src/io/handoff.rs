@@ -98,6 +98,8 @@ pub struct Exchange {
     inboxes: Vec<Inbox>,
     /// The inbox that is emptied next.
     next: usize,
+    /// Bytes that a frame may have.
+    frame_len: usize,
     bell: Arc<Bell>,
 }
 
@@ -109,6 +111,7 @@ pub fn mesh(workers: u8, depth: usize, frame_len: usize) -> io::Result<Vec<Excha
         outboxes: Vec::new(),
         inboxes: Vec::new(),
         next: 0,
+        frame_len,
         bell: Arc::clone(bell),
     };
     let mut exchanges: Vec<_> = bells.iter().map(new).collect();
@@ -201,6 +204,11 @@ impl Exchange {
     /// Whether another worker sent something.
     pub fn has_mail(&self) -> bool {
         self.inboxes.iter().any(|inbox| !inbox.full.is_empty())
+    }
+
+    /// Bytes that a frame may have at most.
+    pub fn frame_len(&self) -> usize {
+        self.frame_len
     }
 
     /// What wakes this worker.

@@ -26,15 +26,15 @@ pub trait Io {
     /// the same length; `work` fills `verdicts` in and is not called for no frames.
     ///
     /// [`Verdict::Tx`] and [`Verdict::Reply`] send the frame. Every other verdict ends it here: what
-    /// [`Verdict::Handoff`] and [`Verdict::Kernel`] ask for, `work` has done before it returns.
+    /// [`Verdict::Handoff`], [`Verdict::Kernel`] and [`Verdict::Unresolved`] ask for, `work` has done before it returns.
     fn turn(&mut self, work: impl FnOnce(&mut [Frame<'_>], &mut [Verdict])) -> Turn;
 }
 
 /// An [`Io`] under a worker: it takes frames from other workers in, and can be waited for.
 pub trait LiveIo: Io {
-    /// Lets `fill` write frames into free chunks, to be part of the next turn with [`Frame::handed_over`] set.
-    /// Asks again and again until `fill` has no more, or there is no chunk, or half a batch waits. Returns how many
-    /// frames were taken in.
+    /// Lets `fill` write frames into free chunks. They are the first frames of the next turn, in this order, with
+    /// [`Frame::handed_over`] set. Asks again and again until `fill` has no more, or there is no chunk, or half a
+    /// batch waits. Returns how many frames were taken in.
     fn inject(&mut self, fill: impl FnMut(&mut [u8]) -> Option<Arrival>) -> usize;
 
     /// Sleeps until a frame arrives, `bell` becomes readable or `timeout` is over, and not longer. It may end early.
@@ -80,7 +80,7 @@ fn egress(verdict: Verdict, frame: &Frame<'_>) -> Option<PortId> {
     match verdict {
         Verdict::Tx(port) => Some(port),
         Verdict::Reply(_) => Some(frame.port),
-        Verdict::Handoff(_) | Verdict::Kernel | Verdict::Drop(_) => None,
+        Verdict::Handoff(_) | Verdict::Kernel | Verdict::Unresolved | Verdict::Drop(_) => None,
     }
 }
 

@@ -52,6 +52,10 @@ impl Core {
         };
         trace.step(Step::Scheduled(backend.id));
         let slot = self.open(packet, service, backend, now, tables, trace)?;
+        if backend.mode != Mode::Dr {
+            // The client's neighbour is asked for while the backend still thinks.
+            let _ = self.find_hop(slot, Way::Reply, tables);
+        }
         self.send(frame, packet, slot, Way::Forward, tables, trace)
     }
 

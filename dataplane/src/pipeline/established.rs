@@ -100,7 +100,7 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
-        let hop = self.find_hop(slot, way, packet, tables)?;
+        let hop = self.find_hop(slot, way, tables)?;
         if !may_pass(packet, hop) {
             return self.stop(frame, packet, hop.mtu, tables, trace);
         }
@@ -140,20 +140,21 @@ impl Core {
     /// Looks the next hop of a flow's packets on `way` up, and has the flow remember it.
     #[cold]
     #[inline(never)]
-    fn find_hop<'t>(
+    pub(super) fn find_hop<'t>(
         &mut self,
         slot: Slot,
         way: Way,
-        packet: &Packet,
         tables: &'t Snapshot,
     ) -> Result<&'t Hop, DropReason> {
         let net = &tables.net;
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
-        let target = match (entry.mode(), way) {
-            (Mode::Dr, Way::Forward) => self.flows.tuple(entry).reply.source(),
-            _ => self.flows.tuple(entry).translated(way).destination(),
+        let tuple = self.flows.tuple(entry);
+        let (key, target) = match (entry.mode(), way) {
+            (Mode::Dr, Way::Forward) => (tuple.forward, tuple.reply.source()),
+            (_, Way::Forward) => (tuple.forward, tuple.translated(way).destination()),
+            (_, Way::Reply) => (tuple.reply, tuple.translated(way).destination()),
         };
-        let spread = u32::try_from(packet.key.hash(self.setup.seed) >> 32).unwrap_or_default();
+        let spread = u32::try_from(key.hash(self.setup.seed) >> 32).unwrap_or_default();
         let id = match net.hop_to(target, spread) {
             Ok(id) => id,
             Err(NoHop::Unresolved(neighbour)) => {
@@ -219,7 +220,7 @@ impl Core {
             return Ok(self.to_kernel(frame, packet, tables));
         };
         let way = hit.way();
-        let hop = self.find_hop(hit.slot(), way, packet, tables)?;
+        let hop = self.find_hop(hit.slot(), way, tables)?;
         let entry = self.flows.entry(hit.slot()).ok_or(DropReason::NoFlow)?;
         trace.step(Step::FlowKnown {
             reply: way == Way::Reply,
@@ -247,10 +248,15 @@ fn may_pass(packet: &Packet, hop: &Hop) -> bool {
     packet.ttl > 1 && packet.end - packet.l3 <= hop.mtu
 }
 
-/// The verdict, or the drop that stands for the reason why there is none.
+/// The verdict, or what the reason comes to why there is none.
 #[inline]
 pub(super) fn or_drop(outcome: Result<Verdict, DropReason>) -> Verdict {
-    outcome.unwrap_or_else(Verdict::Drop)
+    match outcome {
+        Ok(verdict) => verdict,
+        // The hop is looked up before anything is written.
+        Err(DropReason::NoNeighbour) => Verdict::Unresolved,
+        Err(reason) => Verdict::Drop(reason),
+    }
 }
 
 /// Counts a packet for its backend.

@@ -3,8 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use crossbeam_queue::ArrayQueue;
-
 use super::{Engine, Setup};
 use crate::flow::directory::Directory;
 use crate::flow::key::{TCP, UDP, VipKey, bits};
@@ -14,6 +12,7 @@ use crate::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
 use crate::snapshot::{Backend, Mode, Service, Services, Snapshot, SnatPool};
 use crate::state::State;
 use crate::stats::WorkerStats;
+use crate::wanted::Wanted;
 
 /// The port towards clients, whose gateway is resolved.
 pub const UPLINK: PortId = PortId(0);
@@ -157,7 +156,7 @@ pub fn engines(workers: u8, flow_limit: usize) -> Vec<Engine> {
         state: Arc::clone(&state),
         directory: Arc::clone(&directory),
         stats: Arc::new(WorkerStats::new(64, 256)),
-        wanted: Arc::new(ArrayQueue::new(16)),
+        wanted: Arc::new(Wanted::new(16)),
         seed: 0x0123_4567_89ab_cdef,
     };
     (0..workers).map(|worker| Engine::new(setup(worker))).collect()

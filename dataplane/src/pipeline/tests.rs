@@ -434,19 +434,30 @@ fn a_partial_checksum_stays_partial_under_translation_and_for_the_kernel() {
 }
 
 #[test]
-fn an_unresolved_neighbour_is_asked_for_and_its_frames_counted() {
+fn unresolved_neighbours_are_asked_for_both_ways_and_the_frame_is_left_as_it_was() {
     let mut tables = tables();
     let net = Arc::get_mut(&mut tables.net).unwrap();
     net.hops.fill(None);
     let mut engine = engines(1, 64).remove(0);
     let mut wire = Wire::new(&packet(UDP, 0, client(1, false), at(vip(false), 80), 64), UPLINK);
-    assert_eq!(wire.through(&mut engine, &tables, Tick(0)), Verdict::Drop(DropReason::NoNeighbour));
-    let wanted = engine.core.setup.wanted.pop().unwrap();
-    assert_eq!((wanted.link, wanted.addr), (2, backend(1, false)));
+    let before = wire.bytes().to_vec();
+    assert_eq!(wire.through(&mut engine, &tables, Tick(0)), Verdict::Unresolved);
+    assert_eq!(wire.bytes(), before);
+    let wanted = std::iter::from_fn(|| engine.core.setup.wanted.pop());
+    let wanted: Vec<_> = wanted.map(|place| (place.link, place.addr)).collect();
+    assert_eq!(
+        wanted,
+        [(1, IpAddr::from([10, 0, 0, 1])), (2, backend(1, false))],
+        "the client's gateway first"
+    );
     tables.net = Arc::new(super::fixture::net());
-    let mut again = Wire::new(&packet(UDP, 0, client(1, false), at(vip(false), 80), 64), UPLINK);
-    assert_eq!(again.through(&mut engine, &tables, Tick(0)), Verdict::Tx(LAN));
+    assert_eq!(wire.through(&mut engine, &tables, Tick(0)), Verdict::Tx(LAN), "the same frame again");
     assert_eq!(engine.flows(), 1, "the first packet's flow");
+    assert_eq!(
+        engine.stats().drops(DropReason::NoNeighbour),
+        0,
+        "who keeps frames counts those that are lost"
+    );
 }
 
 #[test]

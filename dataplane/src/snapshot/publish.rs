@@ -82,10 +82,16 @@ impl Publisher {
 }
 
 impl Reader {
+    /// Whether there is a newer snapshot than the one of the last [`Self::read`].
+    #[inline]
+    pub fn is_outdated(&self) -> bool {
+        self.shared.generation.load(Ordering::Acquire) != self.snapshot.generation
+    }
+
     /// The newest snapshot, for one batch.
     #[inline]
     pub fn read(&mut self) -> &Snapshot {
-        if self.shared.generation.load(Ordering::Acquire) != self.snapshot.generation {
+        if self.is_outdated() {
             self.snapshot = self.shared.current.load_full();
         }
         if let Some(seen) = self.shared.seen.get(self.worker.index()) {

@@ -1,5 +1,6 @@
-//! The verdicts that concern other workers and the kernel, carried out before the I/O sees them.
+//! The verdicts that concern other workers, the kernel and neighbours that are not known, carried out before the I/O sees them.
 
+use super::waiting::Waiting;
 use crate::frame::{Checksum, Frame};
 use crate::ids::PortId;
 use crate::io::handoff::Exchange;
@@ -10,20 +11,26 @@ use crate::wire::ethernet::{Ethernet, SERVICE_VLAN, VLAN, VlanTag};
 /// VLAN tags that a frame carries at most.
 const TAGS: usize = 2;
 
-/// Copies frames of other workers to them, and turns verdicts for the kernel into ones for the port that leads there.
-/// What is lost is counted in `stats`.
+/// Copies frames of other workers to them and frames without a known neighbour to `waiting`, and turns verdicts for the
+/// kernel into ones for the port that leads there. What is lost is counted in `stats`.
 #[inline]
 pub(super) fn settle(
     frames: &mut [Frame<'_>],
     verdicts: &mut [Verdict],
     kernel: Option<(PortId, [u8; 6])>,
     exchange: &mut Exchange,
+    waiting: &mut Waiting,
+    now_ns: u64,
     stats: &WorkerStats,
 ) {
-    for (frame, verdict) in frames.iter_mut().zip(verdicts) {
+    for (position, (frame, verdict)) in frames.iter_mut().zip(verdicts).enumerate() {
         let result = match *verdict {
             Verdict::Handoff(worker) => exchange.send(worker, frame),
             Verdict::Kernel => to_kernel(frame, kernel).map(|port| *verdict = Verdict::Tx(port)),
+            Verdict::Unresolved => {
+                stats.waited.add(1);
+                waiting.keep(position, frame, now_ns).map_err(|_| DropReason::NoNeighbour)
+            }
             Verdict::Tx(_) | Verdict::Reply(_) | Verdict::Drop(_) => Ok(()),
         };
         if let Err(reason) = result {
@@ -90,7 +97,7 @@ mod tests {
         let mut frame = Frame::new(bytes, 0, len, port).unwrap();
         frame.checksum = Checksum::Partial { start: 42, offset: 6 };
         let (mut frames, mut verdicts) = ([frame], [Verdict::Kernel]);
-        settle(&mut frames, &mut verdicts, kernel, &mut exchange, &stats);
+        settle(&mut frames, &mut verdicts, kernel, &mut exchange, &mut Waiting::new(100), 0, &stats);
         (verdicts[0], frames[0].bytes().to_vec(), frames[0].checksum, stats)
     }
 
@@ -128,6 +135,24 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_without_a_neighbour_waits_or_is_counted() {
+        let mut exchange = mesh(1, 1, 100).unwrap().remove(0);
+        let (stats, mut waiting) = (WorkerStats::new(0, 0), Waiting::new(18));
+        let (mut fits, mut too_large) = (ethernet(&[]), ethernet(&[VLAN]));
+        let mut frames = [&mut fits, &mut too_large].map(|bytes| {
+            let len = bytes.len();
+            Frame::new(bytes, 0, len, UPLINK).unwrap()
+        });
+        let mut verdicts = [Verdict::Unresolved; 2];
+        settle(&mut frames, &mut verdicts, None, &mut exchange, &mut waiting, 0, &stats);
+        assert_eq!(stats.drops(DropReason::NoNeighbour), 1);
+        waiting.begin(1, 1);
+        let mut room = [0; 100];
+        let arrival = waiting.retry(&mut room, || panic!("it fits")).unwrap();
+        assert_eq!((&room[..arrival.len], arrival.port), (&ethernet(&[])[..], UPLINK));
+    }
+
+    #[test]
     fn frames_of_other_workers_are_sent_to_them_or_counted() {
         let [mut here, mut there] = <[_; 2]>::try_from(mesh(2, 1, 100).unwrap()).unwrap();
         let stats = WorkerStats::new(0, 0);
@@ -137,7 +162,7 @@ mod tests {
             Frame::new(bytes, 0, len, UPLINK).unwrap()
         });
         let mut verdicts = [Verdict::Handoff(WorkerId(1)); 2];
-        settle(&mut frames, &mut verdicts, None, &mut here, &stats);
+        settle(&mut frames, &mut verdicts, None, &mut here, &mut Waiting::new(100), 0, &stats);
         assert_eq!(stats.drops(DropReason::HandoffFull), 1);
         let mut room = [0; 100];
         let arrival = there.receive(&mut room, || panic!()).unwrap();

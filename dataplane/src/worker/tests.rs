@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use super::*;
+use crate::frame::Checksum;
 use crate::ids::{BackendId, PortId, ServiceId};
 use crate::io::handoff::mesh;
 use crate::io::memory::{MemoryIo, Packet, Wire};
@@ -210,6 +211,59 @@ fn a_woken_worker_uses_the_new_snapshot() {
     until("the new generation to be seen", || publisher.is_seen(generation).then_some(()));
     bench.handle.stop();
     bench.handle.join().unwrap();
+}
+
+#[test]
+fn a_frame_without_a_neighbour_is_sent_as_soon_as_there_are_tables_for_it() {
+    for idle in [BUSY, SLEEPY] {
+        let mut publisher = Publisher::new(Snapshot::default(), 1);
+        let exchange = mesh(1, 4, 2048).unwrap().remove(0);
+        let bench = start(0, exchange, &publisher, idle, |frame, tables| match tables.net.epoch {
+            7 => {
+                assert!(frame.handed_over, "it has a worker");
+                Verdict::Tx(PortId(1))
+            }
+            _ => Verdict::Unresolved,
+        });
+        let stats = Arc::clone(&bench.handle.stats);
+        let checksum = Checksum::Partial { start: 34, offset: 16 };
+        for first in [3, 4] {
+            bench.wire.put(Packet { checksum, ..packet(first) }).unwrap();
+        }
+        bench.handle.wake();
+        until("the frames to wait", || (stats.waited.get() == 2).then_some(()));
+        publisher.publish(Snapshot::default());
+        bench.handle.wake();
+        until("them to be tried with other tables", || (stats.waited.get() == 4).then_some(()));
+        let net = Arc::new(crate::snapshot::Net { epoch: 7, ..Default::default() });
+        publisher.publish(Snapshot { net, ..Snapshot::default() });
+        bench.handle.wake();
+        for first in [3, 4] {
+            let sent = until("them to be sent", || bench.wire.take());
+            assert_eq!((&sent.bytes[..], sent.checksum), (&[first; 60][..], checksum));
+        }
+        assert_eq!((stats.drops(DropReason::NoNeighbour), stats.taken_over.get()), (0, 0));
+        bench.handle.stop();
+        bench.handle.join().unwrap();
+    }
+}
+
+#[test]
+fn a_frame_whose_neighbour_does_not_answer_is_dropped_after_a_second() {
+    for idle in [BUSY, SLEEPY] {
+        let bench = alone(idle, |_, _| Verdict::Unresolved);
+        let start = Instant::now();
+        bench.wire.put(packet(1)).unwrap();
+        bench.handle.wake();
+        let stats = Arc::clone(&bench.handle.stats);
+        until("the frame to be dropped", || (stats.drops(DropReason::NoNeighbour) == 1).then_some(()));
+        let took = start.elapsed();
+        // A turn's time may be read a while before its frames are.
+        assert!((Duration::from_millis(700)..Duration::from_secs(3)).contains(&took), "{took:?}");
+        assert_eq!(stats.waited.get(), 1);
+        bench.handle.stop();
+        bench.handle.join().unwrap();
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::flows::{FlowDesk, Mailbox};
+use super::waiting::Waiting;
 use super::{Handler, LastBeat, Parts, Worker, WorkerView};
 use crate::ids::WorkerId;
 use crate::io::LiveIo;
@@ -72,6 +73,7 @@ where
     let worker = Worker {
         io,
         handler,
+        waiting: Waiting::new(exchange.frame_len()),
         exchange,
         snapshots,
         stats: Arc::clone(&stats),
