@@ -3,6 +3,7 @@
 //! Everything is opened in an order in which each step can fail and leave nothing behind: what was opened before is
 //! closed when its owner is dropped. Frames come only once all of it works, when control fills the XDP program's maps.
 
+use std::io::IsTerminal as _;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -75,7 +76,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn init_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 }
 
 /// Opens everything. The workers run afterwards, and get no frames yet.
@@ -83,19 +88,17 @@ fn start(config: Config, busy_poll: bool) -> anyhow::Result<Control<Xdp>> {
     let settings = &config.settings;
     let mut xdp = Xdp::load(&settings.limits.xdp())?;
     xdp.set_beat_limit(settings.workers.beat_limit)?;
+    // Before anything else of the machine is touched: interfaces that another Weir serves are not to be had, and then
+    // its kernel path is left alone.
+    attach(&mut xdp, settings)?;
     let host = Host::open(settings)?;
     let count = settings.workers.count.get();
     let limits = settings.limits;
     let state = Arc::new(State::new(limits.services, limits.backends));
     let stats: Vec<_> =
         (0..count).map(|_| Arc::new(WorkerStats::new(limits.services, limits.backends))).collect();
-    let reconciler = Reconciler::new(
-        config.desired.clone(),
-        host.net().clone(),
-        Arc::clone(&state),
-        stats.clone(),
-    )?;
-    attach(&mut xdp, settings, host.net())?;
+    let reconciler =
+        Reconciler::new(config.desired.clone(), host.net().clone(), Arc::clone(&state), stats.clone())?;
 
     let shared = Shared {
         settings,
@@ -117,11 +120,15 @@ fn start(config: Config, busy_poll: bool) -> anyhow::Result<Control<Xdp>> {
     Ok(Control::new(Parts { config, host, reconciler, gate: xdp, workers, wanted }))
 }
 
-/// Attaches the XDP program to the served interfaces, not to the kernel path's end.
-fn attach(xdp: &mut Xdp, settings: &Settings, net: &Net) -> anyhow::Result<()> {
-    for (id, port) in (0..).zip(&net.ports).take(settings.interfaces.len()) {
-        let mode = xdp.attach(id, port.ifindex, settings.xdp.allow_generic).with_context(|| port.name.to_string())?;
-        tracing::info!(interface = %port.name, %mode, "XDP program attached");
+/// Attaches the XDP program to the served interfaces. Its maps are empty, so everything passes to the kernel.
+fn attach(xdp: &mut Xdp, settings: &Settings) -> anyhow::Result<()> {
+    for (id, name) in (0..).zip(&settings.interfaces) {
+        let name = name.as_str();
+        let attached = nix::net::if_::if_nametoindex(name)
+            .map_err(anyhow::Error::from)
+            .and_then(|ifindex| Ok(xdp.attach(id, ifindex, settings.xdp.allow_generic)?));
+        let mode = attached.with_context(|| name.to_owned())?;
+        tracing::info!(interface = name, %mode, "XDP program attached");
     }
     Ok(())
 }

@@ -80,8 +80,12 @@ pub(crate) fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
 
 pub(crate) fn reload(args: &ReloadArgs) -> anyhow::Result<ExitCode> {
     let reply = ask(&args.common, &Request::Reload {})?;
-    print(&reply, args.common.output)?;
     let refused = matches!(&reply, Reply::Reload(reload) if !reload.faults.is_empty());
+    if refused && args.common.output == Format::Text {
+        eprint!("{}", render(&reply));
+    } else {
+        print(&reply, args.common.output)?;
+    }
     Ok(if refused { ExitCode::from(super::EXIT_USAGE) } else { ExitCode::SUCCESS })
 }
 
