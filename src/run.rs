@@ -50,12 +50,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     init_log();
-    let config = match config::load(&args.config) {
+    let config = match crate::cli::load(&args.config) {
         Ok(config) => config,
-        Err(faults) => {
-            eprintln!("{faults}");
-            return Ok(ExitCode::from(EXIT_USAGE));
-        }
+        Err(status) => return Ok(status),
     };
     let host = config.check_host();
     for warning in host.warnings.iter() {

@@ -17,12 +17,9 @@ pub(crate) struct Args {
 
 /// Faults of the file decide on the exit status. What this machine lacks is only a warning: the file may be for another.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let config = match control::config::load(&args.file) {
+    let config = match super::load(&args.file) {
         Ok(config) => config,
-        Err(faults) => {
-            eprintln!("{faults}");
-            return Ok(ExitCode::from(EXIT_USAGE));
-        }
+        Err(status) => return Ok(status),
     };
     let limits = config.settings.limits;
     let state = Arc::new(State::new(limits.services, limits.backends));

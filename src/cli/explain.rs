@@ -17,7 +17,7 @@ use etherparse::PacketBuilder;
 use serde::Serialize;
 
 use super::imagine::{Imagined, OWN_MAC, PEER_MAC};
-use super::{EXIT_USAGE, Format};
+use super::Format;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -102,12 +102,9 @@ struct Explanation {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let config = match control::config::load(&args.config) {
+    let config = match super::load(&args.config) {
         Ok(config) => config,
-        Err(faults) => {
-            eprintln!("{faults}");
-            return Ok(ExitCode::from(EXIT_USAGE));
-        }
+        Err(status) => return Ok(status),
     };
     let mut imagined = Imagined::new(&config, 1)?;
     let packet = packet(args.from.0, args.to)?;

@@ -7,9 +7,11 @@ mod imagine;
 mod replay;
 mod show;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use control::config::Config;
 
 /// Exit status for a fault in what the user gave: configuration, arguments.
 pub(crate) const EXIT_USAGE: u8 = 2;
@@ -38,6 +40,14 @@ enum Command {
     Replay(replay::Args),
     /// Watch real HTTP, DNS and bulk TCP go through Weir, in namespaces made for it.
     Demo(demo::DemoArgs),
+}
+
+/// The configuration in a file. Its faults are told here; the error is the exit status that stands for them.
+pub(crate) fn load(path: &Path) -> Result<Config, ExitCode> {
+    control::config::load(path).map_err(|faults| {
+        eprintln!("{faults}");
+        ExitCode::from(EXIT_USAGE)
+    })
 }
 
 /// How results are printed.

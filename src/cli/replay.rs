@@ -14,7 +14,6 @@ use dataplane::trace::Step;
 use dataplane::verdict::{DropReason, Verdict};
 use serde::Serialize;
 
-use super::EXIT_USAGE;
 use super::explain::address;
 use super::imagine::Imagined;
 
@@ -52,12 +51,9 @@ struct Line<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let config = match control::config::load(&args.config) {
+    let config = match super::load(&args.config) {
         Ok(config) => config,
-        Err(faults) => {
-            eprintln!("{faults}");
-            return Ok(ExitCode::from(EXIT_USAGE));
-        }
+        Err(status) => return Ok(status),
     };
     let mut imagined = Imagined::new(&config, args.flows as usize)?;
     let names = Names::of(&imagined);
