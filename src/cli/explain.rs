@@ -16,8 +16,8 @@ use dataplane::verdict::{DropReason, Verdict};
 use etherparse::PacketBuilder;
 use serde::Serialize;
 
-use super::imagine::{Imagined, OWN_MAC, PEER_MAC};
 use super::Format;
+use super::imagine::{Imagined, OWN_MAC, PEER_MAC};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
