@@ -9,6 +9,9 @@ mod established;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, missing_docs, reason = "a fixture may panic")]
 pub mod fixture;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a check may panic")]
+pub mod model;
 mod sweep;
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, reason = "test numbers are small")]

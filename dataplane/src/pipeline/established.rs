@@ -221,6 +221,10 @@ impl Core {
         };
         let way = hit.way();
         let hop = self.find_hop(hit.slot(), way, tables)?;
+        if !may_pass(packet, hop) {
+            // Nobody is told by an error about an error.
+            return Err(if packet.ttl <= 1 { DropReason::TtlExceeded } else { DropReason::MtuExceeded });
+        }
         let entry = self.flows.entry(hit.slot()).ok_or(DropReason::NoFlow)?;
         trace.step(Step::FlowKnown {
             reply: way == Way::Reply,

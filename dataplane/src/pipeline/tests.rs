@@ -1,6 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use proptest::prelude::*;
 
 use super::fixture::{
     BACKEND_MAC, GATEWAY_MAC, LAN, MACS, SNAT4, SNAT6, UPLINK, backend, engines, tables, vip,
@@ -492,6 +493,35 @@ fn a_packet_over_the_egress_mtu_is_answered_with_the_mtu() {
 }
 
 #[test]
+fn an_icmp_error_without_a_hop_left_or_over_the_egress_mtu_goes_no_further() {
+    for (mode, port) in [("nat", 80), ("dr", 82)] {
+        for (name, ttl, mtu, want) in [
+            ("goes on", 2, 1500, Verdict::Tx(LAN)),
+            ("last hop", 1, 1500, Verdict::Drop(DropReason::TtlExceeded)),
+            ("no hop", 0, 1500, Verdict::Drop(DropReason::TtlExceeded)),
+            ("too large", 2, 60, Verdict::Drop(DropReason::MtuExceeded)),
+        ] {
+            let mut tables = tables();
+            let mut engine = engines(1, 64).remove(0);
+            let (from, to) = (client(1, false), at(vip(false), port));
+            Wire::new(&packet(UDP, 0, from, to, 64), UPLINK).through(&mut engine, &tables, Tick(0));
+            for hop in Arc::get_mut(&mut tables.net).unwrap().hops.iter_mut().flatten() {
+                hop.mtu = mtu;
+            }
+            let quoted = packet(UDP, 0, to, from, 64).split_off(14);
+            let (IpAddr::V4(src), IpAddr::V4(dst)) = (from.ip(), to.ip()) else { unreachable!() };
+            let error = PacketBuilder::ethernet2([2, 0, 0, 0, 9, 9], [2, 0, 0, 0, 0, 1])
+                .ipv4(src.octets(), dst.octets(), ttl)
+                .icmpv4_raw(3, 3, [0; 4]);
+            let mut bytes = Vec::new();
+            error.write(&mut bytes, &quoted).unwrap();
+            let verdict = Wire::new(&bytes, UPLINK).through(&mut engine, &tables, Tick(0));
+            assert_eq!(verdict, want, "{mode}, {name}");
+        }
+    }
+}
+
+#[test]
 fn the_batch_and_the_single_packet_take_the_same_path() {
     let tables = tables();
     let (mut batch, mut single) = (engines(1, 64).remove(0), engines(1, 64).remove(0));
@@ -520,4 +550,19 @@ fn the_batch_and_the_single_packet_take_the_same_path() {
         assert_eq!(alone.bytes(), frame.bytes());
     }
     assert_eq!(batch.flows(), single.flows());
+}
+
+#[test]
+fn the_seeds_of_the_fuzzer_hold() {
+    let seeds = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/pipeline")).unwrap();
+    let seeds: Vec<_> = seeds.map(|seed| std::fs::read(seed.unwrap().path()).unwrap()).collect();
+    assert!(!seeds.is_empty());
+    seeds.iter().for_each(|seed| super::model::check(seed));
+}
+
+proptest! {
+    #[test]
+    fn whatever_comes_is_handled_as_it_should_be(steps in proptest::collection::vec(any::<u8>(), 0..400)) {
+        super::model::check(&steps);
+    }
 }
