@@ -66,4 +66,4 @@ fuzz-smoke: deps-build+fuzz
 	cd dataplane/fuzz && for target in $$(cargo fuzz list); do \
 		mkdir -p corpus/$$target; \
 		RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . $$target corpus/$$target seeds/$$target -- \
-			-max_total_time=$(FUZZ_SECONDS) -verbosity=0; done
+			-max_total_time=$(FUZZ_SECONDS) -verbosity=0 || exit 1; done
