@@ -154,7 +154,9 @@ impl Net {
     pub fn hop_to(&self, dst: IpAddr, hash: u32) -> Result<HopId, NoHop> {
         let route = match dst {
             IpAddr::V4(v4) => self.routes4.get_lpm(&Prefix4::from_repr_len(v4.to_bits(), 32)).map(|(_, r)| r),
-            IpAddr::V6(v6) => self.routes6.get_lpm(&Prefix6::from_repr_len(v6.to_bits(), 128)).map(|(_, r)| r),
+            IpAddr::V6(v6) => {
+                self.routes6.get_lpm(&Prefix6::from_repr_len(v6.to_bits(), 128)).map(|(_, r)| r)
+            }
         };
         let path = match route.ok_or(NoHop::NoRoute)? {
             Route::Via(paths) => choose(paths, hash).ok_or(NoHop::NoRoute)?,
