@@ -41,6 +41,7 @@ demo: deps-build+net
 test: deps-build+net
 	cargo $(RUNNER) test --workspace --no-fail-fast
 
+# The cfg is the one that cargo-fuzz sets.
 .PHONY: lint
 lint: deps-build+lint
 	cargo fmt --all --check
@@ -48,7 +49,7 @@ lint: deps-build+lint
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 	$(foreach manifest,$(BESIDE),\
 		cargo fmt --manifest-path $(manifest) --check && \
-		cargo clippy --manifest-path $(manifest) --all-targets -- -D warnings &&) true
+		RUSTFLAGS="--cfg fuzzing" cargo clippy --manifest-path $(manifest) --all-targets -- -D warnings &&) true
 	scripts/deny.sh
 
 .PHONY: bench

@@ -118,12 +118,15 @@ impl Outer {
         self.icmp(v6, src, dst, vec![kind, 0, 0, 0, 0, 1, 0, 2, b'p', b'i', b'n', b'g'])
     }
 
-    /// An ARP request or a neighbour solicitation for `target`.
+    /// An ARP request or a neighbour solicitation for `target`. A solicitation from no address goes to the group of
+    /// the target (RFC 4861, section 7.1.1).
     pub(super) fn who_has(&self, v6: bool, src: u128, target: u128) -> Vec<u8> {
         if v6 {
             let message =
                 [&[icmp::v6::NEIGHBOUR_SOLICITATION, 0, 0, 0, 0, 0, 0, 0], &target.to_be_bytes()[..]];
-            return Self { ttl: 255, ..*self }.icmp(true, src, target, message.concat());
+            let group = 0xff02 << 112 | 0x0001_ff00_0000 | target & 0x00ff_ffff;
+            let dst = if src == 0 { group } else { target };
+            return Self { ttl: 255, ..*self }.icmp(true, src, dst, message.concat());
         }
         let mut bytes = self.ethernet(0x0806);
         bytes.extend([0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 9, 9]);

@@ -1,6 +1,6 @@
 //! Two engines that share what workers share, a clock, and the tables of the moment.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
 use super::{Arrival, FLOW_LIMIT, Outcome, judge};
@@ -87,22 +87,18 @@ impl World {
 
     /// The counts that workers share are those of the flows that are there.
     fn counts_hold(&self) {
-        let mut counts: HashMap<BackendId, (u32, u32)> = HashMap::new();
+        let state = &self.engines[0].core.setup.state;
+        let mut counts = vec![(0, 0); state.capacity().1];
         for engine in &self.engines {
             let flows = &engine.core.flows;
             for entry in (0..flows.high_water()).filter_map(|slot| flows.entry(slot)) {
-                let (active, inactive) = counts.entry(entry.backend).or_default();
+                let (active, inactive) = &mut counts[entry.backend.index()];
                 *if entry.is_active() { active } else { inactive } += 1;
             }
         }
-        let state = &self.engines[0].core.setup.state;
-        for id in (0u32..).take(state.capacity().1).map(BackendId) {
+        for (id, counted) in (0u32..).map(BackendId).zip(counts) {
             let kept = state.backend(id).expect("within the slab").counts();
-            assert_eq!(
-                kept,
-                counts.get(&id).copied().unwrap_or_default(),
-                "{id:?}: active and inactive flows"
-            );
+            assert_eq!(kept, counted, "{id:?}: active and inactive flows");
         }
     }
 
