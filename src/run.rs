@@ -31,8 +31,11 @@ use crate::cli::EXIT_USAGE;
 /// Entries of each AF_XDP ring. Small enough that a worker's frames stay in the second-level cache, large enough for
 /// a millisecond of full load on a copying interface.
 const RING_SIZE: u32 = 2048;
-/// Frames under way between two workers, each way.
-const HANDOFF_DEPTH: usize = 512;
+/// Frames that may be on their way to a worker from all others: a TCP connection's window (Linux allows 6 MiB) comes
+/// without pause where its segments arrive on another queue than its worker's.
+const HANDOFF_DEPTH: usize = 4096;
+/// Of these from each other worker at least.
+const LEAST_HANDOFF_DEPTH: usize = 512;
 /// Neighbours that workers miss and control has not seen yet, at most.
 const WANTED: usize = 1024;
 /// What a handed-over frame may have beside its IP packet: Ethernet header and two VLAN tags.
@@ -107,7 +110,9 @@ fn start(config: Config, busy_poll: bool) -> anyhow::Result<Control<Xdp>> {
         busy_poll,
     };
     let frame_len = host.net().ports.iter().map(|port| usize::from(port.mtu)).max().unwrap_or(0) + LAYER_2;
-    let exchanges = handoff::mesh(count, HANDOFF_DEPTH, frame_len).context("making the handoff rings")?;
+    let others = usize::from(count).saturating_sub(1).max(1);
+    let depth = (HANDOFF_DEPTH / others).max(LEAST_HANDOFF_DEPTH);
+    let exchanges = handoff::mesh(count, depth, frame_len).context("making the handoff rings")?;
     let mut workers = Vec::with_capacity(exchanges.len());
     for (id, exchange) in (0..count).map(WorkerId).zip(exchanges) {
         let Some(stats) = stats.get(id.index()) else { continue };

@@ -2,8 +2,8 @@
 //!
 //! Between every two workers, each way, a fixed number of buffers circulates: full ones on one ring, empty ones back
 //! on another, both with one writer and one reader. The sender copies a frame's bytes into a buffer, the owner copies
-//! them into a chunk of its own UMEM; nothing is allocated after the start. A worker that sleeps is woken by its
-//! [`Bell`].
+//! them into a chunk of its own UMEM; nothing is allocated after the start. The buffer that came back last is used
+//! first, so that of a deep ring only what is in use occupies the caches. A worker that sleeps is woken by its [`Bell`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -76,6 +76,8 @@ struct Parcel {
 struct Outbox {
     full: rtrb::Producer<Parcel>,
     empty: rtrb::Consumer<Parcel>,
+    /// Those that came back, the latest last.
+    spare: Vec<Parcel>,
     /// Bytes that a parcel holds.
     frame_len: usize,
     bell: Arc<Bell>,
@@ -132,14 +134,13 @@ pub fn mesh(workers: u8, depth: usize, frame_len: usize) -> io::Result<Vec<Excha
 
 fn lane(depth: usize, frame_len: usize, bell: Arc<Bell>) -> (Outbox, Inbox) {
     let (full, taken) = rtrb::RingBuffer::new(depth);
-    let (mut back, empty) = rtrb::RingBuffer::new(depth);
-    for _ in 0..depth {
+    let (back, empty) = rtrb::RingBuffer::new(depth);
+    let parcel = |_| {
         let bytes = vec![0; frame_len].into_boxed_slice();
-        let parcel = Parcel { bytes, len: 0, port: PortId::default(), checksum: Checksum::Complete };
-        // The ring was made for `depth` parcels.
-        let _ = back.push(parcel);
-    }
-    (Outbox { full, empty, frame_len, bell, unannounced: false }, Inbox { full: taken, empty: back })
+        Parcel { bytes, len: 0, port: PortId::default(), checksum: Checksum::Complete }
+    };
+    let spare = (0..depth).map(parcel).collect();
+    (Outbox { full, empty, spare, frame_len, bell, unannounced: false }, Inbox { full: taken, empty: back })
 }
 
 impl Exchange {
@@ -152,7 +153,8 @@ impl Exchange {
         if bytes.len() > outbox.frame_len {
             return Err(DropReason::HandoffTooLarge);
         }
-        let mut parcel = outbox.empty.pop().map_err(|_| DropReason::HandoffFull)?;
+        let parcel = outbox.spare.pop().or_else(|| outbox.empty.pop().ok());
+        let mut parcel = parcel.ok_or(DropReason::HandoffFull)?;
         if let Some(room) = parcel.bytes.get_mut(..bytes.len()) {
             room.copy_from_slice(bytes);
         }
@@ -165,12 +167,16 @@ impl Exchange {
         Ok(())
     }
 
-    /// Wakes the workers that were sent something and sleep.
+    /// Wakes the workers that were sent something and sleep, and takes back the buffers that they have emptied.
     #[inline]
     pub fn announce(&mut self) {
         for outbox in self.outboxes.iter_mut().flatten().filter(|outbox| outbox.unannounced) {
             outbox.unannounced = false;
             outbox.bell.ring();
+            // No more than circulate, which is what there is room for.
+            if let Ok(emptied) = outbox.empty.read_chunk(outbox.empty.slots()) {
+                outbox.spare.extend(emptied);
+            }
         }
     }
 
@@ -254,6 +260,26 @@ mod tests {
         }
         assert!(b.receive(&mut [0; 100], || panic!()).is_some());
         assert_eq!(a.send(WorkerId(1), &sent), Ok(()));
+    }
+
+    #[test]
+    fn the_buffer_that_came_back_last_is_used_first() {
+        let [mut a, mut b] = <[_; 2]>::try_from(mesh(2, 8, 100).unwrap()).unwrap();
+        let mut bytes = [7; 60];
+        let sent = frame(&mut bytes);
+        let mut used = std::collections::HashSet::new();
+        let mut pass = |count| {
+            for _ in 0..count {
+                a.send(WorkerId(1), &sent).unwrap();
+            }
+            let waiting = b.inboxes[0].full.read_chunk(count).unwrap();
+            used.extend(waiting.as_slices().0.iter().chain(waiting.as_slices().1).map(|p| p.bytes.as_ptr()));
+            while b.receive(&mut [0; 100], || panic!()).is_some() {}
+            a.announce();
+            used.len()
+        };
+        assert_eq!([1, 2, 2, 1, 2, 1, 2].map(&mut pass), [1, 2, 2, 2, 2, 2, 2]);
+        assert_eq!(pass(8), 8);
     }
 
     #[test]
