@@ -23,7 +23,6 @@ use std::sync::Arc;
 
 use crate::flow::directory::Directory;
 use crate::flow::entry;
-use crate::flow::key::FlowKey;
 use crate::flow::table::{FlowTable, Heap, Hit, Reserve};
 use crate::frame::{BATCH, Frame};
 use crate::ids::{BackendId, ServiceId, WorkerId};
@@ -224,19 +223,25 @@ impl Core {
         if packet.kind != Kind::Transport {
             return or_drop(self.other(frame, packet, tables, trace));
         }
-        match self.find(note, &packet.key) {
-            Some(hit) => self.forward(frame, packet, note.hash, hit, now, tables, trace),
-            None => or_drop(self.admit(frame, packet, note.hash, now, tables, trace)),
-        }
+        let probable =
+            note.hit.and_then(|hit| self.forward(frame, packet, note.hash, hit, now, tables, trace));
+        probable.unwrap_or_else(|| self.search(frame, packet, note.hash, now, tables, trace))
     }
 
-    /// The flow of a packet; its time may be up, where the sweep has not met it yet.
-    #[inline]
-    fn find(&self, note: &Scratch, key: &FlowKey) -> Option<Hit> {
-        match note.hit {
-            Some(hit) if self.flows.confirm(hit, key) => Some(hit),
-            _ => self.flows.lookup(note.hash, key),
-        }
+    /// A packet that is not of the flow that its tag has named, if it has named one.
+    #[inline(never)]
+    fn search(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        hash: u64,
+        now: Tick,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Verdict {
+        let hit = self.flows.lookup(hash, &packet.key);
+        let known = hit.and_then(|hit| self.forward(frame, packet, hash, hit, now, tables, trace));
+        known.unwrap_or_else(|| or_drop(self.admit(frame, packet, hash, now, tables, trace)))
     }
 
     /// Everything that is no TCP, UDP or SCTP packet.

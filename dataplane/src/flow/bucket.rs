@@ -5,9 +5,6 @@ use super::entry::Way;
 /// References in a bucket.
 pub(super) const LANES: usize = 8;
 
-/// A bucket that holds this many takes a newcomer only if the newcomer's other bucket is no emptier.
-pub(super) const CROWDED: usize = 6;
-
 /// Where an entry is and by which of its two keys it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reference(u32);
@@ -45,7 +42,8 @@ impl Reference {
     }
 }
 
-/// Eight tags (0 is free) in two words, eight references, and how many newcomers had to go elsewhere.
+/// Eight tags, those of even lanes in one word and of odd lanes in the other, eight references, and how many
+/// newcomers had to go elsewhere.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Bucket {
@@ -57,6 +55,8 @@ pub(super) struct Bucket {
 
 const _: () = assert!(size_of::<Bucket>() == 64);
 
+/// The tag of a free lane.
+const FREE: u16 = 0;
 /// One in every 16-bit lane.
 const ONES: u64 = 0x0001_0001_0001_0001;
 /// The top bit of every 16-bit lane.
@@ -67,30 +67,33 @@ impl Bucket {
 
     /// The references whose tag is `tag`. May hold a few whose tag is not: the caller compares keys anyway.
     #[inline]
-    pub(super) fn matching(&self, tag: u16) -> Matching<'_> {
-        let wanted = u64::from(tag) * ONES;
-        let [low, high] = self.tags.map(|word| zero_lanes(word ^ wanted));
-        Matching { bucket: self, low, high }
+    pub(super) fn matching(&self, tag: u16) -> impl Iterator<Item = Reference> {
+        self.lanes(tag).map(|lane| self.reference(lane))
     }
 
-    /// How many references it holds.
-    pub(super) fn len(&self) -> usize {
-        (0..LANES).filter(|lane| self.tag(*lane) != 0).count()
+    /// The lanes whose tag is `tag`, the first for certain, further ones perhaps.
+    #[inline]
+    fn lanes(&self, tag: u16) -> Lanes {
+        let wanted = u64::from(tag) * ONES;
+        let [even, odd] = self.tags.map(|word| zero_lanes(word ^ wanted));
+        Lanes(even >> 8 | odd)
     }
 
     /// Puts a reference into a free lane; false where there is none.
     pub(super) fn insert(&mut self, tag: u16, reference: Reference) -> bool {
-        let Some(lane) = (0..LANES).find(|lane| self.tag(*lane) == 0) else { return false };
-        self.set(lane, tag, reference);
-        true
+        let free = self.lanes(FREE).next();
+        if let Some(lane) = free {
+            self.set(lane, tag, reference);
+        }
+        free.is_some()
     }
 
     /// Takes a reference out, wherever it has been moved between its buckets. Returns it as it lay here.
     pub(super) fn remove(&mut self, tag: u16, reference: Reference) -> Option<Reference> {
         let lane =
-            (0..LANES).find(|lane| self.tag(*lane) == tag && self.reference(*lane).names(reference))?;
+            self.lanes(tag).find(|lane| self.tag(*lane) == tag && self.reference(*lane).names(reference))?;
         let found = self.reference(lane);
-        self.set(lane, 0, Reference(0));
+        self.set(lane, FREE, Reference(0));
         Some(found)
     }
 
@@ -102,17 +105,18 @@ impl Bucket {
 
     #[expect(clippy::cast_possible_truncation, reason = "one lane is wanted")]
     fn tag(&self, lane: usize) -> u16 {
-        let word = self.tags.get(lane / 4).copied().unwrap_or_default();
-        (word >> (lane % 4 * 16)) as u16
+        let word = self.tags.get(lane % 2).copied().unwrap_or_default();
+        (word >> (lane / 2 * 16)) as u16
     }
 
+    #[inline]
     fn reference(&self, lane: usize) -> Reference {
         Reference(self.references.get(lane).copied().unwrap_or_default())
     }
 
     fn set(&mut self, lane: usize, tag: u16, reference: Reference) {
-        let shift = lane % 4 * 16;
-        if let (Some(word), Some(place)) = (self.tags.get_mut(lane / 4), self.references.get_mut(lane)) {
+        let shift = lane / 2 * 16;
+        if let (Some(word), Some(place)) = (self.tags.get_mut(lane % 2), self.references.get_mut(lane)) {
             *word = *word & !(0xffff << shift) | u64::from(tag) << shift;
             *place = reference.0;
         }
@@ -125,27 +129,21 @@ fn zero_lanes(word: u64) -> u64 {
     word.wrapping_sub(ONES) & !word & TOPS
 }
 
-/// Iterator over the references that [`Bucket::matching`] found.
+/// Lanes as the top bits of their bytes.
 #[derive(Debug)]
-pub(super) struct Matching<'a> {
-    bucket: &'a Bucket,
-    low: u64,
-    high: u64,
-}
+struct Lanes(u64);
 
-impl Iterator for Matching<'_> {
-    type Item = Reference;
+impl Iterator for Lanes {
+    type Item = usize;
 
     #[inline]
-    fn next(&mut self) -> Option<Reference> {
-        // The lanes of a half are 16 bits apart, so its lane is the position of the lowest bit over 16.
-        let (half, first) = if self.low != 0 { (&mut self.low, 0) } else { (&mut self.high, LANES / 2) };
-        if *half == 0 {
+    fn next(&mut self) -> Option<usize> {
+        if self.0 == 0 {
             return None;
         }
-        let lane = (half.trailing_zeros() / 16) as usize + first;
-        *half &= *half - 1;
-        self.bucket.references.get(lane % LANES).map(|reference| Reference(*reference))
+        let lane = (self.0.trailing_zeros() / 8) as usize;
+        self.0 &= self.0 - 1;
+        Some(lane)
     }
 }
 
@@ -174,6 +172,6 @@ mod tests {
         bucket.insert(5, reference.moved());
         assert!(bucket.remove(5, Reference::new(3, Way::Forward)).is_none());
         assert!(bucket.remove(5, reference).is_some_and(Reference::is_away));
-        assert_eq!(bucket.len(), 0);
+        assert_eq!(bucket.iter().count(), 0);
     }
 }

@@ -3,9 +3,9 @@
 use crate::flow::key::{FlowKey, TCP};
 use crate::flow::tcp;
 use crate::ids::{BackendId, HopId, ServiceId};
+use crate::rewrite::nat::Deltas;
 use crate::snapshot::Mode;
 use crate::time::Tick;
-use crate::wire::checksum::Delta;
 
 /// A [`HopId`] that no hop has: not looked up yet.
 pub const NO_HOP: HopId = HopId(u32::MAX);
@@ -49,11 +49,17 @@ pub(super) struct Wide {
     pub(super) snat: u128,
 }
 
+impl Wide {
+    /// Of no flow.
+    pub(super) const NONE: Self = Self { client: 0, vip: 0, backend: 0, snat: 0 };
+}
+
 const LIVE: u8 = 1;
 const V6: u8 = 1 << 1;
 const ACTIVE: u8 = 1 << 2;
 const NO_OUTPUT: u8 = 1 << 3;
 const MODE_SHIFT: u8 = 4;
+const PLAIN: u8 = 1 << 6;
 
 /// A flow: its keys both ways, state, timeout, and all that forwarding one of its packets needs.
 #[derive(Clone, Copy, Debug)]
@@ -79,10 +85,8 @@ pub struct Entry {
     pub hop_forward: HopId,
     /// Next hop towards the client.
     pub hop_reply: HopId,
-    /// Checksum difference of the addresses, forward (IPv4 header).
-    pub address_delta: Delta,
-    /// Checksum difference of addresses and ports, forward (TCP, UDP).
-    pub transport_delta: Delta,
+    /// What its translation does to checksums, by [`Way`].
+    pub(crate) deltas: [Deltas; 2],
     pub(super) proto: u8,
     pub(super) flags: u8,
     /// TCP state; UDP stays in NONE.
@@ -103,8 +107,7 @@ impl Entry {
         epoch: 0,
         hop_forward: NO_HOP,
         hop_reply: NO_HOP,
-        address_delta: Delta::NONE,
-        transport_delta: Delta::NONE,
+        deltas: [Deltas::NONE; 2],
         proto: 0,
         flags: 0,
         state: tcp::State::None,
@@ -114,6 +117,8 @@ impl Entry {
         self.flags = LIVE | if v6 { V6 } else { 0 } | (mode as u8) << MODE_SHIFT;
         if mode == Mode::Dr {
             self.flags |= NO_OUTPUT;
+        } else if self.proto == TCP && !v6 {
+            self.flags |= PLAIN;
         }
     }
 
@@ -136,7 +141,7 @@ impl Entry {
     /// How its packets are forwarded.
     #[inline]
     pub fn mode(&self) -> Mode {
-        match self.flags >> MODE_SHIFT {
+        match self.flags >> MODE_SHIFT & 3 {
             0 => Mode::Nat,
             1 => Mode::FullNat,
             _ => Mode::Dr,
@@ -146,7 +151,7 @@ impl Entry {
     /// Whether it is a translated TCP flow over IPv4: the kind that has a path of its own.
     #[inline]
     pub fn is_plain(&self) -> bool {
-        self.proto == TCP && !self.is_v6() && self.mode() != Mode::Dr
+        self.flags & PLAIN != 0
     }
 
     /// Whether it counts as an active connection of its backend.
@@ -175,6 +180,16 @@ impl Entry {
         }
     }
 
+    /// What the translation on `way` does to checksums.
+    #[inline]
+    pub fn deltas(&self, way: Way) -> &Deltas {
+        let [forward, reply] = &self.deltas;
+        match way {
+            Way::Forward => forward,
+            Way::Reply => reply,
+        }
+    }
+
     /// The hop for packets on `way`.
     #[inline]
     pub fn hop(&self, way: Way) -> HopId {
@@ -192,6 +207,16 @@ impl Entry {
             Way::Reply => (self.reply, self.reply_ports),
         };
         addresses == pair(key) && ports == ports_of(key) && self.proto == key.proto && !self.is_v6()
+    }
+
+    /// [`Self::matches_v4`] for IPv6. `wide` are the entry's addresses.
+    #[inline]
+    pub(super) fn matches_v6(&self, wide: &Wide, key: &FlowKey, way: Way) -> bool {
+        let (src, dst, ports) = match way {
+            Way::Forward => (wide.client, wide.vip, self.forward_ports),
+            Way::Reply => (wide.backend, wide.snat, self.reply_ports),
+        };
+        src == key.src && dst == key.dst && ports == ports_of(key) && self.proto == key.proto && self.is_v6()
     }
 
     /// What an IPv4 packet on `way` is translated to: the other way's key, turned round. Source address in the high

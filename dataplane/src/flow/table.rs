@@ -1,11 +1,11 @@
 //! The flow table of one worker: entries of one cache line behind buckets of one cache line, both directions of a
 //! flow found, sized at start and never grown.
 //!
-//! Every key hashes to two buckets; it lies in the first unless that is crowded. The table keeps at most four
-//! references a bucket on average, so that a lookup of a known flow reads one bucket and one entry almost always,
-//! and a lookup of an unknown one reads one bucket unless something had to leave it (`Bucket::spilled`).
+//! Every key hashes to two buckets; it lies in the first unless that was full. The table keeps at most four
+//! references of eight a bucket on average, so that a lookup of a known flow reads one bucket and one entry almost
+//! always, and a lookup of an unknown one reads one bucket unless something had to leave it (`Bucket::spilled`).
 
-use super::bucket::{Bucket, CROWDED, Reference};
+use super::bucket::{Bucket, Reference};
 use super::entry::{self, Entry, Tuple, Way, Wide};
 use super::key::FlowKey;
 use crate::ids::{BackendId, ServiceId};
@@ -140,10 +140,11 @@ impl FlowTable {
         Some(Hit(reference))
     }
 
-    /// Whether `hit` is the flow of `key`.
+    /// The entry of `hit`, to be changed, if that is the flow of `key`.
     #[inline]
-    pub fn confirm(&self, hit: Hit, key: &FlowKey) -> bool {
-        self.matches(hit.0, key)
+    pub fn confirm(&mut self, hit: Hit, key: &FlowKey) -> Option<&mut Entry> {
+        let Self { entries, wide, .. } = self;
+        entries.get_mut(hit.slot() as usize).filter(|entry| matches(entry, wide, key, hit.way()))
     }
 
     /// The flow of `key`, whose hash is `hash`.
@@ -161,12 +162,6 @@ impl FlowTable {
         other.matching(tag).find(|reference| self.matches(*reference, key)).map(Hit)
     }
 
-    /// The entry of a confirmed hit, to be changed: a free entry has no protocol and confirms nothing.
-    #[inline]
-    pub fn found_mut(&mut self, hit: Hit) -> Option<&mut Entry> {
-        self.entries.get_mut(hit.slot() as usize)
-    }
-
     /// The live entry in `slot`.
     #[inline]
     pub fn entry(&self, slot: Slot) -> Option<&Entry> {
@@ -181,12 +176,8 @@ impl FlowTable {
 
     /// The endpoints of an entry.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "an IPv6 entry holds an index, checked by `get`")]
     pub fn tuple(&self, entry: &Entry) -> Tuple {
-        if !entry.is_v6() {
-            return entry.tuple_v4();
-        }
-        entry.tuple_v6(&self.wide.get(entry.forward as usize).copied().unwrap_or_default())
+        if entry.is_v6() { entry.tuple_v6(wide_of(entry, &self.wide)) } else { entry.tuple_v4() }
     }
 
     /// Opens a flow. Both directions are found afterwards, or nothing has changed.
@@ -241,35 +232,16 @@ impl FlowTable {
 
     #[inline]
     fn matches(&self, reference: Reference, key: &FlowKey) -> bool {
-        let Some(entry) = self.entries.get(reference.slot() as usize) else { return false };
-        if key.v6 {
-            self.matches_v6(entry, key, reference.way())
-        } else {
-            entry.matches_v4(key, reference.way())
-        }
-    }
-
-    /// Not inlined: its eight words would push the IPv4 path's values out of the registers.
-    #[inline(never)]
-    fn matches_v6(&self, entry: &Entry, key: &FlowKey, way: Way) -> bool {
-        let tuple = self.tuple(entry);
-        let own = match way {
-            Way::Forward => tuple.forward,
-            Way::Reply => tuple.reply,
-        };
-        own == *key
+        let entry = self.entries.get(reference.slot() as usize);
+        entry.is_some_and(|entry| matches(entry, &self.wide, key, reference.way()))
     }
 
     /// Puts a reference into one of its two buckets, moving at most one other out of the way.
     fn link(&mut self, hash: u64, reference: Reference) -> bool {
         let (home, tag) = (self.home(hash), tag(hash));
-        let other = self.other(home, tag);
-        let lengths = [home, other].map(|at| self.buckets.get(at).map_or(0, Bucket::len));
-        let stays = lengths[0] < CROWDED || lengths[0] <= lengths[1];
-        if stays && self.put(home, tag, reference) || self.put(other, tag, reference.moved()) {
-            return true;
-        }
-        self.make_room(home) && self.put(home, tag, reference)
+        self.put(home, tag, reference)
+            || self.put(self.other(home, tag), tag, reference.moved())
+            || self.make_room(home) && self.put(home, tag, reference)
     }
 
     fn put(&mut self, at: usize, tag: u16, reference: Reference) -> bool {
@@ -347,6 +319,26 @@ impl FlowTable {
         *entry = Entry { forward: u64::from(self.free), ..Entry::FREE };
         self.free = slot;
     }
+}
+
+/// Whether a packet with `key` belongs to the flow of `entry` on this way. A free entry has no protocol and no flow.
+#[inline]
+fn matches(entry: &Entry, wide: &[Wide], key: &FlowKey, way: Way) -> bool {
+    if key.v6 { matches_v6(entry, wide, key, way) } else { entry.matches_v4(key, way) }
+}
+
+/// Not inlined: its eight words would push the IPv4 path's values out of the registers.
+#[inline(never)]
+fn matches_v6(entry: &Entry, wide: &[Wide], key: &FlowKey, way: Way) -> bool {
+    entry.matches_v6(wide_of(entry, wide), key, way)
+}
+
+/// The addresses of an IPv6 entry.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "an index, checked by `get`")]
+fn wide_of<'w>(entry: &Entry, wide: &'w [Wide]) -> &'w Wide {
+    const NOWHERE: &Wide = &Wide::NONE;
+    wide.get(entry.forward as usize).unwrap_or(NOWHERE)
 }
 
 /// The part of a hash that is kept in the bucket; never 0.

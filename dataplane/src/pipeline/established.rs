@@ -17,12 +17,12 @@ use crate::verdict::{DropReason, Verdict};
 use crate::wire::tcp::{ACK, RST, SYN};
 
 impl Core {
-    /// Translates a packet of the flow `hit` and sends it on its way.
+    /// Translates a packet of the flow `hit` and sends it on its way. `None` if it is not of that flow.
     ///
     /// The first half is what every packet of an established flow passes; whatever stands in its way (a flow whose
     /// time is up, a connection that opens anew, a hop that is not known, a packet that may not go on) is left to
-    /// functions that are not inlined.
-    #[inline]
+    /// functions that are not inlined. Itself it is, or its many arguments would go through the stack.
+    #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
     pub(super) fn forward(
         &mut self,
@@ -33,12 +33,12 @@ impl Core {
         now: Tick,
         tables: &Snapshot,
         trace: &mut impl Trace,
-    ) -> Verdict {
+    ) -> Option<Verdict> {
         let way = hit.way();
         let Self { flows, setup, .. } = self;
-        let Some(entry) = flows.found_mut(hit) else { return Verdict::Drop(DropReason::NoFlow) };
+        let entry = flows.confirm(hit, &packet.key)?;
         if entry.expires.is_due(now) || way == Way::Forward && reopens(entry.state, packet.tcp_flags) {
-            return or_drop(self.open_anew(frame, packet, hash, hit.slot(), now, tables, trace));
+            return Some(or_drop(self.open_anew(frame, packet, hash, hit.slot(), now, tables, trace)));
         }
         if entry.proto() == key::TCP {
             let next = entry.state.next(entry.direction(way), packet.tcp_flags);
@@ -46,7 +46,11 @@ impl Core {
                 enter(entry, next, &setup.state);
             }
         }
-        entry.expires = expiry(entry, now, tables);
+        let expires = expiry(entry, now, tables);
+        if entry.expires != expires {
+            // Most packets find it as it has to be, and leave a clean line in the cache.
+            entry.expires = expires;
+        }
         trace.step(Step::FlowKnown {
             reply: way == Way::Reply,
             service: entry.service,
@@ -54,17 +58,17 @@ impl Core {
         });
         let known = if entry.epoch == tables.net.epoch { tables.net.hop(entry.hop(way)) } else { None };
         let Some(hop) = known.filter(|hop| may_pass(packet, hop)) else {
-            return or_drop(self.send(frame, packet, hit.slot(), way, tables, trace));
+            return Some(or_drop(self.send(frame, packet, hit.slot(), way, tables, trace)));
         };
         count(entry, way, packet, setup);
-        let deltas = nat::Deltas::of(entry, way);
+        let deltas = entry.deltas(way);
         if entry.is_plain()
             && !tables.net.leaves_checksums(frame.port)
             && nat::translate_plain(frame.bytes_mut(), packet, entry.target_v4(way), deltas, hop)
         {
-            return Verdict::Tx(hop.port);
+            return Some(Verdict::Tx(hop.port));
         }
-        or_drop(self.deliver(frame, packet, hit.slot(), way, hop, tables))
+        Some(or_drop(self.deliver(frame, packet, hit.slot(), way, hop, tables)))
     }
 
     /// A packet whose flow is over: its time is up, or a SYN starts the next connection on the same tuple.
@@ -123,7 +127,7 @@ impl Core {
     ) -> Result<Verdict, DropReason> {
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         let unfinished = tables.net.leaves_checksums(frame.port) && nat::note_partial(frame, packet);
-        let deltas = nat::Deltas::of(entry, way);
+        let deltas = entry.deltas(way);
         let bytes = frame.bytes_mut();
         if entry.mode() == Mode::Dr {
             nat::pass(bytes, packet)?;

@@ -7,7 +7,7 @@ use super::fixture::{
     BACKEND_MAC, GATEWAY_MAC, LAN, MACS, SNAT4, SNAT6, UPLINK, backend, engines, tables, vip,
 };
 use super::*;
-use crate::flow::key::{TCP, UDP};
+use crate::flow::key::{FlowKey, TCP, UDP};
 use crate::frame::{Checksum, MIN_HEADROOM};
 use crate::ids::PortId;
 use crate::wire::tcp::{ACK, FIN, RST, SYN};

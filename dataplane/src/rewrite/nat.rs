@@ -1,6 +1,7 @@
 //! Network address translation of TCP and UDP, with checksums updated and not recomputed (RFC 1624): what was wrong
 //! before stays wrong, and its receiver finds out.
 
+use zerocopy::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::flow::entry::{Entry, Tuple, Way};
@@ -21,40 +22,45 @@ use crate::wire::{Truncated, view, view_mut};
 pub struct Deltas {
     /// By the addresses.
     pub address: Delta,
+    /// By addresses and one hop less: the IPv4 header's.
+    pub header: Delta,
     /// By addresses and ports.
     pub transport: Delta,
 }
 
 impl Deltas {
-    /// Computes the deltas of a new flow and keeps them in its entry.
+    /// Of a translation that changes nothing.
+    pub const NONE: Self = Self { address: Delta::NONE, header: Delta::TTL_LESS_ONE, transport: Delta::NONE };
+
+    /// Computes the deltas of a new flow and keeps them in its entry: a reply takes back what the forward way does.
     pub fn prepare(entry: &mut Entry, tuple: &Tuple) {
         let (before, after) = (tuple.forward, tuple.translated(Way::Forward));
         let addresses = |key: &FlowKey| Sum::address(key.src) + Sum::address(key.dst);
         let ports = |key: &FlowKey| Sum::word(key.sport) + Sum::word(key.dport);
-        entry.address_delta = Delta::between(addresses(&before), addresses(&after));
-        let of_ports = Delta::between(ports(&before), ports(&after));
-        entry.transport_delta = entry.address_delta.and(of_ports);
-    }
-
-    /// The deltas for a packet of the flow on `way`: a reply takes back what the forward way does.
-    #[inline]
-    pub fn of(entry: &Entry, way: Way) -> Self {
-        let (address, transport) = (entry.address_delta, entry.transport_delta);
-        match way {
-            Way::Forward => Self { address, transport },
-            Way::Reply => Self { address: address.inverse(), transport: transport.inverse() },
-        }
+        let address = Delta::between(addresses(&before), addresses(&after));
+        let transport = address.and(Delta::between(ports(&before), ports(&after)));
+        entry.deltas =
+            [(address, transport), (address.inverse(), transport.inverse())].map(|(address, transport)| {
+                Self { address, header: address.and(Delta::TTL_LESS_ONE), transport }
+            });
     }
 }
 
-/// The headers of an untagged TCP segment over IPv4 without options.
+/// The headers of an untagged TCP segment over IPv4 without options, in the pieces that a translation changes.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Plain {
     macs: [u8; 12],
-    ethertype: [u8; 2],
-    ip: Ipv4,
-    tcp: Tcp,
+    before_ttl: [u8; 10],
+    ttl: u8,
+    protocol: u8,
+    header_checksum: U16,
+    /// Source and destination.
+    addresses: U64,
+    /// Source and destination.
+    ports: U32,
+    before_checksum: [u8; 12],
+    checksum: U16,
 }
 
 /// [`translate_v4`] and the hop's MAC addresses in one, for the most frequent packet: untagged on both sides, TCP, no
@@ -65,21 +71,19 @@ pub fn translate_plain(
     bytes: &mut [u8],
     packet: &Packet,
     (addresses, ports): (u64, u32),
-    deltas: Deltas,
+    deltas: &Deltas,
     hop: &Hop,
 ) -> bool {
     let (L3_PLAIN, L4_PLAIN, Ok((plain, _))) = (packet.l3, packet.l4, Plain::mut_from_prefix(bytes)) else {
         return false;
     };
     let Ok(macs) = hop.header.as_slice().try_into() else { return false };
-    let Plain { ip, tcp, .. } = plain;
-    let ([src, dst], [sport, dport]) = (words(addresses), halves(ports));
-    (ip.src, ip.dst) = (src.into(), dst.into());
-    ip.ttl = ip.ttl.wrapping_sub(1);
-    ip.checksum = deltas.address.and(Delta::TTL_LESS_ONE).apply(ip.checksum.get()).into();
-    (tcp.src_port, tcp.dst_port) = (sport.into(), dport.into());
-    tcp.checksum = deltas.transport.apply(tcp.checksum.get()).into();
     plain.macs = macs;
+    plain.ttl = plain.ttl.wrapping_sub(1);
+    plain.header_checksum = deltas.header.apply(plain.header_checksum.get()).into();
+    plain.addresses = addresses.into();
+    plain.ports = ports.into();
+    plain.checksum = deltas.transport.apply(plain.checksum.get()).into();
     true
 }
 
@@ -92,7 +96,7 @@ pub fn translate_v4(
     bytes: &mut [u8],
     packet: &Packet,
     (addresses, ports): (u64, u32),
-    deltas: Deltas,
+    deltas: &Deltas,
     unfinished: bool,
 ) -> Result<(), DropReason> {
     let header: &mut Ipv4 = view_mut(bytes, packet.l3.into())?;
@@ -100,7 +104,7 @@ pub fn translate_v4(
     header.src = src.into();
     header.dst = dst.into();
     header.ttl = header.ttl.wrapping_sub(1);
-    header.checksum = deltas.address.and(Delta::TTL_LESS_ONE).apply(header.checksum.get()).into();
+    header.checksum = deltas.header.apply(header.checksum.get()).into();
     transport(bytes, packet, halves(ports), deltas, unfinished)
 }
 
@@ -109,7 +113,7 @@ pub fn translate_v6(
     bytes: &mut [u8],
     packet: &Packet,
     target: &FlowKey,
-    deltas: Deltas,
+    deltas: &Deltas,
     unfinished: bool,
 ) -> Result<(), DropReason> {
     let header: &mut Ipv6 = view_mut(bytes, packet.l3.into())?;
@@ -124,7 +128,7 @@ fn transport(
     bytes: &mut [u8],
     packet: &Packet,
     [sport, dport]: [u16; 2],
-    deltas: Deltas,
+    deltas: &Deltas,
     unfinished: bool,
 ) -> Result<(), DropReason> {
     if packet.key.proto == key::TCP {
