@@ -10,11 +10,19 @@ use clap::Parser;
 fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(code) => code,
+        // Whoever reads the output has seen enough of it.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("weir: {}", told_once(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let of_json = error.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+    let kind = of_json.or_else(|| Some(error.downcast_ref::<std::io::Error>()?.kind()));
+    kind == Some(std::io::ErrorKind::BrokenPipe)
 }
 
 /// An error with its causes, without those that it already tells itself.

@@ -33,6 +33,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let services = config.desired.services();
     let backends: usize = services.iter().map(|service| service.backends.len()).sum();
-    println!("{}: {} services with {backends} backends", args.file.display(), services.len());
+    let (file, services) = (args.file.display(), services.len());
+    super::print(format_args!("{file}: {services} services with {backends} backends\n"))?;
     Ok(ExitCode::SUCCESS)
 }

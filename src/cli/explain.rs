@@ -111,8 +111,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (verdict, steps) = ask(&mut imagined, &packet)?;
     let explanation = explain(&imagined, verdict, &steps);
     match args.output {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&explanation)?),
-        Format::Text => print!("{explanation}"),
+        Format::Json => super::print(serde_json::to_string_pretty(&explanation)? + "\n")?,
+        Format::Text => super::print(explanation)?,
     }
     Ok(ExitCode::SUCCESS)
 }

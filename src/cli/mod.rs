@@ -7,6 +7,8 @@ mod imagine;
 mod replay;
 mod show;
 
+use std::fmt::Display;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -58,6 +60,13 @@ pub(crate) enum Format {
     Text,
     /// For programs.
     Json,
+}
+
+/// Prints to standard output. Where its reader is gone that is an error, for `main` to pass over.
+pub(crate) fn print(text: impl Display) -> anyhow::Result<()> {
+    let mut output = std::io::stdout().lock();
+    write!(output, "{text}")?;
+    Ok(output.flush()?)
 }
 
 impl Cli {

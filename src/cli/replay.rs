@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -57,6 +57,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let mut imagined = Imagined::new(&config, args.flows as usize)?;
     let names = Names::of(&imagined);
+    if let Some(output) =
+        [&args.out, &args.verdicts].into_iter().flatten().find(|path| is_same(path, &args.input))
+    {
+        anyhow::bail!("{}: the capture itself would be overwritten", output.display());
+    }
     let mut capture = pcap::Reader::open(&args.input)?;
     let mut sent = args.out.as_deref().map(pcap::Writer::create).transpose()?;
     let mut lines = lines(args)?;
@@ -83,6 +88,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     lines.flush()?;
     sent.map(pcap::Writer::finish).transpose()?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn is_same(output: &Path, input: &Path) -> bool {
+    let file = |path: &Path| path.canonicalize().ok();
+    file(output).is_some_and(|output| Some(output) == file(input))
 }
 
 /// Room behind a frame for what Weir may add: an ICMP error quotes up to 1280 bytes.

@@ -99,12 +99,11 @@ fn ask(common: &Common, request: &Request) -> anyhow::Result<Reply> {
 /// JSON is the reply's body alone: what the request names.
 fn print(reply: &Reply, format: Format) -> anyhow::Result<()> {
     match format {
-        Format::Text => print!("{}", render(reply)),
+        Format::Text => super::print(render(reply)),
         Format::Json => {
             let reply = serde_json::to_value(reply)?;
             let body = reply.get("body").context("a reply has a body")?;
-            println!("{}", serde_json::to_string_pretty(body)?);
+            super::print(serde_json::to_string_pretty(body)? + "\n")
         }
     }
-    Ok(())
 }

@@ -190,6 +190,43 @@ fn replay_sends_a_capture_through_the_engine() -> Result<()> {
 }
 
 /// Writes a classic pcap file, a millisecond between two frames.
+#[test]
+fn a_capture_is_not_overwritten_by_what_becomes_of_it() -> Result<()> {
+    let desk = Desk::new(CONFIG)?;
+    let path = desk.path("in.pcap");
+    capture(&path, &[vec![0; 60]])?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+    let before = std::fs::read(&path)?;
+    for option in ["--out", "--verdicts"] {
+        let refused =
+            desk.weir(&["replay", "--config", "weir.yaml", "--in", "in.pcap", option, "./in.pcap"])?;
+        assert!(!refused.status.success(), "{option}: {refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("overwritten"), "{option}: {refused:?}");
+        assert_eq!(std::fs::read(&path)?, before, "{option}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_fault() -> Result<()> {
+    let desk = Desk::new(CONFIG)?;
+    // More lines than a buffer holds.
+    capture(&desk.path("in.pcap"), &vec![vec![0; 60]; 200])?;
+    for args in [
+        &["explain", "--config", "weir.yaml", "--from", "192.0.2.7", "--to", "10.0.0.10:80"][..],
+        &["replay", "--config", "weir.yaml", "--in", "in.pcap"],
+        &["check", "weir.yaml"],
+    ] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let output = Command::new(weir()).args(args).current_dir(desk.0.path()).stdout(writer).output()?;
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!said.contains("roken pipe"), "{args:?}: {said}");
+    }
+    Ok(())
+}
+
 fn capture(path: &Path, frames: &[Vec<u8>]) -> Result<()> {
     const ETHERNET: u32 = 1;
     let mut file = Vec::new();
