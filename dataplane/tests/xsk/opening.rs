@@ -155,7 +155,7 @@ fn missing_rights_are_named() {
     let limited = ["prlimit", "--memlock=65536:65536", "setpriv", "--bounding-set=-ipc_lock"];
     assert_eq!(
         said(&limited),
-        "may not lock 10485760 bytes of frame memory: raise RLIMIT_MEMLOCK to that (ulimit -l, LimitMEMLOCK=), grant \
-         CAP_IPC_LOCK, or lower workers' ring sizes"
+        "may not lock 10485760 bytes of frame memory, which each worker needs: raise RLIMIT_MEMLOCK (ulimit -l, \
+         LimitMEMLOCK=) or grant CAP_IPC_LOCK"
     );
 }

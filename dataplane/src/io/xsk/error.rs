@@ -18,8 +18,8 @@ pub enum XskError {
     TooOld,
     /// The frame memory may not be locked.
     #[error(
-        "may not lock {bytes} bytes of frame memory: raise RLIMIT_MEMLOCK to that (ulimit -l, LimitMEMLOCK=), \
-         grant CAP_IPC_LOCK, or lower workers' ring sizes"
+        "may not lock {bytes} bytes of frame memory, which each worker needs: raise RLIMIT_MEMLOCK (ulimit -l, \
+         LimitMEMLOCK=) or grant CAP_IPC_LOCK"
     )]
     LockedMemory {
         /// Bytes of the worker's UMEM.
