@@ -89,16 +89,22 @@ pub fn parse(frame: &[u8]) -> Result<Packet, DropReason> {
 pub fn parse_into(frame: &[u8], parsed: &mut Result<Packet, DropReason>) {
     match plain(frame) {
         Some(packet) => *parsed = Ok(packet),
-        None => *parsed = general(frame),
+        None => *parsed = uncommon(frame),
     }
+}
+
+/// Not inlined: IPv4 is to have the registers for itself.
+#[inline(never)]
+fn uncommon(frame: &[u8]) -> Result<Packet, DropReason> {
+    plain_v6(frame).map_or_else(|| general(frame), Ok)
 }
 
 /// The first bytes of most frames.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct Plain {
+struct Plain<Ip> {
     ethernet: Ethernet,
-    ip: Ipv4,
+    ip: Ip,
     transport: Tcp,
 }
 
@@ -109,7 +115,7 @@ fn plain(frame: &[u8]) -> Option<Packet> {
     const L3: u16 = 14;
     const L4: u16 = 34;
 
-    let (Plain { ethernet, ip, transport }, _) = Plain::ref_from_prefix(frame).ok()?;
+    let (Plain { ethernet, ip, transport }, _) = Plain::<Ipv4>::ref_from_prefix(frame).ok()?;
     let end = L3.checked_add(ip.total_len.get())?;
     if ethernet.ethertype != ethernet::IPV4
         || ip.version_ihl != ipv4::VERSION_NO_OPTIONS
@@ -119,12 +125,7 @@ fn plain(frame: &[u8]) -> Option<Packet> {
     {
         return None;
     }
-    let fits = |least, len| least <= len && usize::from(L4) + len <= usize::from(end);
-    let tcp_flags = match ip.protocol {
-        TCP if fits(Tcp::LEN, transport.header_len()) => transport.flags,
-        UDP if fits(Udp::LEN, udp_len(transport)) => 0,
-        _ => return None,
-    };
+    let tcp_flags = plain_flags(ip.protocol, transport, L4, end)?;
     let key = FlowKey {
         src: ip.src.get().into(),
         dst: ip.dst.get().into(),
@@ -134,6 +135,40 @@ fn plain(frame: &[u8]) -> Option<Packet> {
         v6: false,
     };
     Some(Packet { kind: Kind::Transport, key, l3: L3, l4: L4, end, tcp_flags, ttl: ip.ttl })
+}
+
+/// [`plain`] for IPv6: no tags and no extension headers.
+#[inline]
+fn plain_v6(frame: &[u8]) -> Option<Packet> {
+    const L3: u16 = 14;
+    const L4: u16 = 54;
+
+    let (Plain { ethernet, ip, transport }, _) = Plain::<Ipv6>::ref_from_prefix(frame).ok()?;
+    let end = L4.checked_add(ip.payload_len.get())?;
+    if ethernet.ethertype != ethernet::IPV6 || ip.version() != 6 || usize::from(end) > frame.len() {
+        return None;
+    }
+    let tcp_flags = plain_flags(ip.next_header, transport, L4, end)?;
+    let key = FlowKey {
+        src: ip.src.get(),
+        dst: ip.dst.get(),
+        sport: transport.src_port.get(),
+        dport: transport.dst_port.get(),
+        proto: ip.next_header,
+        v6: true,
+    };
+    Some(Packet { kind: Kind::Transport, key, l3: L3, l4: L4, end, tcp_flags, ttl: ip.hop_limit })
+}
+
+/// The flags of a faultless TCP segment that lies from `l4` to `end`; 0 for a UDP datagram.
+#[inline]
+fn plain_flags(protocol: u8, transport: &Tcp, l4: u16, end: u16) -> Option<u8> {
+    let fits = |least, len| least <= len && usize::from(l4) + len <= usize::from(end);
+    match protocol {
+        TCP if fits(Tcp::LEN, transport.header_len()) => Some(transport.flags),
+        UDP if fits(Udp::LEN, udp_len(transport)) => Some(0),
+        _ => None,
+    }
 }
 
 /// The length field, were it UDP.

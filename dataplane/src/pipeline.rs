@@ -99,6 +99,13 @@ impl Scratch {
             flows.prefetch(self.hash);
         }
     }
+
+    /// Finds what probably is its flow and has that fetched.
+    #[inline]
+    fn probe(&mut self, flows: &FlowTable) {
+        let v6 = self.parsed.is_ok_and(|packet| packet.key.v6);
+        self.hit = flows.probe(self.hash, v6);
+    }
 }
 
 /// The engine without its scratch memory.
@@ -142,7 +149,7 @@ impl Engine {
             note.read(frame.bytes(), &core.flows);
         }
         for note in scratch.iter_mut().take(frames.len()) {
-            note.hit = core.flows.probe(note.hash);
+            note.probe(&core.flows);
         }
         let mut forwarded = 0;
         core.setup.stats.frames.add(frames.len() as u64);
@@ -166,7 +173,7 @@ impl Engine {
     ) -> Verdict {
         let mut note = Scratch::EMPTY;
         note.read(frame.bytes(), &self.core.flows);
-        note.hit = self.core.flows.probe(note.hash);
+        note.probe(&self.core.flows);
         let verdict = self.core.decide(frame, &note, now, tables, trace);
         match verdict {
             Verdict::Drop(reason) | Verdict::Reply(Some(reason)) => trace.step(Step::Refused(reason)),

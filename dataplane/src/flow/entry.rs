@@ -65,7 +65,7 @@ const PLAIN: u8 = 1 << 6;
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Entry {
-    /// IPv4: client in the high half, VIP in the low. IPv6: index of the [`Wide`] line. Free: next free slot.
+    /// IPv4: client in the high half, VIP in the low. IPv6: its own index, which is that of its [`Wide`] line. Free: next free slot.
     pub(super) forward: u64,
     /// IPv4: backend in the high half, SNAT address in the low.
     pub(super) reply: u64,
@@ -228,6 +228,16 @@ impl Entry {
             Way::Reply => (self.forward, self.forward_ports),
         };
         (addresses.rotate_left(32), ports.rotate_left(16))
+    }
+
+    /// [`Self::target_v4`] for IPv6. `wide` are the entry's addresses.
+    #[inline]
+    pub(super) fn target_v6(&self, wide: &Wide, way: Way) -> ([u128; 2], u32) {
+        let (addresses, ports) = match way {
+            Way::Forward => ([wide.snat, wide.backend], self.reply_ports),
+            Way::Reply => ([wide.vip, wide.client], self.forward_ports),
+        };
+        (addresses, ports.rotate_left(16))
     }
 
     pub(super) fn tuple_v4(&self) -> Tuple {

@@ -59,8 +59,8 @@ pub struct Full;
 pub struct FlowTable {
     buckets: Vec<Bucket>,
     entries: Vec<Entry>,
+    /// IPv6 addresses of the entry with the same index.
     wide: Vec<Wide>,
-    wide_free: Vec<u32>,
     /// Head of the list of free slots below `high`; `Slot::MAX` ends it.
     free: Slot,
     /// Slots from here on were never used.
@@ -81,14 +81,10 @@ impl FlowTable {
     pub fn new(limit: usize, seed: u64, reserve: &impl Reserve) -> Self {
         let limit = limit.clamp(1, MAX_FLOWS);
         let buckets = (limit * 2 / 4).next_power_of_two().max(2);
-        let slots = (0..u32::try_from(limit).unwrap_or(u32::MAX)).rev();
-        let mut wide_free = reserve.reserve(limit);
-        wide_free.extend(slots);
         Self {
             buckets: filled(reserve, buckets, Bucket::EMPTY),
             entries: filled(reserve, limit, Entry::FREE),
             wide: filled(reserve, limit, Wide::default()),
-            wide_free,
             free: NONE,
             high: 0,
             live: 0,
@@ -131,12 +127,16 @@ impl FlowTable {
         }
     }
 
-    /// What probably is the flow of a hash, and its entry on the way into the cache. To be confirmed by
-    /// [`Self::confirm`].
+    /// What probably is the flow of a hash, and its entry (for an IPv6 packet, its addresses too) on the way into the
+    /// cache. To be confirmed by [`Self::confirm`].
     #[inline]
-    pub fn probe(&self, hash: u64) -> Option<Hit> {
+    pub fn probe(&self, hash: u64, v6: bool) -> Option<Hit> {
         let reference = self.buckets.get(self.home(hash))?.matching(tag(hash)).next()?;
-        prefetch(self.entries.get(reference.slot() as usize)?);
+        let slot = reference.slot() as usize;
+        prefetch(self.entries.get(slot)?);
+        if v6 {
+            prefetch(self.wide.get(slot)?);
+        }
         Some(Hit(reference))
     }
 
@@ -178,6 +178,12 @@ impl FlowTable {
     #[inline]
     pub fn tuple(&self, entry: &Entry) -> Tuple {
         if entry.is_v6() { entry.tuple_v6(wide_of(entry, &self.wide)) } else { entry.tuple_v4() }
+    }
+
+    /// What an IPv6 packet of `entry` on `way` is translated to: source, destination, and both ports in one word.
+    #[inline]
+    pub fn target_v6(&self, entry: &Entry, way: Way) -> ([u128; 2], u32) {
+        entry.target_v6(wide_of(entry, &self.wide), way)
     }
 
     /// Opens a flow. Both directions are found afterwards, or nothing has changed.
@@ -286,7 +292,6 @@ impl FlowTable {
 
     fn take_slot(&mut self, new: &NewFlow) -> Result<Slot, Full> {
         let slot = if self.free != NONE { self.free } else { self.high };
-        let wide = if new.tuple.forward.v6 { self.wide_free.last().copied() } else { None };
         let entry = self.entries.get_mut(slot as usize).ok_or(Full)?;
         if slot == self.high {
             self.high += 1;
@@ -295,7 +300,7 @@ impl FlowTable {
         }
         let (forward, reply) = (&new.tuple.forward, &new.tuple.reply);
         *entry = Entry {
-            forward: wide.map_or_else(|| entry::pair(forward), u64::from),
+            forward: if forward.v6 { slot.into() } else { entry::pair(forward) },
             reply: entry::pair(reply),
             forward_ports: entry::ports_of(forward),
             reply_ports: entry::ports_of(reply),
@@ -303,8 +308,9 @@ impl FlowTable {
             ..Entry::FREE
         };
         entry.set_live(new.mode, forward.v6);
-        if let Some(line) = wide.and_then(|index| self.wide.get_mut(index as usize)) {
-            self.wide_free.pop();
+        if forward.v6
+            && let Some(line) = self.wide.get_mut(slot as usize)
+        {
             *line = Wide { client: forward.src, vip: forward.dst, backend: reply.src, snat: reply.dst };
         }
         Ok(slot)
@@ -312,10 +318,6 @@ impl FlowTable {
 
     fn give_slot_back(&mut self, slot: Slot) {
         let Some(entry) = self.entries.get_mut(slot as usize) else { return };
-        if entry.is_v6() {
-            // Never past its capacity: as many lines as slots. An index came from this list.
-            self.wide_free.extend(u32::try_from(entry.forward));
-        }
         *entry = Entry { forward: u64::from(self.free), ..Entry::FREE };
         self.free = slot;
     }

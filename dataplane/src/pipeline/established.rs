@@ -132,8 +132,7 @@ impl Core {
         if entry.mode() == Mode::Dr {
             nat::pass(bytes, packet)?;
         } else if entry.is_v6() {
-            let target = self.flows.tuple(entry).translated(way);
-            nat::translate_v6(bytes, packet, &target, deltas, unfinished)?;
+            nat::translate_v6(bytes, packet, self.flows.target_v6(entry, way), deltas, unfinished)?;
         } else {
             nat::translate_v4(bytes, packet, entry.target_v4(way), deltas, unfinished)?;
         }

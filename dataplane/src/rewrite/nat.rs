@@ -112,15 +112,15 @@ pub fn translate_v4(
 pub fn translate_v6(
     bytes: &mut [u8],
     packet: &Packet,
-    target: &FlowKey,
+    ([src, dst], ports): ([u128; 2], u32),
     deltas: &Deltas,
     unfinished: bool,
 ) -> Result<(), DropReason> {
     let header: &mut Ipv6 = view_mut(bytes, packet.l3.into())?;
-    header.src = target.src.into();
-    header.dst = target.dst.into();
+    header.src = src.into();
+    header.dst = dst.into();
     header.hop_limit = header.hop_limit.wrapping_sub(1);
-    transport(bytes, packet, [target.sport, target.dport], deltas, unfinished)
+    transport(bytes, packet, halves(ports), deltas, unfinished)
 }
 
 /// Ports and checksum of TCP or UDP.
