@@ -5,11 +5,13 @@
 
 use std::io::IsTerminal as _;
 use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use control::admin::server::ListenError;
 use control::config::{self, Config, Settings};
 use control::daemon::{Control, Host, Parts, Served};
 use control::reconcile::Reconciler;
@@ -86,6 +88,10 @@ fn init_log() {
 /// Opens everything. The workers run afterwards, and get no frames yet.
 fn start(config: Config, busy_poll: bool) -> anyhow::Result<Control<Xdp>> {
     let settings = &config.settings;
+    // Told first: it is the plainest reason of those that a second Weir would meet.
+    if UnixStream::connect(&settings.socket).is_ok() {
+        return Err(ListenError::Running(settings.socket.clone()).into());
+    }
     let mut xdp = Xdp::load(&settings.limits.xdp())?;
     xdp.set_beat_limit(settings.workers.beat_limit)?;
     // Before anything else of the machine is touched: interfaces that another Weir serves are not to be had, and then
@@ -119,6 +125,8 @@ fn start(config: Config, busy_poll: bool) -> anyhow::Result<Control<Xdp>> {
         workers.push(shared.worker(id, exchange, &reconciler, &xdp, Arc::clone(stats))?);
     }
     let wanted = shared.wanted;
+    let services = config.desired.services().len();
+    tracing::info!(workers = count, services, socket = %config.settings.socket.display(), "ready");
     Ok(Control::new(Parts { config, host, reconciler, gate: xdp, workers, wanted }))
 }
 

@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use dataplane::ids::{BackendId, ServiceId, WorkerId};
@@ -162,6 +163,9 @@ impl Reconciler {
         self.ids.reclaim(&self.state, |generation| self.publisher.is_seen(generation));
         let compiled = compile::compile(&desired, &self.ids)?;
         gate.check(&compiled.ours)?;
+        if narrows(&self.ours.snat, &compiled.ours.snat) {
+            tracing::warn!("SNAT addresses or ports are gone: established fullnat flows that use them will end");
+        }
         if let Err(fault) = gate.remove(&compiled.ours) {
             // Part of it may be removed already: the next advance puts that back.
             self.awaited.get_or_insert(self.current().generation);
@@ -279,6 +283,17 @@ fn total(stats: &[Arc<WorkerStats>], id: BackendId) -> Traffic {
 
 fn refused(stats: &[Arc<WorkerStats>], id: ServiceId) -> u64 {
     stats.iter().filter_map(|stats| stats.refused(id)).map(|counter| counter.get()).sum()
+}
+
+/// Whether an address, or a port of one, is in `before` and not in `after`.
+fn narrows(
+    before: &HashMap<IpAddr, RangeInclusive<u16>>,
+    after: &HashMap<IpAddr, RangeInclusive<u16>>,
+) -> bool {
+    before.iter().any(|(addr, ports)| {
+        let kept = after.get(addr);
+        !kept.is_some_and(|kept| kept.contains(ports.start()) && kept.contains(ports.end()))
+    })
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use dataplane::verdict::{DropReason, Verdict};
 use etherparse::PacketBuilder;
 use serde::Serialize;
 
-use super::Format;
+use super::{EXIT_USAGE, Format};
 use super::imagine::{Imagined, OWN_MAC, PEER_MAC};
 
 #[derive(Debug, clap::Args)]
@@ -46,7 +46,7 @@ impl FromStr for Sender {
 
     fn from_str(text: &str) -> Result<Self, String> {
         text.parse().map(Self).or_else(|_| {
-            let bare = text.trim_start_matches('[').trim_end_matches(']');
+            let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
             let address: IpAddr =
                 bare.parse().map_err(|_| format!("`{text}` is no address, with or without :PORT"))?;
             Ok(Self(SocketAddr::new(address, DEFAULT_PORT)))
@@ -107,6 +107,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Err(status) => return Ok(status),
     };
     let mut imagined = Imagined::new(&config, 1)?;
+    if args.from.0.is_ipv4() != args.to.address.is_ipv4() {
+        eprintln!("weir: --from and --to are of different address families");
+        return Ok(ExitCode::from(EXIT_USAGE));
+    }
     let packet = packet(args.from.0, args.to)?;
     let (verdict, steps) = ask(&mut imagined, &packet)?;
     let explanation = explain(&imagined, verdict, &steps);

@@ -61,8 +61,8 @@ pub enum AttachError {
     NoInterface(u32),
     /// Another program is attached.
     #[error(
-        "XDP program {program} is already attached there in {mode} mode: detach it first (`bpftool prog show id \
-         {program}` tells what it is)"
+        "XDP program {program} is already attached there in {mode} mode, by another Weir or another tool: an interface \
+         serves one (`bpftool prog show id {program}` tells what it is)"
     )]
     Occupied {
         /// The id of that program.
