@@ -164,7 +164,9 @@ impl Reconciler {
         let compiled = compile::compile(&desired, &self.ids)?;
         gate.check(&compiled.ours)?;
         if narrows(&self.ours.snat, &compiled.ours.snat) {
-            tracing::warn!("SNAT addresses or ports are gone: established fullnat flows that use them will end");
+            tracing::warn!(
+                "SNAT addresses or ports are gone: established fullnat flows that use them will end"
+            );
         }
         if let Err(fault) = gate.remove(&compiled.ours) {
             // Part of it may be removed already: the next advance puts that back.

@@ -16,8 +16,8 @@ use dataplane::verdict::{DropReason, Verdict};
 use etherparse::PacketBuilder;
 use serde::Serialize;
 
-use super::{EXIT_USAGE, Format};
 use super::imagine::{Imagined, OWN_MAC, PEER_MAC};
+use super::{EXIT_USAGE, Format};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
