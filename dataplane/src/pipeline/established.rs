@@ -48,7 +48,7 @@ impl Core {
         }
         let expires = expiry(entry, now, tables);
         if entry.expires != expires {
-            // Most packets find it as it has to be, and leave a clean line in the cache.
+            // The packets of a busy flow mostly find it as it has to be, and leave the cache line clean.
             entry.expires = expires;
         }
         trace.step(Step::FlowKnown {
