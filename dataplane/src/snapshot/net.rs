@@ -163,13 +163,14 @@ impl Net {
             Route::Local => return Err(NoHop::Local),
             Route::Refused => return Err(NoHop::NoRoute),
         };
-        if !self.links.contains_key(&path.link) {
-            return Err(NoHop::NoPort);
-        }
         let neighbour = Neighbour { link: path.link, addr: path.gateway.unwrap_or(dst) };
-        let unresolved = NoHop::Unresolved(neighbour);
-        let id = *self.neighbours.get(&neighbour).ok_or(unresolved)?;
-        self.hop(id).map(|_| id).ok_or(unresolved)
+        if let Some(id) = self.neighbours.get(&neighbour)
+            && self.hop(*id).is_some()
+        {
+            return Ok(*id);
+        }
+        let carried = self.links.contains_key(&path.link);
+        Err(if carried { NoHop::Unresolved(neighbour) } else { NoHop::NoPort })
     }
 }
 

@@ -7,8 +7,8 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dataplane::frame::{Checksum, Frame};
@@ -188,8 +188,12 @@ fn stop(handles: Vec<WorkerHandle>) {
     }
 }
 
+/// Held by every test that starts workers: the time that a process's workers use is counted by their threads' name.
+static WORKERS: Mutex<()> = Mutex::new(());
+
 #[test]
 fn two_workers_relay_both_ways_and_hand_over_what_is_not_theirs() {
+    let _alone = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(lab) = Lab::new("two_workers_relay_both_ways_and_hand_over_what_is_not_theirs") else { return };
     for (name, idle) in [
         ("busy", Idle { busy_poll: true, ..Idle::default() }),
@@ -216,6 +220,7 @@ fn two_workers_relay_both_ways_and_hand_over_what_is_not_theirs() {
 
 #[test]
 fn an_idle_worker_uses_less_than_a_hundredth_of_a_core() {
+    let _alone = WORKERS.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(lab) = Lab::new("an_idle_worker_uses_less_than_a_hundredth_of_a_core") else { return };
     let (xdp, handles, _) = lab.middle.run(|| workers(Idle::default()));
     let echo = Echo::new(&lab);
