@@ -68,19 +68,13 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
-        let mac = tables.net.port(frame.port).ok_or(DropReason::NoPort)?.mac;
-        if !self.answers.take(self.sweep.now()) {
-            return Err(reason);
-        }
+        let mac = self.may_answer(frame, reason, tables)?;
         let made = match with {
             Answer::Reset => answer::reset(frame, packet, mac),
             Answer::TimeExceeded => answer::time_exceeded(frame, packet, mac),
             _ => answer::port_unreachable(frame, packet, mac),
         };
-        // A refusal that may not be answered (a segment with RST, a broadcast) is refused all the same.
-        made.map_err(|_| reason)?;
-        trace.step(Step::Answered(with));
-        Ok(Verdict::Reply(Some(reason)))
+        refused(made, reason, with, trace)
     }
 
     /// Tells the sender of a packet that exceeds `mtu` bytes. IPv4 without DF is dropped: Weir does not fragment.
@@ -93,13 +87,32 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
-        let mac = tables.net.port(frame.port).ok_or(DropReason::NoPort)?.mac;
         let reason = DropReason::MtuExceeded;
-        if !self.answers.take(self.sweep.now()) {
-            return Err(reason);
-        }
-        answer::too_big(frame, packet, mac, mtu).map_err(|_| reason)?;
-        trace.step(Step::Answered(Answer::TooBig));
-        Ok(Verdict::Reply(Some(reason)))
+        let mac = self.may_answer(frame, reason, tables)?;
+        refused(answer::too_big(frame, packet, mac, mtu), reason, Answer::TooBig, trace)
     }
+
+    /// The MAC address to answer a refused packet from, while the allowance lasts; after that it is only dropped.
+    fn may_answer(
+        &mut self,
+        frame: &Frame<'_>,
+        reason: DropReason,
+        tables: &Snapshot,
+    ) -> Result<[u8; 6], DropReason> {
+        let port = tables.net.port(frame.port).ok_or(DropReason::NoPort)?;
+        if self.answers.take(self.sweep.now()) { Ok(port.mac) } else { Err(reason) }
+    }
+}
+
+/// The verdict on a refused packet. One that may not be answered (a segment with RST, a broadcast) is refused all the
+/// same.
+fn refused(
+    made: Result<(), DropReason>,
+    reason: DropReason,
+    with: Answer,
+    trace: &mut impl Trace,
+) -> Result<Verdict, DropReason> {
+    made.map_err(|_| reason)?;
+    trace.step(Step::Answered(with));
+    Ok(Verdict::Reply(Some(reason)))
 }
