@@ -13,35 +13,31 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use control::admin::client::{ClientError, ask};
 use control::admin::protocol::{Drops, REQUEST_LIMIT, Reply, Request};
 use control::admin::server::{CONNECTIONS, Call, ListenError, Socket};
+use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// A folder of its own for a test, removed at the end.
-struct Folder(PathBuf);
+/// A folder of its own for a test, removed at the end. The one for the socket is not there yet.
+struct Folder(TempDir);
 
 impl Folder {
     fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        Self(std::env::temp_dir().join(format!("weir-admin-{}-{number}", std::process::id())))
+        Self(TempDir::new().unwrap())
+    }
+
+    fn run(&self) -> PathBuf {
+        self.0.path().join("run")
     }
 
     fn socket(&self) -> PathBuf {
-        self.0.join("weir.sock")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        self.run().join("weir.sock")
     }
 }
 
@@ -110,7 +106,7 @@ fn the_socket_is_for_its_owner_alone_and_goes_with_its_server() {
 fn the_socket_of_a_dead_process_is_replaced_and_nothing_else() {
     let folder = Folder::new();
     let path = folder.socket();
-    fs::create_dir(&folder.0).unwrap();
+    fs::create_dir(folder.run()).unwrap();
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists(), "nobody listens, but the file is there");
     assert!(matches!(ask(&path, &Request::Status {}), Err(ClientError::NotRunning(_))));

@@ -34,28 +34,27 @@ use dataplane::stats::WorkerStats;
 use dataplane::wanted::Wanted;
 use dataplane::worker::{self, Idle};
 use netns::{Netns, is_root};
+use tempfile::TempDir;
 use tokio::sync::mpsc;
 use xdp_prog::Xdp;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A folder of its own for a test, removed at the end.
-struct Folder(PathBuf);
+struct Folder(TempDir);
 
 impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("weir-daemon-{name}-{}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        Self(path)
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
     }
 
     fn socket(&self) -> PathBuf {
-        self.0.join("weir.sock")
+        self.0.path().join("weir.sock")
     }
 
     /// Writes the configuration with these services.
     fn configure(&self, services: &str) -> PathBuf {
-        let path = self.0.join("weir.yaml");
+        let path = self.0.path().join("weir.yaml");
         let socket = self.socket();
         let text = format!(
             "interfaces: [{{name: eth1}}]\nworkers: {{count: 1, beat_limit_ms: 500}}\nflows: {{limit: 2000}}\n\
@@ -64,12 +63,6 @@ impl Folder {
         );
         fs::write(&path, text).unwrap();
         path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -170,7 +163,7 @@ fn control_serves_reloads_resolves_and_leaves_nothing_behind() {
     }
     // What a killed run leaves.
     own.ip("link add weir0 type veth peer name weir1");
-    let folder = Folder::new("run");
+    let folder = Folder::new();
     let path = folder.configure(&service(80, "10.1.0.2"));
     let socket = folder.socket();
     let wanted = Arc::new(Wanted::new(16));
@@ -247,7 +240,7 @@ fn an_interface_that_is_not_there_is_named_and_nothing_stays() {
         return;
     }
     let own = Netns::new();
-    let folder = Folder::new("missing");
+    let folder = Folder::new();
     let path = folder.configure(&service(80, "10.1.0.2"));
     let refused = own.enter(|| Host::open(&config::load(&path).unwrap().settings)).unwrap_err();
     assert!(matches!(&refused, HostError::NoInterface(name) if &**name == "eth1"), "{refused}");
