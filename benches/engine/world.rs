@@ -105,6 +105,7 @@ impl World {
             services: Arc::new(services(&shape, shape.services)),
             net: Arc::new(net(shape.v6)),
             timeouts: Timeouts::default(),
+            ..Snapshot::default()
         };
         let backends = tables.services.iter().map(|service| service.backends.len()).sum();
         let services = shape.services as usize;
@@ -311,12 +312,10 @@ fn service(shape: &Shape, index: u32, ids: &mut impl Iterator<Item = u32>) -> Se
     let count = if index == 0 { HOSTS } else { BACKENDS };
     let backends: Box<[Backend]> = ids
         .take(count as usize)
-        .map(|id| Backend {
-            id: BackendId(id),
-            addr: key::address(address(HOST + id % HOSTS, shape.v6), shape.v6),
-            port: if shape.mode == Mode::Dr { SERVICE_PORT } else { BACKEND_PORT },
-            weight: 1,
-            mode: shape.mode,
+        .map(|id| {
+            let addr = key::address(address(HOST + id % HOSTS, shape.v6), shape.v6);
+            let port = if shape.mode.has_replies() { BACKEND_PORT } else { SERVICE_PORT };
+            Backend::new(BackendId(id), addr, port, 1, shape.mode)
         })
         .collect();
     let vip =
@@ -328,6 +327,7 @@ fn service(shape: &Shape, index: u32, ids: &mut impl Iterator<Item = u32>) -> Se
         scheduler: Scheduler::compile(Kind::Rr, Flags::default(), &backends).expect("rr is available"),
         backends,
         pool: (shape.mode == Mode::FullNat).then_some(PoolId(0)),
+        ..Service::default()
     }
 }
 

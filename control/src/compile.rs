@@ -96,7 +96,8 @@ pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, Com
         let scheduler =
             Scheduler::compile(kind, service.scheduling.flags, &backends).ok_or_else(unavailable)?;
         let pool = service.pool.as_ref().and_then(|name| pools.get(&**name).copied());
-        list.push(Service { id, name: Arc::clone(&service.name), vips, scheduler, backends, pool });
+        let name = Arc::clone(&service.name);
+        list.push(Service { id, name, vips, scheduler, backends, pool, ..Service::default() });
     }
     ids.count_removed();
     let pools = desired.pools().iter().map(snat_pool).collect();
@@ -114,12 +115,11 @@ impl Compiled {
             slot.aux.store(0, Relaxed);
         }
         for slot in self.fresh.backends.iter().filter_map(|id| state.backend(*id)) {
-            slot.active.store(0, Relaxed);
-            slot.inactive.store(0, Relaxed);
+            slot.clear();
         }
         for service in self.services.iter() {
             let before =
-                service.vips.first().and_then(|vip| old.find(vip)).filter(|old| old.id == service.id);
+                service.vips.first().and_then(|vip| old.exact(vip)).filter(|old| old.id == service.id);
             if let (Some(before), Some(slot)) = (before, state.service(service.id))
                 && (before.backends != service.backends
                     || before.scheduler.kind() != service.scheduler.kind())
@@ -140,13 +140,7 @@ fn reached_by(service: &model::Service, desired: &DesiredState) -> Vec<VipKey> {
 }
 
 fn compiled(id: BackendId, backend: model::Backend) -> Backend {
-    Backend {
-        id,
-        addr: backend.addr.ip(),
-        port: backend.port.number(),
-        weight: backend.weight.0.into(),
-        mode: backend.mode,
-    }
+    Backend::new(id, backend.addr.ip(), backend.port.number(), backend.weight.0.into(), backend.mode)
 }
 
 fn snat_pool(pool: &model::SnatPool) -> SnatPool {

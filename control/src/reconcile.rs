@@ -112,7 +112,13 @@ impl Reconciler {
     ) -> Result<Self, CompileError> {
         let Compiled { services, ours, timeouts, mut ids, .. } =
             compile::compile(&desired, &IdTable::new(&state))?;
-        let first = Snapshot { generation: 1, services: Arc::new(services), net: Arc::new(net), timeouts };
+        let first = Snapshot {
+            generation: 1,
+            services: Arc::new(services),
+            net: Arc::new(net),
+            timeouts,
+            ..Snapshot::default()
+        };
         ids.published(first.generation);
         let publisher = Publisher::new(first, stats.len());
         Ok(Self {

@@ -103,8 +103,7 @@ impl Scratch {
     /// Finds what probably is its flow and has that fetched.
     #[inline]
     fn probe(&mut self, flows: &FlowTable) {
-        let v6 = self.parsed.is_ok_and(|packet| packet.key.v6);
-        self.hit = flows.probe(self.hash, v6);
+        self.hit = flows.probe(self.hash);
     }
 }
 

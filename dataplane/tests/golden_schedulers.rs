@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 
 use dataplane::flow::key::{self, FlowKey, TCP, UDP};
-use dataplane::ids::{BackendId, ServiceId};
+use dataplane::ids::BackendId;
 use dataplane::schedule::{Flags, Kind, Scheduler, carry, schedule};
 use dataplane::snapshot::{Backend, Mode, Service};
 use dataplane::state::{BackendState, State};
@@ -162,14 +162,7 @@ impl Balancer {
         let scheduler = Scheduler::compile(Kind::Wlc, Flags::default(), &[]).unwrap();
         Self {
             vip: None,
-            service: Service {
-                id: ServiceId(0),
-                name: "recorded".into(),
-                vips: Vec::new(),
-                scheduler,
-                backends: Box::default(),
-                pool: None,
-            },
+            service: Service { name: "recorded".into(), scheduler, ..Service::default() },
             flags: Flags::default(),
             state: State::new(1, 256),
             ids: HashMap::new(),
@@ -196,7 +189,7 @@ impl Balancer {
                 let weight = option("-w").map_or(1, |weight| weight.parse().unwrap());
                 let next = BackendId(u32::try_from(self.ids.len()).unwrap());
                 let id = *self.ids.entry(addr).or_insert(next);
-                let backend = Backend { id, addr: addr.ip(), port: addr.port(), weight, mode: Mode::Nat };
+                let backend = Backend::new(id, addr.ip(), addr.port(), weight, Mode::Nat);
                 let place = backends.iter().position(|backend| backend.id == id);
                 match (command, place) {
                     ("-a", None) => backends.insert(0, backend),

@@ -47,6 +47,7 @@ impl Imagined {
             services: Arc::new(services),
             net: Arc::new(net()),
             timeouts: config.desired.timeouts(),
+            ..Snapshot::default()
         };
         let engine = Engine::new(Setup {
             worker: WorkerId(0),

@@ -42,7 +42,7 @@ fn services(lines: &[&str]) -> DesiredState {
 
 fn service(tables: &Compiled, vip: u8) -> &Service {
     let key = VipKey { addr: u128::from(0x0a00_0000 + u32::from(vip)), port: 80, proto: key::TCP, v6: false };
-    tables.services.find(&key).unwrap()
+    tables.services.exact(&key).unwrap()
 }
 
 /// The backends of a service by the last byte of their addresses, in the order of the table.
@@ -257,7 +257,7 @@ fn services_are_found_by_vips_and_by_node_ports_of_their_family() {
     let name = |addr: &str, proto| {
         let addr: SocketAddr = addr.parse().unwrap();
         let (bits, v6) = key::bits(addr.ip());
-        tables.services.find(&VipKey { addr: bits, port: addr.port(), proto, v6 }).map(|found| &*found.name)
+        tables.services.exact(&VipKey { addr: bits, port: addr.port(), proto, v6 }).map(|found| &*found.name)
     };
     for (addr, proto, want) in [
         ("10.0.0.1:80", key::TCP, Some("web")),
@@ -349,7 +349,7 @@ proptest! {
             prop_assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
             if let Some(before) = &before {
                 for old in before.services.iter() {
-                    let Some(new) = tables.services.find(&old.vips[0]) else { continue };
+                    let Some(new) = tables.services.exact(&old.vips[0]) else { continue };
                     prop_assert_eq!(old.id, new.id);
                     let stays = |a: &[Backend], b: &[Backend]| {
                         let addr = |x: &Backend| (x.addr, x.id);

@@ -1,6 +1,7 @@
 //! One flow in one cache line.
 
 use crate::flow::key::{FlowKey, TCP};
+use crate::flow::pool;
 use crate::flow::tcp;
 use crate::ids::{BackendId, HopId, ServiceId};
 use crate::rewrite::nat::Deltas;
@@ -12,11 +13,12 @@ pub const NO_HOP: HopId = HopId(u32::MAX);
 
 /// Which way a packet travels within its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Way {
     /// From the client to the backend.
-    Forward,
+    Forward = 0,
     /// From the backend to the client.
-    Reply,
+    Reply = 1,
 }
 
 /// The four endpoints of a flow.
@@ -54,20 +56,23 @@ impl Wide {
     pub(super) const NONE: Self = Self { client: 0, vip: 0, backend: 0, snat: 0 };
 }
 
-const LIVE: u8 = 1;
-const V6: u8 = 1 << 1;
-const ACTIVE: u8 = 1 << 2;
-const NO_OUTPUT: u8 = 1 << 3;
-const MODE_SHIFT: u8 = 4;
-const PLAIN: u8 = 1 << 6;
+const LIVE: u16 = 1;
+const ACTIVE: u16 = 1 << 1;
+const NO_OUTPUT: u16 = 1 << 2;
+const PLAIN: u16 = 1 << 3;
+/// Packets on the forward way are IPv6; the bit behind it says so of the reply way.
+const V6_FORWARD: u16 = 1 << 4;
+const V6_REPLY: u16 = 1 << 5;
+const MODE_SHIFT: u16 = 6;
+const PACKETS_SHIFT: u16 = 12;
 
 /// A flow: its keys both ways, state, timeout, and all that forwarding one of its packets needs.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Entry {
-    /// IPv4: client in the high half, VIP in the low. IPv6: its own index, which is that of its [`Wide`] line. Free: next free slot.
+    /// IPv4: client in the high half, VIP in the low. IPv6: the index of its [`Wide`] line. Free: next free slot.
     pub(super) forward: u64,
-    /// IPv4: backend in the high half, SNAT address in the low.
+    /// IPv4: backend in the high half, SNAT address in the low. IPv6: the index of its [`Wide`] line.
     pub(super) reply: u64,
     /// Client port in the high half, VIP's port in the low.
     pub(super) forward_ports: u32,
@@ -87,8 +92,10 @@ pub struct Entry {
     pub hop_reply: HopId,
     /// What its translation does to checksums, by [`Way`].
     pub(crate) deltas: [Deltas; 2],
+    /// The index of its [`super::extra::Extra`]; [`pool::NONE`] for most flows.
+    pub(super) extra: pool::Index,
+    pub(super) flags: u16,
     pub(super) proto: u8,
-    pub(super) flags: u8,
     /// TCP state; UDP stays in NONE.
     pub state: tcp::State,
 }
@@ -108,16 +115,18 @@ impl Entry {
         hop_forward: NO_HOP,
         hop_reply: NO_HOP,
         deltas: [Deltas::NONE; 2],
-        proto: 0,
+        extra: pool::NONE,
         flags: 0,
+        proto: 0,
         state: tcp::State::None,
     };
 
-    pub(super) fn set_live(&mut self, mode: Mode, v6: bool) {
-        self.flags = LIVE | if v6 { V6 } else { 0 } | (mode as u8) << MODE_SHIFT;
-        if mode == Mode::Dr {
-            self.flags |= NO_OUTPUT;
-        } else if self.proto == TCP && !v6 {
+    /// Makes it live. `v6` says which ways are IPv6: forward, reply.
+    pub(super) fn set_live(&mut self, mode: Mode, v6: [bool; 2]) {
+        let bits = [(v6[0], V6_FORWARD), (v6[1], V6_REPLY), (!mode.has_replies(), NO_OUTPUT)];
+        let set = bits.into_iter().filter(|(is_set, _)| *is_set).map(|(_, bit)| bit);
+        self.flags = set.fold(LIVE | (mode as u16) << MODE_SHIFT, |flags, bit| flags | bit);
+        if mode.has_replies() && self.proto == TCP && v6 == [false; 2] {
             self.flags |= PLAIN;
         }
     }
@@ -126,10 +135,46 @@ impl Entry {
         self.flags & LIVE != 0
     }
 
-    /// Whether its addresses are IPv6.
+    /// Whether packets on `way` are IPv6 as they arrive.
     #[inline]
-    pub fn is_v6(&self) -> bool {
-        self.flags & V6 != 0
+    pub fn is_v6(&self, way: Way) -> bool {
+        self.flags & V6_FORWARD << way as u16 != 0
+    }
+
+    /// Whether packets leave in the IP version that they arrive in.
+    #[inline]
+    pub fn keeps_family(&self) -> bool {
+        self.is_v6(Way::Forward) == self.is_v6(Way::Reply)
+    }
+
+    /// The index of its [`Wide`] line; [`pool::NONE`] where it has none.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "an index of 32 bits lies there")]
+    pub(super) fn wide(&self) -> pool::Index {
+        match self.flags & (V6_FORWARD | V6_REPLY) {
+            0 => pool::NONE,
+            V6_REPLY => self.reply as pool::Index,
+            _ => self.forward as pool::Index,
+        }
+    }
+
+    /// Packets from the client so far; 9 stands for all beyond 8 (IPVS: `in_pkts`).
+    #[inline]
+    pub fn packets(&self) -> u16 {
+        self.flags >> PACKETS_SHIFT
+    }
+
+    /// Counts a packet from the client. Writes only the first few.
+    #[inline]
+    pub fn count_packet(&mut self) {
+        if self.packets() < 9 {
+            self.flags += 1 << PACKETS_SHIFT;
+        }
+    }
+
+    /// Has its packets pass the general path from now on, on which they are given what is not for every flow.
+    pub fn leave_plain_path(&mut self) {
+        self.flags &= !PLAIN;
     }
 
     /// IP protocol number.
@@ -141,10 +186,13 @@ impl Entry {
     /// How its packets are forwarded.
     #[inline]
     pub fn mode(&self) -> Mode {
-        match self.flags >> MODE_SHIFT & 3 {
+        match self.flags >> MODE_SHIFT & 7 {
             0 => Mode::Nat,
             1 => Mode::FullNat,
-            _ => Mode::Dr,
+            2 => Mode::Dr,
+            3 => Mode::Ipip,
+            4 => Mode::Gue,
+            _ => Mode::Gre,
         }
     }
 
@@ -206,7 +254,7 @@ impl Entry {
             Way::Forward => (self.forward, self.forward_ports),
             Way::Reply => (self.reply, self.reply_ports),
         };
-        addresses == pair(key) && ports == ports_of(key) && self.proto == key.proto && !self.is_v6()
+        addresses == pair(key) && ports == ports_of(key) && self.proto == key.proto && !self.is_v6(way)
     }
 
     /// [`Self::matches_v4`] for IPv6. `wide` are the entry's addresses.
@@ -216,7 +264,11 @@ impl Entry {
             Way::Forward => (wide.client, wide.vip, self.forward_ports),
             Way::Reply => (wide.backend, wide.snat, self.reply_ports),
         };
-        src == key.src && dst == key.dst && ports == ports_of(key) && self.proto == key.proto && self.is_v6()
+        src == key.src
+            && dst == key.dst
+            && ports == ports_of(key)
+            && self.proto == key.proto
+            && self.is_v6(way)
     }
 
     /// What an IPv4 packet on `way` is translated to: the other way's key, turned round. Source address in the high
@@ -240,30 +292,17 @@ impl Entry {
         (addresses, ports.rotate_left(16))
     }
 
-    pub(super) fn tuple_v4(&self) -> Tuple {
-        let key = |addresses: u64, ports: u32| FlowKey {
-            src: u128::from(addresses >> 32),
-            dst: u128::from(addresses & u64::from(u32::MAX)),
-            sport: high(ports),
-            dport: low(ports),
-            proto: self.proto,
-            v6: false,
-        };
-        Tuple { forward: key(self.forward, self.forward_ports), reply: key(self.reply, self.reply_ports) }
-    }
-
-    pub(super) fn tuple_v6(&self, wide: &Wide) -> Tuple {
-        let key = |src, dst, ports| FlowKey {
-            src,
-            dst,
-            sport: high(ports),
-            dport: low(ports),
-            proto: self.proto,
-            v6: true,
+    /// Its endpoints. `wide` are its IPv6 addresses.
+    pub(super) fn tuple(&self, wide: &Wide) -> Tuple {
+        let key = |way, addresses: u64, [src, dst]: [u128; 2], ports: u32| {
+            let v6 = self.is_v6(way);
+            let v4 = [addresses >> 32, addresses & u64::from(u32::MAX)].map(u128::from);
+            let [src, dst] = if v6 { [src, dst] } else { v4 };
+            FlowKey { src, dst, sport: high(ports), dport: low(ports), proto: self.proto, v6 }
         };
         Tuple {
-            forward: key(wide.client, wide.vip, self.forward_ports),
-            reply: key(wide.backend, wide.snat, self.reply_ports),
+            forward: key(Way::Forward, self.forward, [wide.client, wide.vip], self.forward_ports),
+            reply: key(Way::Reply, self.reply, [wide.backend, wide.snat], self.reply_ports),
         }
     }
 }

@@ -3,10 +3,12 @@
 mod bucket;
 pub mod directory;
 pub mod entry;
+pub mod extra;
 pub mod key;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, reason = "a check may panic")]
 pub mod model;
+pub mod pool;
 pub mod snat;
 pub mod table;
 pub mod tcp;

@@ -7,7 +7,9 @@
 
 use super::bucket::{Bucket, Reference};
 use super::entry::{self, Entry, Tuple, Way, Wide};
+use super::extra::Extra;
 use super::key::FlowKey;
+use super::pool::{self, Pool};
 use crate::ids::{BackendId, ServiceId};
 use crate::prefetch::prefetch;
 use crate::snapshot::Mode;
@@ -37,12 +39,15 @@ impl Hit {
     }
 }
 
+/// Flows to one line of IPv6 addresses, and of [`Extra`]s, that is faulted in at start.
+pub const READY: usize = 16;
+
 /// What a flow is opened with.
 #[derive(Clone, Copy, Debug)]
 pub struct NewFlow {
     /// Its endpoints.
     pub tuple: Tuple,
-    /// How it is forwarded. `dr` flows have no reply key.
+    /// How it is forwarded. Without replies ([`Mode::has_replies`]) it has no reply key.
     pub mode: Mode,
     /// Its service.
     pub service: ServiceId,
@@ -59,8 +64,9 @@ pub struct Full;
 pub struct FlowTable {
     buckets: Vec<Bucket>,
     entries: Vec<Entry>,
-    /// IPv6 addresses of the entry with the same index.
-    wide: Vec<Wide>,
+    /// IPv6 addresses of the entries that have some.
+    wide: Pool<Wide>,
+    extra: Pool<Extra>,
     /// Head of the list of free slots below `high`; `Slot::MAX` ends it.
     free: Slot,
     /// Slots from here on were never used.
@@ -74,8 +80,9 @@ pub struct FlowTable {
 const NONE: Slot = Slot::MAX;
 
 impl FlowTable {
-    /// A table for `limit` flows (at least 1, at most [`MAX_FLOWS`]), all memory taken and faulted in: 64 bytes a
-    /// flow, another 64 for its IPv6 addresses, and 32 to 64 for its two references. `seed` keys the hash.
+    /// A table for `limit` flows (at least 1, at most [`MAX_FLOWS`]), all memory taken: 64 bytes a flow and 32 to 64
+    /// for its two references, faulted in, and another 64 for IPv6 addresses and 64 for an [`Extra`], of which one in
+    /// [`READY`] is faulted in. `seed` keys the hash.
     ///
     /// `reserve` gives the empty vectors of a given capacity, so that the caller may place them on huge pages.
     pub fn new(limit: usize, seed: u64, reserve: &impl Reserve) -> Self {
@@ -84,7 +91,8 @@ impl FlowTable {
         Self {
             buckets: filled(reserve, buckets, Bucket::EMPTY),
             entries: filled(reserve, limit, Entry::FREE),
-            wide: filled(reserve, limit, Wide::default()),
+            wide: Pool::new(limit, limit / READY, reserve),
+            extra: Pool::new(limit, limit / READY, reserve),
             free: NONE,
             high: 0,
             live: 0,
@@ -127,16 +135,12 @@ impl FlowTable {
         }
     }
 
-    /// What probably is the flow of a hash, and its entry (for an IPv6 packet, its addresses too) on the way into the
-    /// cache. To be confirmed by [`Self::confirm`].
+    /// What probably is the flow of a hash, and its entry on the way into the cache. To be confirmed by [`Self::confirm`].
     #[inline]
-    pub fn probe(&self, hash: u64, v6: bool) -> Option<Hit> {
+    pub fn probe(&self, hash: u64) -> Option<Hit> {
         let reference = self.buckets.get(self.home(hash))?.matching(tag(hash)).next()?;
-        let slot = reference.slot() as usize;
-        prefetch(self.entries.get(slot)?);
-        if v6 {
-            prefetch(self.wide.get(slot)?);
-        }
+        let entry = self.entries.get(reference.slot() as usize)?;
+        prefetch(entry);
         Some(Hit(reference))
     }
 
@@ -177,13 +181,28 @@ impl FlowTable {
     /// The endpoints of an entry.
     #[inline]
     pub fn tuple(&self, entry: &Entry) -> Tuple {
-        if entry.is_v6() { entry.tuple_v6(wide_of(entry, &self.wide)) } else { entry.tuple_v4() }
+        entry.tuple(wide_of(entry, &self.wide))
     }
 
     /// What an IPv6 packet of `entry` on `way` is translated to: source, destination, and both ports in one word.
     #[inline]
     pub fn target_v6(&self, entry: &Entry, way: Way) -> ([u128; 2], u32) {
         entry.target_v6(wide_of(entry, &self.wide), way)
+    }
+
+    /// What the flow in `slot` needs besides its entry, if it needs anything.
+    #[inline]
+    pub fn extra(&self, slot: Slot) -> Option<&Extra> {
+        self.extra.get(self.entry(slot)?.extra)
+    }
+
+    /// The same, to be changed. A flow that has none gets one; `None` where there is no flow, or no room.
+    pub fn extra_mut(&mut self, slot: Slot) -> Option<&mut Extra> {
+        let entry = self.entries.get_mut(slot as usize).filter(|entry| entry.is_live())?;
+        if entry.extra == pool::NONE {
+            entry.extra = self.extra.take(Extra::default())?;
+        }
+        self.extra.get_mut(entry.extra)
     }
 
     /// Opens a flow. Both directions are found afterwards, or nothing has changed.
@@ -194,7 +213,7 @@ impl FlowTable {
             self.give_slot_back(slot);
             return Err(Full);
         }
-        if new.mode != Mode::Dr && !self.link(self.hash(reply), Reference::new(slot, Way::Reply)) {
+        if new.mode.has_replies() && !self.link(self.hash(reply), Reference::new(slot, Way::Reply)) {
             self.unlink(self.hash(forward), Reference::new(slot, Way::Forward));
             self.give_slot_back(slot);
             return Err(Full);
@@ -214,7 +233,7 @@ impl FlowTable {
         let tuple = self.tuple(entry);
         let mode = entry.mode();
         self.unlink(self.hash(&tuple.forward), Reference::new(slot, Way::Forward));
-        if mode != Mode::Dr {
+        if mode.has_replies() {
             self.unlink(self.hash(&tuple.reply), Reference::new(slot, Way::Reply));
         }
         self.give_slot_back(slot);
@@ -291,33 +310,41 @@ impl FlowTable {
     }
 
     fn take_slot(&mut self, new: &NewFlow) -> Result<Slot, Full> {
+        let (forward, reply) = (&new.tuple.forward, &new.tuple.reply);
+        let v6 = [forward.v6, reply.v6];
         let slot = if self.free != NONE { self.free } else { self.high };
+        if slot as usize >= self.entries.len() {
+            return Err(Full);
+        }
+        let wide = if v6 == [false; 2] {
+            pool::NONE
+        } else {
+            let line = Wide { client: forward.src, vip: forward.dst, backend: reply.src, snat: reply.dst };
+            self.wide.take(line).ok_or(Full)?
+        };
         let entry = self.entries.get_mut(slot as usize).ok_or(Full)?;
         if slot == self.high {
             self.high += 1;
         } else {
             self.free = Slot::try_from(entry.forward).unwrap_or(NONE);
         }
-        let (forward, reply) = (&new.tuple.forward, &new.tuple.reply);
+        let addresses = |key: &FlowKey| if key.v6 { wide.into() } else { entry::pair(key) };
         *entry = Entry {
-            forward: if forward.v6 { slot.into() } else { entry::pair(forward) },
-            reply: entry::pair(reply),
+            forward: addresses(forward),
+            reply: addresses(reply),
             forward_ports: entry::ports_of(forward),
             reply_ports: entry::ports_of(reply),
             proto: forward.proto,
             ..Entry::FREE
         };
-        entry.set_live(new.mode, forward.v6);
-        if forward.v6
-            && let Some(line) = self.wide.get_mut(slot as usize)
-        {
-            *line = Wide { client: forward.src, vip: forward.dst, backend: reply.src, snat: reply.dst };
-        }
+        entry.set_live(new.mode, v6);
         Ok(slot)
     }
 
     fn give_slot_back(&mut self, slot: Slot) {
         let Some(entry) = self.entries.get_mut(slot as usize) else { return };
+        self.wide.give_back(entry.wide());
+        self.extra.give_back(entry.extra);
         *entry = Entry { forward: u64::from(self.free), ..Entry::FREE };
         self.free = slot;
     }
@@ -325,22 +352,21 @@ impl FlowTable {
 
 /// Whether a packet with `key` belongs to the flow of `entry` on this way. A free entry has no protocol and no flow.
 #[inline]
-fn matches(entry: &Entry, wide: &[Wide], key: &FlowKey, way: Way) -> bool {
+fn matches(entry: &Entry, wide: &Pool<Wide>, key: &FlowKey, way: Way) -> bool {
     if key.v6 { matches_v6(entry, wide, key, way) } else { entry.matches_v4(key, way) }
 }
 
 /// Not inlined: its eight words would push the IPv4 path's values out of the registers.
 #[inline(never)]
-fn matches_v6(entry: &Entry, wide: &[Wide], key: &FlowKey, way: Way) -> bool {
+fn matches_v6(entry: &Entry, wide: &Pool<Wide>, key: &FlowKey, way: Way) -> bool {
     entry.matches_v6(wide_of(entry, wide), key, way)
 }
 
 /// The addresses of an IPv6 entry.
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "an index, checked by `get`")]
-fn wide_of<'w>(entry: &Entry, wide: &'w [Wide]) -> &'w Wide {
+fn wide_of<'w>(entry: &Entry, wide: &'w Pool<Wide>) -> &'w Wide {
     const NOWHERE: &Wide = &Wide::NONE;
-    wide.get(entry.forward as usize).unwrap_or(NOWHERE)
+    wide.get(entry.wide()).unwrap_or(NOWHERE)
 }
 
 /// The part of a hash that is kept in the bucket; never 0.

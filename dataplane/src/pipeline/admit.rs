@@ -34,7 +34,7 @@ impl Core {
             trace.step(Step::FlowElsewhere(owner));
             return Ok(Verdict::Handoff(owner));
         }
-        let Some(service) = tables.services.find(&key.vip()) else {
+        let Some(service) = tables.services.find(key, frame.port) else {
             return self.without_service(frame, packet, tables, trace);
         };
         trace.step(Step::ServiceMatched(service.id));
@@ -52,7 +52,7 @@ impl Core {
         };
         trace.step(Step::Scheduled(backend.id));
         let slot = self.open(packet, service, backend, now, tables, trace)?;
-        if backend.mode != Mode::Dr {
+        if backend.mode.has_replies() {
             // The client's neighbour is asked for while the backend still thinks.
             let _ = self.find_hop(slot, Way::Reply, tables);
         }
@@ -132,7 +132,7 @@ impl Core {
         let reply =
             FlowKey { src, dst: key.src, sport: backend.port, dport: key.sport, proto: key.proto, v6 };
         match backend.mode {
-            Mode::Dr => Ok(reply),
+            Mode::Dr | Mode::Ipip | Mode::Gue | Mode::Gre => Ok(reply),
             Mode::Nat if self.is_free(&reply) => Ok(reply),
             Mode::Nat => Err(DropReason::TupleInUse),
             Mode::FullNat => {
@@ -163,7 +163,8 @@ impl Core {
         }
         let directory = &self.setup.directory;
         let forward = directory.publish(self.flows.hash(&tuple.forward), self.setup.worker);
-        let reply = mode == Mode::Dr || directory.publish(self.flows.hash(&tuple.reply), self.setup.worker);
+        let reply =
+            !mode.has_replies() || directory.publish(self.flows.hash(&tuple.reply), self.setup.worker);
         if !(forward && reply) {
             self.setup.stats.directory_full.add(1);
         }

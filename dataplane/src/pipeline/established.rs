@@ -129,9 +129,9 @@ impl Core {
         let unfinished = tables.net.leaves_checksums(frame.port) && nat::note_partial(frame, packet);
         let deltas = entry.deltas(way);
         let bytes = frame.bytes_mut();
-        if entry.mode() == Mode::Dr {
+        if !entry.mode().has_replies() {
             nat::pass(bytes, packet)?;
-        } else if entry.is_v6() {
+        } else if entry.is_v6(way) {
             nat::translate_v6(bytes, packet, self.flows.target_v6(entry, way), deltas, unfinished)?;
         } else {
             nat::translate_v4(bytes, packet, entry.target_v4(way), deltas, unfinished)?;
@@ -153,7 +153,9 @@ impl Core {
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         let tuple = self.flows.tuple(entry);
         let (key, target) = match (entry.mode(), way) {
-            (Mode::Dr, Way::Forward) => (tuple.forward, tuple.reply.source()),
+            (Mode::Dr | Mode::Ipip | Mode::Gue | Mode::Gre, Way::Forward) => {
+                (tuple.forward, tuple.reply.source())
+            }
             (_, Way::Forward) => (tuple.forward, tuple.translated(way).destination()),
             (_, Way::Reply) => (tuple.reply, tuple.translated(way).destination()),
         };
@@ -236,7 +238,7 @@ impl Core {
         });
         let target = self.flows.tuple(entry).translated(way);
         match entry.mode() {
-            Mode::Dr => nat::pass(frame.bytes_mut(), packet)?,
+            Mode::Dr | Mode::Ipip | Mode::Gue | Mode::Gre => nat::pass(frame.bytes_mut(), packet)?,
             // Towards the backend of a `nat` flow the sender is kept, as the kernel keeps it.
             Mode::Nat if way == Way::Forward => {
                 icmp::translate(frame, packet, None, target.dst, &target.reversed(), 0)?;

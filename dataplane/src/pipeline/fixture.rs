@@ -79,12 +79,10 @@ pub fn tables() -> Snapshot {
 fn service(index: usize, v6: bool, proto: u8, port: u16, mode: Mode, backends: u8) -> Service {
     let id = u32::try_from(index).unwrap_or_default();
     let backends: Vec<_> = (1..=backends)
-        .map(|number| Backend {
-            id: BackendId(id * 3 + u32::from(number) - 1),
-            addr: backend(number, v6),
-            port: if mode == Mode::Dr { port } else { 8000 + port },
-            weight: 1,
-            mode,
+        .map(|number| {
+            let backend_id = BackendId(id * 3 + u32::from(number) - 1);
+            let backend_port = if mode.has_replies() { 8000 + port } else { port };
+            Backend::new(backend_id, backend(number, v6), backend_port, 1, mode)
         })
         .collect();
     let (addr, v6) = bits(vip(v6));
@@ -95,6 +93,7 @@ fn service(index: usize, v6: bool, proto: u8, port: u16, mode: Mode, backends: u
         scheduler: Scheduler::compile(Kind::Rr, Flags::default(), &backends).expect("rr is available"),
         backends: backends.into(),
         pool: Some(PoolId(0)),
+        ..Service::default()
     }
 }
 

@@ -3,7 +3,6 @@
 use super::{Core, Engine};
 use crate::flow::table::Slot;
 use crate::flow::tcp;
-use crate::snapshot::Mode;
 use crate::time::{TICKS_PER_SECOND, Tick};
 
 /// Seconds in which the sweep passes over the whole table.
@@ -74,7 +73,7 @@ impl Core {
         if self.setup.workers > 1 {
             let tuple = self.flows.tuple(entry);
             self.setup.directory.withdraw(self.flows.hash(&tuple.forward), self.setup.worker);
-            if entry.mode() != Mode::Dr {
+            if entry.mode().has_replies() {
                 self.setup.directory.withdraw(self.flows.hash(&tuple.reply), self.setup.worker);
             }
         }

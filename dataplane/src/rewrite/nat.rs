@@ -20,8 +20,6 @@ use crate::wire::{Truncated, view, view_mut};
 /// How a flow's translation changes the checksums of a packet on one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deltas {
-    /// By the addresses.
-    pub address: Delta,
     /// By addresses and one hop less: the IPv4 header's.
     pub header: Delta,
     /// By addresses and ports.
@@ -30,7 +28,7 @@ pub struct Deltas {
 
 impl Deltas {
     /// Of a translation that changes nothing.
-    pub const NONE: Self = Self { address: Delta::NONE, header: Delta::TTL_LESS_ONE, transport: Delta::NONE };
+    pub const NONE: Self = Self { header: Delta::TTL_LESS_ONE, transport: Delta::NONE };
 
     /// Computes the deltas of a new flow and keeps them in its entry: a reply takes back what the forward way does.
     pub fn prepare(entry: &mut Entry, tuple: &Tuple) {
@@ -39,10 +37,13 @@ impl Deltas {
         let ports = |key: &FlowKey| Sum::word(key.sport) + Sum::word(key.dport);
         let address = Delta::between(addresses(&before), addresses(&after));
         let transport = address.and(Delta::between(ports(&before), ports(&after)));
-        entry.deltas =
-            [(address, transport), (address.inverse(), transport.inverse())].map(|(address, transport)| {
-                Self { address, header: address.and(Delta::TTL_LESS_ONE), transport }
-            });
+        entry.deltas = [(address, transport), (address.inverse(), transport.inverse())]
+            .map(|(address, transport)| Self { header: address.and(Delta::TTL_LESS_ONE), transport });
+    }
+
+    /// By the addresses alone.
+    pub fn address(&self) -> Delta {
+        self.header.and(Delta::TTL_LESS_ONE.inverse())
     }
 }
 
@@ -136,14 +137,14 @@ fn transport(
         (header.src_port, header.dst_port) = (sport.into(), dport.into());
         let before = header.checksum.get();
         let after =
-            if unfinished { deltas.address.apply_partial(before) } else { deltas.transport.apply(before) };
+            if unfinished { deltas.address().apply_partial(before) } else { deltas.transport.apply(before) };
         header.checksum = after.into();
     } else {
         let header: &mut Udp = view_mut(bytes, packet.l4.into())?;
         (header.src_port, header.dst_port) = (sport.into(), dport.into());
         let before = header.checksum.get();
         let after = if unfinished {
-            deltas.address.apply_partial(before)
+            deltas.address().apply_partial(before)
         } else {
             deltas.transport.apply_udp(before)
         };

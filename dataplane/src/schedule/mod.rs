@@ -23,9 +23,10 @@ use crate::state::{ServiceState, State};
 pub use kind::{Flags, Kind, UnknownFlag, UnknownScheduler};
 
 /// A scheduler with the tables that it needs, compiled for one list of backends.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub enum Scheduler {
     /// Round robin.
+    #[default]
     Rr,
     /// Weighted round robin.
     Wrr(wrr::Levels),

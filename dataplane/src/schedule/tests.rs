@@ -6,18 +6,18 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ids::{BackendId, ServiceId};
+use crate::ids::BackendId;
 use crate::snapshot::Mode;
 
 fn backend(id: u32, weight: u32) -> Backend {
     let addr = IpAddr::V4(Ipv4Addr::from_bits(0x0a01_0000 | id));
-    Backend { id: BackendId(id), addr, port: 80, weight, mode: Mode::Nat }
+    Backend::new(BackendId(id), addr, 80, weight, Mode::Nat)
 }
 
 fn service(kind: Kind, backends: Vec<Backend>) -> Service {
     let scheduler = Scheduler::compile(kind, Flags::default(), &backends).unwrap();
     let backends = backends.into();
-    Service { id: ServiceId(0), name: "test".into(), vips: Vec::new(), scheduler, backends, pool: None }
+    Service { name: "test".into(), scheduler, backends, ..Service::default() }
 }
 
 fn weighted(kind: Kind, weights: &[u32]) -> Service {

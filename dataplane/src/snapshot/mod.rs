@@ -4,18 +4,22 @@
 
 pub mod net;
 pub mod publish;
+pub mod settings;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use crate::flow::key::{self, VipKey};
-use crate::ids::{BackendId, PoolId, ServiceId};
+use crate::flow::key::{self, FlowKey, VipKey};
+use crate::ids::{BackendId, PoolId, PortId, ServiceId};
 use crate::schedule::Scheduler;
 pub use net::Net;
+pub use settings::{Defence, Settings, Timeouts};
 
 /// How a backend gets its packets (IPVS: the packet-forwarding method).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum Mode {
     /// Destination rewritten, client address kept; replies come back through Weir (IPVS: masquerading).
     Nat,
@@ -23,17 +27,63 @@ pub enum Mode {
     FullNat,
     /// Only the MAC address rewritten; the backend owns the VIP and answers the client itself (IPVS: gatewaying).
     Dr,
+    /// The packet inside an IP packet (RFC 2003, RFC 2473) to the backend, which answers the client itself (IPVS:
+    /// tunneling).
+    Ipip,
+    /// [`Mode::Ipip`] in UDP by Generic UDP Encapsulation (draft-ietf-intarea-gue).
+    Gue,
+    /// [`Mode::Ipip`] by Generic Routing Encapsulation (RFC 2784).
+    Gre,
 }
 
 impl Mode {
+    /// Every mode.
+    pub const ALL: [Self; 6] = [Self::Nat, Self::FullNat, Self::Dr, Self::Ipip, Self::Gue, Self::Gre];
+
     /// The name as configuration and output have it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nat => "nat",
             Self::FullNat => "fullnat",
             Self::Dr => "dr",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
+            Self::Gre => "gre",
         }
     }
+
+    /// Whether replies come back through Weir, which translates them. Else the backend answers the client itself.
+    #[inline]
+    pub fn has_replies(self) -> bool {
+        matches!(self, Self::Nat | Self::FullNat)
+    }
+
+    /// Whether packets reach the backend inside other packets.
+    #[inline]
+    pub fn is_tunnel(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue | Self::Gre)
+    }
+}
+
+/// What a tunnel's outer header says besides the addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Tunnel {
+    /// Destination port of `gue`.
+    pub port: u16,
+    /// Checksum of `gue` and `gre`.
+    pub checksum: TunnelChecksum,
+}
+
+/// Whether a tunnel's outer header carries a checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum TunnelChecksum {
+    /// None (`--tun-nocsum`).
+    #[default]
+    None,
+    /// Over the whole outer payload (`--tun-csum`).
+    Full,
+    /// `gue` only: of the inner packet, which leaves out its own (`--tun-remcsum`).
+    Remote,
 }
 
 /// A backend of a service.
@@ -43,29 +93,91 @@ pub struct Backend {
     pub id: BackendId,
     /// Its address.
     pub addr: IpAddr,
-    /// Its port, as packets towards it carry it.
+    /// Its port, as packets towards it carry it; 0 where the service is on every port and keeps the client's choice.
     pub port: u16,
     /// Share of new flows; 0 drains.
     pub weight: u32,
     /// How it gets its packets.
     pub mode: Mode,
+    /// How it gets them where `mode` is a tunnel.
+    pub tunnel: Tunnel,
+    /// Flows, active and inactive, from which on it takes no new ones; 0: no limit (IPVS: `--u-threshold`).
+    pub upper: u32,
+    /// Flows below which a backend that reached `upper` takes new ones again; 0: three quarters of `upper`
+    /// (IPVS: `--l-threshold`).
+    pub lower: u32,
+}
+
+impl Backend {
+    /// A backend without thresholds or tunnel parameters.
+    pub fn new(id: BackendId, addr: IpAddr, port: u16, weight: u32, mode: Mode) -> Self {
+        Self { id, addr, port, weight, mode, tunnel: Tunnel::default(), upper: 0, lower: 0 }
+    }
+}
+
+/// A client's flows go to the backend that its first one went to (IPVS: persistent service).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Persistence {
+    /// Seconds that a client is remembered after its last flow ended.
+    pub timeout_s: u32,
+    /// Which bits of the client's address count: all clients that agree on these are one. An IPv4 mask lies in the low
+    /// 32 bits.
+    pub mask: u128,
+}
+
+/// When a service answers SYNs itself, by a cookie, and opens a flow only when the client has answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum SynProxy {
+    /// Never.
+    #[default]
+    Off,
+    /// While a worker has more half-open flows than this.
+    Above(u32),
+    /// Always.
+    Always,
+}
+
+/// What a service does beyond IPVS. Nothing by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Options {
+    /// A packet in the middle of a flow that is not known goes where consistent hashing says.
+    pub stateless_fallback: bool,
+    /// The backend learns the client's address from a PROXY protocol header, version 2, in front of the data.
+    pub proxy_protocol: bool,
+    /// The backend learns the client's address from a TCP option (TOA, number 254).
+    pub toa: bool,
+    /// The largest TCP segment that either side is told of; `None` leaves what they say. 0: what fits the path.
+    pub mss: Option<u16>,
+    /// Whether SYN cookies are used.
+    pub syn_proxy: SynProxy,
+    /// Seconds after which the remaining flows of a drained backend are ended.
+    pub drain_s: Option<u32>,
 }
 
 /// A virtual service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Service {
     /// Its id, kept across generations.
     pub id: ServiceId,
     /// Its name in configuration and output.
     pub name: Arc<str>,
-    /// Every address, port and protocol that it is reached by; the first is the one that output shows.
+    /// Every address, port and protocol that it is reached by; the first is the one that output shows. Port 0 is every
+    /// port that no other service has. None for a service that is reached by a mark.
     pub vips: Vec<VipKey>,
+    /// The firewall mark that it is reached by (IPVS: `-f`).
+    pub mark: Option<NonZeroU32>,
     /// How backends are chosen, with its prepared tables.
     pub scheduler: Scheduler,
     /// The backends, newest first: the order in which IPVS walks its list.
     pub backends: Box<[Backend]>,
     /// Where `fullnat` takes its source addresses from.
     pub pool: Option<PoolId>,
+    /// Whether a client stays with its backend.
+    pub persistence: Option<Persistence>,
+    /// Every datagram is scheduled by itself, and no flow is kept (IPVS: `-o`). Only for UDP.
+    pub one_packet: bool,
+    /// What it does beyond IPVS.
+    pub options: Options,
 }
 
 /// Source addresses and ports for `fullnat`.
@@ -87,6 +199,8 @@ pub struct SnatPool {
 #[derive(Debug, Default)]
 pub struct Services {
     by_vip: HashMap<VipKey, u32, ahash::RandomState>,
+    /// Where a backend stands, by its id: service and place in its list. `u32::MAX` for one that is not in the tables.
+    by_backend: Vec<(u32, u32)>,
     list: Vec<Service>,
     /// VIPs and SNAT addresses that Weir answers ARP, neighbour discovery and ICMP echo for.
     owned: HashSet<(u128, bool), ahash::RandomState>,
@@ -96,12 +210,24 @@ pub struct Services {
     pools: Vec<SnatPool>,
 }
 
+/// Of a backend that is not in the tables.
+const NOWHERE: (u32, u32) = (u32::MAX, u32::MAX);
+
 impl Services {
     /// Tables over `list`, `pools` (by [`PoolId`]) and the `owned` addresses, to which the pools' are added.
     /// Of two services with one VIP the later wins; control refuses such a configuration before.
     pub fn new(list: Vec<Service>, pools: Vec<SnatPool>, owned: impl IntoIterator<Item = IpAddr>) -> Self {
         let mut tables = Self { owned: owned.into_iter().map(key::bits).collect(), ..Self::default() };
         for (position, service) in (0u32..).zip(&list) {
+            for (place, backend) in (0u32..).zip(&service.backends) {
+                let index = backend.id.index();
+                if tables.by_backend.len() <= index {
+                    tables.by_backend.resize(index + 1, NOWHERE);
+                }
+                if let Some(at) = tables.by_backend.get_mut(index) {
+                    *at = (position, place);
+                }
+            }
             for vip in &service.vips {
                 tables.by_vip.insert(*vip, position);
                 tables.addresses.insert((vip.addr, vip.v6));
@@ -120,10 +246,26 @@ impl Services {
         tables
     }
 
-    /// The service reached by `vip`.
+    /// The service that has exactly this address, port and protocol.
     #[inline]
-    pub fn find(&self, vip: &VipKey) -> Option<&Service> {
+    pub fn exact(&self, vip: &VipKey) -> Option<&Service> {
         self.list.get(*self.by_vip.get(vip)? as usize)
+    }
+
+    /// The service that takes packets with `key`, which came in by `port`: that of its address, port and protocol,
+    /// else that of all ports of its address.
+    #[inline]
+    pub fn find(&self, key: &FlowKey, _port: PortId) -> Option<&Service> {
+        let vip = key.vip();
+        self.exact(&vip).or_else(|| self.exact(&VipKey { port: 0, ..vip }))
+    }
+
+    /// The backend with this id and its service; `None` for one that was removed.
+    #[inline]
+    pub fn backend(&self, id: BackendId) -> Option<(&Service, &Backend)> {
+        let (service, place) = *self.by_backend.get(id.index())?;
+        let service = self.list.get(service as usize)?;
+        Some((service, service.backends.get(place as usize)?))
     }
 
     /// All services, in the order of the configuration.
@@ -165,22 +307,6 @@ impl Services {
     }
 }
 
-/// Idle times after which a flow is forgotten, in seconds, as IPVS names its states.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// TCP, by the state numbers of [`crate::flow::tcp::State`].
-    pub tcp_s: [u32; 11],
-    /// UDP.
-    pub udp_s: u32,
-}
-
-impl Default for Timeouts {
-    /// The kernel's: `net/netfilter/ipvs/ip_vs_proto_tcp.c` and `ip_vs_proto_udp.c`.
-    fn default() -> Self {
-        Self { tcp_s: [2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120], udp_s: 300 }
-    }
-}
-
 /// All compiled tables of one generation.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -192,4 +318,6 @@ pub struct Snapshot {
     pub net: Arc<Net>,
     /// Idle times.
     pub timeouts: Timeouts,
+    /// What IPVS has as sysctls, and limits.
+    pub settings: Settings,
 }

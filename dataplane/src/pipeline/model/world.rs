@@ -143,7 +143,7 @@ static TABLES: LazyLock<[Snapshot; 6]> = LazyLock::new(|| {
     }
     unresolved.hops.iter_mut().for_each(|hop| *hop = hop.take().filter(|hop| !hop.header.is_empty()));
     let lost = Net { epoch: 3, routes4: Default::default(), links: Default::default(), ..net() };
-    let short = Timeouts { tcp_s: [2, 5, 3, 3, 3, 3, 1, 3, 3, 3, 3], udp_s: 4 };
+    let short = Timeouts { tcp_s: [2, 5, 3, 3, 3, 3, 1, 3, 3, 3, 3], udp_s: 4, ..Timeouts::default() };
     [
         usual.clone(),
         with_net(unresolved),
