@@ -9,6 +9,7 @@ mod established;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, missing_docs, reason = "a fixture may panic")]
 pub mod fixture;
+mod icmp;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a check may panic")]
 pub mod model;
