@@ -1,9 +1,8 @@
 //! The schedulers against recordings of the kernel's IPVS: every choice and every count has to be the same.
 //!
-//! The recordings lie in `golden/ipvs/schedulers` beside this file, or below the folder that the environment
-//! variable `WEIR_GOLDEN` names. `setup` holds the ipvsadm commands that made the service; `steps` what followed:
-//! `open` a TCP connection, established and held; `close` its orderly end by the client; `udp` one datagram;
-//! `ipvsadm` a change in between; `state` the backends with their weights, active and inactive connections.
+//! `setup` of a recording holds the ipvsadm commands that made the service; `steps` what followed: `open` a TCP
+//! connection, established and held; `close` its orderly end by the client; `udp` one datagram; `ipvsadm` a change
+//! in between; `state` the backends with their weights, active and inactive connections.
 
 #![allow(
     clippy::disallowed_macros,
@@ -13,10 +12,11 @@
     reason = "a test fails by panicking, and says why"
 )]
 
+#[path = "golden/mod.rs"]
+mod golden;
+
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 
 use dataplane::flow::key::{self, FlowKey, TCP, UDP};
@@ -26,79 +26,9 @@ use dataplane::snapshot::{Backend, Mode, Service};
 use dataplane::state::{BackendState, State};
 use serde_json::Value;
 
-/// Recordings that need what is not there: the recording, and what it needs.
-const NOT_YET: [(&str, Need); 5] = [
-    ("rr-persistent", Need::Persistence),
-    ("rr-persistent-port0", Need::Persistence),
-    ("rr-thresholds", Need::Thresholds),
-    ("udp-rr-ops", Need::OnePacket),
-    ("wlc-thresholds-full", Need::Thresholds),
-];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Need {
-    /// `-p`: a client stays with its backend.
-    Persistence,
-    /// `-x`, `-y`: limits on a backend's connections.
-    Thresholds,
-    /// `-o`: every datagram is scheduled.
-    OnePacket,
-    /// `-s`: a scheduler that is not available.
-    Scheduler(Kind),
-}
-
 #[test]
 fn the_schedulers_choose_as_the_kernel_did() {
-    let mut left_out = BTreeMap::new();
-    let mut failures = Vec::new();
-    for (name, recording) in recordings(&folder()) {
-        match need(&recording) {
-            Some(need) => _ = left_out.insert(name, need),
-            None => failures.extend(replay(&recording).err().map(|why| format!("{name}: {why}"))),
-        }
-    }
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
-    left_out.retain(|_, need| !matches!(need, Need::Scheduler(_)));
-    if std::env::var_os("WEIR_GOLDEN").is_none() {
-        assert!(left_out.iter().map(|(name, need)| (name.as_str(), *need)).eq(NOT_YET), "{left_out:?}");
-    }
-}
-
-fn folder() -> PathBuf {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    std::env::var_os("WEIR_GOLDEN").map_or(own, PathBuf::from).join("ipvs/schedulers")
-}
-
-/// Every recording in the folder with its name; a folder without any is a mistake.
-fn recordings(folder: &Path) -> Vec<(String, Value)> {
-    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let paths = entries.map(|entry| entry.unwrap().path());
-    let files = paths.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
-    let read = |path: PathBuf| {
-        let recording: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        (recording["scenario"].as_str().unwrap().to_owned(), recording)
-    };
-    let recordings: Vec<_> = files.map(read).collect();
-    assert!(!recordings.is_empty(), "no recordings in {}", folder.display());
-    recordings
-}
-
-/// What a recording needs that is not there.
-fn need(recording: &Value) -> Option<Need> {
-    let steps = recording["steps"].as_array().unwrap().iter().filter_map(|step| step["cmd"].as_str());
-    let setup = recording["setup"].as_array().unwrap().iter().filter_map(Value::as_str);
-    let words: Vec<_> = setup.chain(steps).flat_map(str::split_whitespace).collect();
-    let scheduler = |pair: &[&str]| (pair[0] == "-s").then(|| pair[1].parse::<Kind>().unwrap());
-    let mut schedulers = words.windows(2).filter_map(scheduler);
-    let unavailable = schedulers.find(|kind| !kind.is_available()).map(Need::Scheduler);
-    unavailable.or_else(|| {
-        words.iter().find_map(|word| match *word {
-            "-p" => Some(Need::Persistence),
-            "-x" | "-y" => Some(Need::Thresholds),
-            "-o" => Some(Need::OnePacket),
-            _ => None,
-        })
-    })
+    golden::check("schedulers", |_, recording| replay(recording));
 }
 
 /// Replays a recording; the error names the step that differs.
