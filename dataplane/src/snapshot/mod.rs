@@ -2,18 +2,19 @@
 //!
 //! What outlives a generation (cursors, connection counts) lies in [`crate::state::State`].
 
+pub mod marks;
 pub mod net;
 pub mod publish;
 pub mod settings;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::flow::key::{self, FlowKey, VipKey};
 use crate::ids::{BackendId, PoolId, PortId, ServiceId};
 use crate::schedule::Scheduler;
+pub use marks::{Mark, MarkRule};
 pub use net::Net;
 pub use settings::{Defence, Settings, Timeouts};
 
@@ -165,7 +166,7 @@ pub struct Service {
     /// port that no other service has. None for a service that is reached by a mark.
     pub vips: Vec<VipKey>,
     /// The firewall mark that it is reached by (IPVS: `-f`).
-    pub mark: Option<NonZeroU32>,
+    pub mark: Option<Mark>,
     /// How backends are chosen, with its prepared tables.
     pub scheduler: Scheduler,
     /// The backends, newest first: the order in which IPVS walks its list.
@@ -199,6 +200,9 @@ pub struct SnatPool {
 #[derive(Debug, Default)]
 pub struct Services {
     by_vip: HashMap<VipKey, u32, ahash::RandomState>,
+    by_mark: HashMap<Mark, u32, ahash::RandomState>,
+    /// Which packets bear which mark, by precedence.
+    rules: Box<[MarkRule]>,
     /// Where a backend stands, by its id: service and place in its list. `u32::MAX` for one that is not in the tables.
     by_backend: Vec<(u32, u32)>,
     list: Vec<Service>,
@@ -228,6 +232,9 @@ impl Services {
                     *at = (position, place);
                 }
             }
+            if let Some(mark) = service.mark {
+                tables.by_mark.insert(mark, position);
+            }
             for vip in &service.vips {
                 tables.by_vip.insert(*vip, position);
                 tables.addresses.insert((vip.addr, vip.v6));
@@ -244,6 +251,23 @@ impl Services {
         tables.list = list;
         tables.pools = pools;
         tables
+    }
+
+    /// These tables with rules that give marks; the first that matches a packet counts.
+    #[must_use]
+    pub fn with_rules(self, rules: Vec<MarkRule>) -> Self {
+        Self { rules: rules.into(), ..self }
+    }
+
+    /// The rules that give marks.
+    pub fn rules(&self) -> &[MarkRule] {
+        &self.rules
+    }
+
+    /// The service of a mark.
+    #[inline]
+    pub fn marked(&self, mark: Mark) -> Option<&Service> {
+        self.list.get(*self.by_mark.get(&mark)? as usize)
     }
 
     /// The service that has exactly this address, port and protocol.
