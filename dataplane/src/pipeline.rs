@@ -5,6 +5,7 @@
 
 mod admit;
 mod answer;
+mod defence;
 mod established;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, missing_docs, reason = "a fixture may panic")]
@@ -13,6 +14,7 @@ mod icmp;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a check may panic")]
 pub mod model;
+mod room;
 mod sweep;
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
@@ -24,6 +26,7 @@ use std::sync::Arc;
 
 use crate::flow::directory::Directory;
 use crate::flow::entry;
+use crate::flow::half_open::HalfOpen;
 use crate::flow::table::{FlowTable, Heap, Hit, Reserve};
 use crate::frame::{BATCH, Frame};
 use crate::ids::{BackendId, ServiceId, WorkerId};
@@ -115,6 +118,8 @@ struct Core {
     flows: FlowTable,
     sweep: sweep::Progress,
     answers: answer::Allowance,
+    half_open: HalfOpen,
+    defence: defence::State,
     /// Searches for a SNAT port so far: spreads them.
     attempts: u64,
 }
@@ -128,8 +133,17 @@ impl Engine {
     /// The same, with the flow table's memory from `reserve`.
     pub fn with_memory(setup: Setup, reserve: &impl Reserve) -> Self {
         let flows = FlowTable::new(setup.flow_limit, setup.seed, reserve);
+        let half_open = HalfOpen::new(setup.flow_limit, reserve);
         Self {
-            core: Core { setup, flows, sweep: Default::default(), answers: Default::default(), attempts: 0 },
+            core: Core {
+                setup,
+                flows,
+                sweep: Default::default(),
+                answers: Default::default(),
+                half_open,
+                defence: Default::default(),
+                attempts: 0,
+            },
             scratch: vec![Scratch::EMPTY; BATCH].into_boxed_slice(),
         }
     }
