@@ -261,7 +261,7 @@ impl World {
     fn process(&mut self, frames: &mut [Frame<'_>]) {
         let now = Tick::from_ns(self.clock.as_nanos() as u64);
         for (frames, verdicts) in frames.chunks_mut(BATCH).zip(self.verdicts.chunks_mut(BATCH)) {
-            self.engine.sweep(now, &self.tables);
+            self.engine.sweep(now);
             self.engine.process(frames, &mut verdicts[..frames.len()], now, &self.tables);
         }
     }
@@ -345,9 +345,9 @@ fn net(v6: bool) -> Net {
         });
         net.links.insert(link, Link { port: id, vlans: Default::default(), mtu: 1500 });
     }
-    let direct = |link| Route::Via(vec![Path { link, gateway: None, weight: 1 }]);
+    let direct = |link| Route::Via(vec![Path::new(link, None)]);
     let gateway = key::address(address(GATEWAY, v6), v6);
-    let default = Route::Via(vec![Path { link: 10, gateway: Some(gateway), weight: 1 }]);
+    let default = Route::Via(vec![Path::new(10, Some(gateway))]);
     if v6 {
         net.routes6.insert((0, 0), default);
         net.routes6.insert((address(HOST & 0xffff_0000, true), 112), direct(20));

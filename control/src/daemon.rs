@@ -292,7 +292,7 @@ impl<G: Gate> Control<G> {
             return;
         }
         let changes = self.host.monitor.mirror_mut().take_changes();
-        let reroute = changes.links || changes.routes;
+        let reroute = changes.links || changes.routes || changes.addresses;
         if !reroute && !changes.neighbours {
             return;
         }

@@ -13,11 +13,9 @@ use std::sync::Arc;
 use dataplane::ids::{BackendId, ServiceId, WorkerId};
 use dataplane::snapshot::net::Neighbour;
 use dataplane::snapshot::publish::{Publisher, Reader};
-use dataplane::snapshot::{Net, Service, Services, Snapshot};
+use dataplane::snapshot::{Net, Service, Snapshot};
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
-use dataplane::time::Tick;
-use dataplane::worker::monotonic_ns;
 use xdp_prog::{Ours, SyncError, Xdp};
 
 use crate::admin::protocol::{Count, Traffic};
@@ -112,11 +110,15 @@ impl Reconciler {
         state: Arc<State>,
         stats: Vec<Arc<WorkerStats>>,
     ) -> Result<Self, CompileError> {
-        let compiled = compile::compile(&desired, &IdTable::new(&state))?;
-        compiled.prepare(&Services::default(), &state, Tick::from_ns(monotonic_ns()));
-        let Compiled { services, ours, timeouts, settings, mut ids, .. } = compiled;
-        let first =
-            Snapshot { generation: 1, services: Arc::new(services), net: Arc::new(net), timeouts, settings };
+        let Compiled { services, ours, timeouts, mut ids, .. } =
+            compile::compile(&desired, &IdTable::new(&state))?;
+        let first = Snapshot {
+            generation: 1,
+            services: Arc::new(services),
+            net: Arc::new(net),
+            timeouts,
+            ..Snapshot::default()
+        };
         ids.published(first.generation);
         let publisher = Publisher::new(first, stats.len());
         Ok(Self {
@@ -178,10 +180,10 @@ impl Reconciler {
             return Err(fault.into());
         }
         let old = self.current();
-        compiled.prepare(&old.services, &self.state, Tick::from_ns(monotonic_ns()));
+        compiled.prepare(&old.services, &self.state);
         self.baseline.note(&compiled.fresh, &self.stats);
-        let Compiled { services, ours, timeouts, settings, ids, .. } = compiled;
-        let next = Snapshot { services: Arc::new(services), timeouts, settings, ..Snapshot::clone(&old) };
+        let Compiled { services, ours, timeouts, ids, .. } = compiled;
+        let next = Snapshot { services: Arc::new(services), timeouts, ..Snapshot::clone(&old) };
         let generation = self.publisher.publish(next);
         self.ids = ids;
         self.ids.published(generation);
@@ -466,7 +468,7 @@ mod tests {
         let mut reconciler = reconciler(desired(&[80, 81], &["10.1.0.1", "192.0.2.1"]), 1);
         let mut net = Net::default();
         net.links.insert(7, Link { port: PortId(0), vlans: Default::default(), mtu: 1500 });
-        let via = |gateway| Route::Via(vec![Path { link: 7, gateway, weight: 1 }]);
+        let via = |gateway| Route::Via(vec![Path::new(7, gateway)]);
         net.routes4.insert((0x0a01_0000, 16), via(None));
         net.routes4.insert((0, 0), via(Some([10, 1, 0, 254].into())));
         reconciler.set_net(net);

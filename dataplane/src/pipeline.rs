@@ -5,7 +5,7 @@
 
 mod admit;
 mod answer;
-mod defence;
+mod deliver;
 mod established;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, missing_docs, reason = "a fixture may panic")]
@@ -14,7 +14,6 @@ mod icmp;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a check may panic")]
 pub mod model;
-mod room;
 mod sweep;
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
@@ -26,7 +25,6 @@ use std::sync::Arc;
 
 use crate::flow::directory::Directory;
 use crate::flow::entry;
-use crate::flow::half_open::HalfOpen;
 use crate::flow::table::{FlowTable, Heap, Hit, Reserve};
 use crate::frame::{BATCH, Frame};
 use crate::ids::{BackendId, ServiceId, WorkerId};
@@ -118,10 +116,10 @@ struct Core {
     flows: FlowTable,
     sweep: sweep::Progress,
     answers: answer::Allowance,
-    half_open: HalfOpen,
-    defence: defence::State,
     /// Searches for a SNAT port so far: spreads them.
     attempts: u64,
+    /// IP headers made so far: numbers them.
+    made: u16,
 }
 
 impl Engine {
@@ -133,16 +131,14 @@ impl Engine {
     /// The same, with the flow table's memory from `reserve`.
     pub fn with_memory(setup: Setup, reserve: &impl Reserve) -> Self {
         let flows = FlowTable::new(setup.flow_limit, setup.seed, reserve);
-        let half_open = HalfOpen::new(setup.flow_limit, reserve);
         Self {
             core: Core {
                 setup,
                 flows,
                 sweep: Default::default(),
                 answers: Default::default(),
-                half_open,
-                defence: Default::default(),
                 attempts: 0,
+                made: 0,
             },
             scratch: vec![Scratch::EMPTY; BATCH].into_boxed_slice(),
         }
@@ -309,11 +305,14 @@ impl Core {
     fn record(&self, entry: &entry::Entry, now: Tick) -> FlowRecord {
         let tuple = self.flows.tuple(entry);
         let (forward, reply) = (tuple.forward, tuple.reply);
+        let client = (forward.source(), forward.sport);
+        // A backend that answers the client itself sees the client.
+        let snat = if entry.mode().has_replies() { (reply.destination(), reply.dport) } else { client };
         FlowRecord {
             proto: forward.proto,
-            client: (forward.source(), forward.sport),
+            client,
             vip: (forward.destination(), forward.dport),
-            snat: (reply.destination(), reply.dport),
+            snat,
             backend: (reply.source(), reply.sport),
             service_id: entry.service,
             backend_id: entry.backend,

@@ -70,10 +70,6 @@ reasons! {
     NoFlow => "no_flow",
     /// The flow table is full.
     FlowTableFull => "flow_table_full",
-    /// More flows would be opened in a second than the limit allows (`new_flows_per_s`).
-    NewFlowLimit => "new_flow_limit",
-    /// Memory is short, and this packet, which would open a flow, is one of those that `drop_packet` drops.
-    DropPacket => "drop_packet",
     /// No SNAT port is free towards this backend.
     SnatExhausted => "snat_exhausted",
     /// The client's address and port already lead to this backend for another service (`nat` keeps both).
@@ -82,6 +78,8 @@ reasons! {
     NoRoute => "no_route",
     /// The neighbour's MAC address is not known, and did not become known while the frame was kept.
     NoNeighbour => "no_neighbour",
+    /// Weir has no address of its own in the backend's family that a tunnel could begin at.
+    NoSource => "no_source",
     /// The route leads by an interface that Weir does not serve.
     NoPort => "no_port",
     /// Larger than the MTU of the egress interface, and not to be fragmented.

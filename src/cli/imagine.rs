@@ -13,10 +13,9 @@ use dataplane::flow::directory::Directory;
 use dataplane::ids::{BackendId, HopId, PortId, ServiceId, WorkerId};
 use dataplane::pipeline::{Engine, Setup};
 use dataplane::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
-use dataplane::snapshot::{Backend, Service, Services, Snapshot};
+use dataplane::snapshot::{Backend, Service, Snapshot};
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
-use dataplane::time::Tick;
 use dataplane::wanted::Wanted;
 
 /// MAC address of the imagined port.
@@ -42,15 +41,13 @@ impl Imagined {
     pub(crate) fn new(config: &Config, flows: usize) -> anyhow::Result<Self> {
         let limits = config.settings.limits;
         let state = Arc::new(State::new(limits.services, limits.backends));
-        let compiled = compile(&config.desired, &IdTable::new(&state))?;
-        compiled.prepare(&Services::default(), &state, Tick::default());
-        let services = compiled.services;
+        let services = compile(&config.desired, &IdTable::new(&state))?.services;
         let tables = Snapshot {
             generation: 1,
             services: Arc::new(services),
             net: Arc::new(net()),
             timeouts: config.desired.timeouts(),
-            settings: config.desired.settings(),
+            ..Snapshot::default()
         };
         let engine = Engine::new(Setup {
             worker: WorkerId(0),
@@ -96,7 +93,7 @@ fn net() -> Net {
     for gateway in [v4.into(), v6.into()] {
         net.neighbours.insert(Neighbour { link: LINK, addr: gateway }, HopId(0));
     }
-    let via = |gateway| Route::Via(vec![Path { link: LINK, gateway: Some(gateway), weight: 1 }]);
+    let via = |gateway| Route::Via(vec![Path::new(LINK, Some(gateway))]);
     net.routes4.insert((0, 0), via(v4.into()));
     net.routes6.insert((0, 0), via(v6.into()));
     net

@@ -1,10 +1,12 @@
 //! The mirror as the workers' tables: ports, links, routes and next hops.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
+use dataplane::flow::key::address;
 use dataplane::ids::{HopId, PortId};
 use dataplane::snapshot::Net;
 use dataplane::snapshot::net::{Hop, Link, Neighbour, Path, Port, Prefix4, Prefix6, Route};
@@ -107,6 +109,7 @@ fn carrier(mirror: &Mirror, ports: &[Port], link: &KernelLink) -> Option<Link> {
 fn routes<P>(table: &RouteTable<P>, mirror: &Mirror) -> PrefixMap<P, Route>
 where
     P: Prefix + Ord + Copy,
+    P::R: Into<u128>,
 {
     let mut map = PrefixMap::new();
     // Only a prefix of the local table hides what the main table has inside of it.
@@ -116,7 +119,10 @@ where
         if hidden || map.contains_key(prefix) {
             continue;
         }
-        if let Some(route) = alive(route, mirror) {
+        if let Some(mut route) = alive(route, mirror) {
+            if let Route::Via(paths) = &mut route {
+                paths.iter_mut().for_each(|path| choose_source(path, network(prefix), mirror));
+            }
             map.insert(*prefix, route);
             if *table == Table::Local {
                 local.insert(*prefix, ());
@@ -133,6 +139,54 @@ fn alive(route: &Route, mirror: &Mirror) -> Option<Route> {
         |path: &&Path| path.link == NO_LINK || mirror.links.get(&path.link).is_some_and(|link| link.up);
     let paths: Vec<_> = paths.iter().filter(is_up).copied().collect();
     (!paths.is_empty()).then_some(Route::Via(paths))
+}
+
+/// The address that a prefix starts with.
+fn network<P: Prefix>(prefix: &P) -> IpAddr
+where
+    P::R: Into<u128>,
+{
+    let bits: u128 = prefix.repr().into();
+    if size_of::<P::R>() == size_of::<u32>() { address(bits, false) } else { address(bits, true) }
+}
+
+/// Gives a path that prefers no source address the one that the kernel would select: on the path's link, of those the one
+/// whose network the gateway (or else the destination) is in, else the one that has most leading bits with it in common.
+/// A link without addresses borrows one of another link. Addresses that are only good on a link are never taken.
+fn choose_source(path: &mut Path, destination: IpAddr, mirror: &Mirror) {
+    if path.source.is_some() {
+        return;
+    }
+    let near =
+        path.gateway.filter(|gateway| gateway.is_ipv4() == destination.is_ipv4()).unwrap_or(destination);
+    let rank = |addr: IpAddr, len: u8| {
+        let common = common_bits(addr, near);
+        (common >= u32::from(len), common)
+    };
+    let of_family = |addr: &IpAddr| addr.is_ipv4() == near.is_ipv4() && is_global(*addr);
+    let first = (path.link, IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+    let own = mirror.addresses.range(first..).take_while(|(link, ..)| *link == path.link);
+    let best =
+        own.filter(|(_, addr, _)| of_family(addr)).min_by_key(|(_, addr, len)| Reverse(rank(*addr, *len)));
+    let borrowed = || mirror.addresses.iter().find(|(_, addr, _)| of_family(addr));
+    path.source = best.or_else(borrowed).map(|(_, addr, _)| *addr);
+}
+
+/// Leading bits that two addresses of one family have in common.
+fn common_bits(one: IpAddr, other: IpAddr) -> u32 {
+    match (one, other) {
+        (IpAddr::V4(one), IpAddr::V4(other)) => (one.to_bits() ^ other.to_bits()).leading_zeros(),
+        (IpAddr::V6(one), IpAddr::V6(other)) => (one.to_bits() ^ other.to_bits()).leading_zeros(),
+        _ => 0,
+    }
+}
+
+/// Whether an address means the same on every link.
+fn is_global(addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local() && !v4.is_unspecified(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_unspecified(),
+    }
 }
 
 /// Fills in hops and neighbours. Returns whether an id changed hands.

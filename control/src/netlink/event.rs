@@ -13,7 +13,7 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -275,7 +275,31 @@ pub fn route(message: &RouteMessage) -> Option<KernelRoute> {
     }
 }
 
+/// The paths of a unicast route. Preferred source and MTU are the route's, for all its paths.
 fn paths(attributes: &[RouteAttribute]) -> Vec<Path> {
+    let mut paths = bare_paths(attributes);
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::PrefSource(RouteAddress::Inet(v4)) => {
+                paths.iter_mut().for_each(|path| path.source = Some(IpAddr::V4(*v4)));
+            }
+            RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) => {
+                paths.iter_mut().for_each(|path| path.source = Some(IpAddr::V6(*v6)));
+            }
+            RouteAttribute::Metrics(metrics) => {
+                let mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(u16::try_from(*mtu).unwrap_or(u16::MAX)),
+                    _ => None,
+                });
+                paths.iter_mut().for_each(|path| path.mtu = mtu.filter(|mtu| *mtu > 0));
+            }
+            _ => {}
+        }
+    }
+    paths
+}
+
+fn bare_paths(attributes: &[RouteAttribute]) -> Vec<Path> {
     let multipath = attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::MultiPath(hops) => Some(hops),
         _ => None,
@@ -299,7 +323,7 @@ fn paths(attributes: &[RouteAttribute]) -> Vec<Path> {
 pub const NO_LINK: u32 = 0;
 
 fn path(link: u32, attributes: &[RouteAttribute], weight: u16) -> Path {
-    let mut path = Path { link, gateway: None, weight };
+    let mut path = Path { weight, ..Path::new(link, None) };
     for attribute in attributes {
         match attribute {
             RouteAttribute::Gateway(RouteAddress::Inet(v4)) | RouteAttribute::Via(RouteVia::Inet(v4)) => {

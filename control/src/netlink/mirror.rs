@@ -288,7 +288,7 @@ mod tests {
     const KEY: RouteKey<Prefix4> = RouteKey { table: Table::Main, prefix: (0x0a00_0000, 8), metric: 0 };
 
     fn via(link: u32) -> Route {
-        Route::Via(vec![Path { link, gateway: None, weight: 1 }])
+        Route::Via(vec![Path::new(link, None)])
     }
 
     fn added(link: u32, replace: bool) -> Event {

@@ -1,5 +1,6 @@
 //! What only some flows need besides their entry.
 
+use super::entry::Way;
 use super::pool;
 use super::table::Slot;
 use crate::snapshot::Tunnel;
@@ -11,11 +12,28 @@ pub struct Extra {
     pub template: Slot,
     /// How its packets are encapsulated.
     pub tunnel: Tunnel,
+    /// Source address of the outer header, in the backend's family. As the next hop, it is looked up anew when routes
+    /// change.
+    pub source: u128,
+    /// Largest IP packet of the routes towards the backend and the client, by [`Way`]; 0: as large as the link's.
+    pub mtu: [u16; 2],
+}
+
+impl Extra {
+    /// The largest IP packet on `way` that is to leave by a link with the MTU `link`.
+    #[inline]
+    pub fn mtu(&self, way: Way, link: u16) -> u16 {
+        let [forward, reply] = self.mtu;
+        match if way == Way::Forward { forward } else { reply } {
+            0 => link,
+            route => route.min(link),
+        }
+    }
 }
 
 impl Default for Extra {
     fn default() -> Self {
-        Self { template: pool::NONE, tunnel: Tunnel::default() }
+        Self { template: pool::NONE, tunnel: Tunnel::default(), source: 0, mtu: [0; 2] }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::Core;
 use crate::frame::Frame;
 use crate::packet::{Kind, Packet};
-use crate::rewrite::answer;
+use crate::rewrite::{answer, nat};
 use crate::snapshot::Snapshot;
 use crate::time::{TICKS_PER_SECOND, Tick};
 use crate::trace::{Answer, Step, Trace};
@@ -77,7 +77,8 @@ impl Core {
         refused(made, reason, with, trace)
     }
 
-    /// Tells the sender of a packet that exceeds `mtu` bytes. IPv4 without DF is dropped: Weir does not fragment.
+    /// Tells the sender of a packet that exceeds `mtu` bytes, quoting it with one hop less, as the kernel does. IPv4
+    /// without DF is dropped: Weir does not fragment.
     #[cold]
     pub(super) fn too_big(
         &mut self,
@@ -88,7 +89,14 @@ impl Core {
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
         let reason = DropReason::MtuExceeded;
+        // No path may be as narrow as that (RFC 791; RFC 8200, section 5): nobody could send less.
+        let least = if packet.key.v6 { 1280 } else { 68 };
+        let mtu = if packet.key.v6 { mtu.max(least) } else { mtu };
+        if mtu < least || packet.end - packet.l3 <= mtu {
+            return Err(reason);
+        }
         let mac = self.may_answer(frame, reason, tables)?;
+        nat::pass(frame.bytes_mut(), packet)?;
         refused(answer::too_big(frame, packet, mac, mtu), reason, Answer::TooBig, trace)
     }
 

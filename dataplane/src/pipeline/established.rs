@@ -1,18 +1,19 @@
 //! A packet of a known flow: its state moves on, its timeout starts anew, it is translated and sent.
 
-use super::{Core, Setup};
-use crate::flow::entry::{Entry, NO_HOP, Way};
-use crate::flow::half_open::HalfOpen;
+use super::Core;
+use super::deliver::count;
+use crate::flow::entry::{Entry, Way};
 use crate::flow::key;
 use crate::flow::table::{Hit, Slot};
 use crate::flow::tcp;
 use crate::frame::Frame;
 use crate::packet::Packet;
-use crate::rewrite::{l2, nat};
-use crate::snapshot::net::{Hop, NoHop};
-use crate::snapshot::{Mode, Snapshot};
+use crate::rewrite::nat;
+use crate::snapshot::Snapshot;
+use crate::snapshot::net::Hop;
+use crate::state::State;
 use crate::time::Tick;
-use crate::trace::{Answer, Step, Trace};
+use crate::trace::{Step, Trace};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::tcp::{ACK, RST, SYN};
 
@@ -35,7 +36,7 @@ impl Core {
         trace: &mut impl Trace,
     ) -> Option<Verdict> {
         let way = hit.way();
-        let Self { flows, setup, half_open, .. } = self;
+        let Self { flows, setup, .. } = self;
         let entry = flows.confirm(hit, &packet.key)?;
         if entry.expires.is_due(now) || way == Way::Forward && reopens(entry.state, packet.tcp_flags) {
             return Some(or_drop(self.open_anew(frame, packet, hash, hit.slot(), now, tables, trace)));
@@ -43,13 +44,8 @@ impl Core {
         if entry.proto() == key::TCP {
             let next = entry.state.next(entry.direction(way), packet.tcp_flags);
             if next != entry.state {
-                enter(entry, hit.slot(), next, setup, half_open);
+                enter(entry, next, &setup.state);
             }
-        } else if way == Way::Reply {
-            entry.set_answered();
-        }
-        if way == Way::Forward {
-            entry.count_packet();
         }
         let expires = expiry(entry, now, tables);
         if entry.expires != expires {
@@ -65,15 +61,15 @@ impl Core {
         let Some(hop) = known.filter(|hop| may_pass(packet, hop)) else {
             return Some(or_drop(self.send(frame, packet, hit.slot(), way, tables, trace)));
         };
-        count(entry, way, packet, setup);
         let deltas = entry.deltas(way);
         if entry.is_plain()
             && !tables.net.leaves_checksums(frame.port)
             && nat::translate_plain(frame.bytes_mut(), packet, entry.target_v4(way), deltas, hop)
         {
+            count(entry, way, packet, setup);
             return Some(Verdict::Tx(hop.port));
         }
-        Some(or_drop(self.deliver(frame, packet, hit.slot(), way, hop, tables)))
+        Some(or_drop(self.deliver(frame, packet, hit.slot(), way, hop, tables, trace)))
     }
 
     /// A packet whose flow is over: its time is up, or a SYN starts the next connection on the same tuple.
@@ -97,115 +93,6 @@ impl Core {
         }
         self.admit(frame, packet, hash, now, tables, trace)
     }
-
-    /// Sends a packet of the flow in `slot`, whose next hop has to be looked up.
-    #[inline(never)]
-    pub(super) fn send(
-        &mut self,
-        frame: &mut Frame<'_>,
-        packet: &Packet,
-        slot: Slot,
-        way: Way,
-        tables: &Snapshot,
-        trace: &mut impl Trace,
-    ) -> Result<Verdict, DropReason> {
-        let hop = self.find_hop(slot, way, tables)?;
-        if !may_pass(packet, hop) {
-            return self.stop(frame, packet, hop.mtu, tables, trace);
-        }
-        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
-        trace.step(Step::NextHop(entry.hop(way)));
-        count(entry, way, packet, &self.setup);
-        self.deliver(frame, packet, slot, way, hop, tables)
-    }
-
-    /// Translates any packet of a flow and gives it the hop's layer-2 header.
-    #[inline(never)]
-    fn deliver(
-        &self,
-        frame: &mut Frame<'_>,
-        packet: &Packet,
-        slot: Slot,
-        way: Way,
-        hop: &Hop,
-        tables: &Snapshot,
-    ) -> Result<Verdict, DropReason> {
-        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
-        let unfinished = tables.net.leaves_checksums(frame.port) && nat::note_partial(frame, packet);
-        let deltas = entry.deltas(way);
-        let bytes = frame.bytes_mut();
-        if !entry.mode().has_replies() {
-            nat::pass(bytes, packet)?;
-        } else if entry.is_v6(way) {
-            nat::translate_v6(bytes, packet, self.flows.target_v6(entry, way), deltas, unfinished)?;
-        } else {
-            nat::translate_v4(bytes, packet, entry.target_v4(way), deltas, unfinished)?;
-        }
-        l2::readdress(frame, packet, hop)?;
-        Ok(Verdict::Tx(hop.port))
-    }
-
-    /// Looks the next hop of a flow's packets on `way` up, and has the flow remember it.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn find_hop<'t>(
-        &mut self,
-        slot: Slot,
-        way: Way,
-        tables: &'t Snapshot,
-    ) -> Result<&'t Hop, DropReason> {
-        let net = &tables.net;
-        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
-        let tuple = self.flows.tuple(entry);
-        let (key, target) = match (entry.mode(), way) {
-            (Mode::Dr | Mode::Ipip | Mode::Gue | Mode::Gre, Way::Forward) => {
-                (tuple.forward, tuple.reply.source())
-            }
-            (_, Way::Forward) => (tuple.forward, tuple.translated(way).destination()),
-            (_, Way::Reply) => (tuple.reply, tuple.translated(way).destination()),
-        };
-        let spread = u32::try_from(key.hash(self.setup.seed) >> 32).unwrap_or_default();
-        let id = match net.hop_to(target, spread) {
-            Ok(id) => id,
-            Err(NoHop::Unresolved(neighbour)) => {
-                if self.setup.wanted.push(neighbour).is_err() {
-                    self.setup.stats.wanted_lost.add(1);
-                }
-                return Err(DropReason::NoNeighbour);
-            }
-            Err(NoHop::NoRoute) => return Err(DropReason::NoRoute),
-            Err(NoHop::NoPort | NoHop::Local) => return Err(DropReason::NoPort),
-        };
-        let hop = net.hop(id).ok_or(DropReason::NoNeighbour)?;
-        let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
-        if entry.epoch != net.epoch {
-            entry.epoch = net.epoch;
-            (entry.hop_forward, entry.hop_reply) = (NO_HOP, NO_HOP);
-        }
-        match way {
-            Way::Forward => entry.hop_forward = id,
-            Way::Reply => entry.hop_reply = id,
-        }
-        Ok(hop)
-    }
-
-    /// A packet that may not go on: its sender is told.
-    #[cold]
-    #[inline(never)]
-    fn stop(
-        &mut self,
-        frame: &mut Frame<'_>,
-        packet: &Packet,
-        mtu: u16,
-        tables: &Snapshot,
-        trace: &mut impl Trace,
-    ) -> Result<Verdict, DropReason> {
-        if packet.ttl <= 1 {
-            self.refuse(frame, packet, DropReason::TtlExceeded, Answer::TimeExceeded, tables, trace)
-        } else {
-            self.too_big(frame, packet, mtu, tables, trace)
-        }
-    }
 }
 
 /// Whether a packet has a hop left and fits the next link.
@@ -225,14 +112,6 @@ pub(super) fn or_drop(outcome: Result<Verdict, DropReason>) -> Verdict {
     }
 }
 
-/// Counts a packet for its backend.
-#[inline]
-fn count(entry: &Entry, way: Way, packet: &Packet, setup: &Setup) {
-    if let Some(counters) = setup.stats.backend(entry.backend) {
-        counters.passed(way, packet.end - packet.l3);
-    }
-}
-
 /// Whether a segment starts a new connection on the tuple of one that has ended: it is scheduled anew at once.
 #[inline]
 fn reopens(state: tcp::State, flags: u8) -> bool {
@@ -241,26 +120,11 @@ fn reopens(state: tcp::State, flags: u8) -> bool {
 
 /// Moves a flow to a TCP state and its backend's counts with it.
 #[inline(never)]
-pub(super) fn enter(
-    entry: &mut Entry,
-    slot: Slot,
-    next: tcp::State,
-    setup: &Setup,
-    half_open: &mut HalfOpen,
-) {
-    let was_half_open = entry.is_half_open();
+pub(super) fn enter(entry: &mut Entry, next: tcp::State, state: &State) {
     entry.state = next;
-    if entry.is_half_open() != was_half_open {
-        if was_half_open {
-            half_open.ended();
-        } else {
-            half_open.began(slot, entry);
-        }
-        setup.stats.half_open.set(half_open.count() as u64);
-    }
     if next.is_active() != entry.is_active() {
         entry.set_active(next.is_active());
-        if let Some(backend) = setup.state.backend(entry.backend) {
+        if let Some(backend) = state.backend(entry.backend) {
             backend.moved(next.is_active());
         }
     }

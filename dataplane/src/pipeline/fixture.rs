@@ -9,7 +9,7 @@ use crate::flow::key::{TCP, UDP, VipKey, bits};
 use crate::ids::{BackendId, HopId, PoolId, PortId, ServiceId, WorkerId};
 use crate::schedule::{Flags, Kind, Scheduler};
 use crate::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
-use crate::snapshot::{Backend, Mode, Service, Services, Snapshot, SnatPool};
+use crate::snapshot::{Backend, Mode, Service, Services, Snapshot, SnatPool, Tunnel, TunnelChecksum};
 use crate::state::State;
 use crate::stats::WorkerStats;
 use crate::wanted::Wanted;
@@ -34,6 +34,53 @@ pub const VLAN: (u16, u16) = (0x8100, 77);
 /// The forwarding mode of the services on port 80, 81 and 82.
 pub const MODES: [(u16, Mode); 3] = [(80, Mode::Nat), (81, Mode::FullNat), (82, Mode::Dr)];
 
+/// A service whose packets get other headers than they came with.
+#[derive(Clone, Copy, Debug)]
+pub struct Special {
+    /// Its port.
+    pub port: u16,
+    /// How its backends get their packets.
+    pub mode: Mode,
+    /// Whether its backends are of the other family than its VIP.
+    pub across: bool,
+    /// The checksum of the tunnel.
+    pub checksum: TunnelChecksum,
+    /// The largest segment that its peers are told of.
+    pub mss: Option<u16>,
+}
+
+/// The services on ports 90 to 98: tunnels, backends of the other family, and smaller segments.
+pub const SPECIAL: [Special; 9] = {
+    const fn new(port: u16, mode: Mode, across: bool, checksum: TunnelChecksum, mss: Option<u16>) -> Special {
+        Special { port, mode, across, checksum, mss }
+    }
+    use TunnelChecksum::{Full, None as Without, Remote};
+    [
+        new(90, Mode::Ipip, false, Without, Some(0)),
+        new(91, Mode::Gue, false, Without, None),
+        new(92, Mode::Gre, false, Without, None),
+        new(93, Mode::Ipip, true, Without, None),
+        new(94, Mode::Gue, true, Full, None),
+        new(95, Mode::Gre, true, Full, None),
+        new(96, Mode::FullNat, true, Without, Some(0)),
+        new(97, Mode::Gue, false, Remote, None),
+        new(98, Mode::FullNat, false, Without, Some(1200)),
+    ]
+};
+
+/// Destination port of the GUE tunnels.
+pub const GUE_PORT: u16 = 6080;
+
+/// Weir's own address on a link of [`net`].
+pub fn own(link: u32, v6: bool) -> IpAddr {
+    match (v6, link) {
+        (false, 1) => Ipv4Addr::new(10, 0, 0, 254).into(),
+        (true, 1) => Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0xfe).into(),
+        (false, _) => Ipv4Addr::new(10, 1, u8::from(link == 3), 254).into(),
+        (true, _) => Ipv6Addr::new(0xfd01, 0, 0, u16::from(link == 3), 0, 0, 0, 0xfe).into(),
+    }
+}
+
 /// The VIP of the given family.
 pub fn vip(v6: bool) -> IpAddr {
     if v6 { Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 100).into() } else { Ipv4Addr::new(10, 0, 0, 100).into() }
@@ -50,7 +97,7 @@ pub fn backend(number: u8, v6: bool) -> IpAddr {
 }
 
 /// Services on both VIPs: TCP and UDP ports 80 (nat), 81 (fullnat), 82 (dr), three backends each, rr; port 83 has
-/// no backend.
+/// no backend; [`SPECIAL`].
 pub fn tables() -> Snapshot {
     let mut list = Vec::new();
     for v6 in [false, true] {
@@ -59,6 +106,9 @@ pub fn tables() -> Snapshot {
                 list.push(service(list.len(), v6, proto, port, mode, 3));
             }
             list.push(service(list.len(), v6, proto, 83, Mode::Nat, 0));
+            for special in SPECIAL {
+                list.push(changed(service(list.len(), v6, proto, special.port, special.mode, 3), &special));
+            }
         }
     }
     let pool = SnatPool {
@@ -97,6 +147,16 @@ fn service(index: usize, v6: bool, proto: u8, port: u16, mode: Mode, backends: u
     }
 }
 
+/// The service with what makes it special.
+fn changed(mut service: Service, special: &Special) -> Service {
+    service.options.mss = special.mss;
+    for (number, backend) in (1..).zip(&mut service.backends) {
+        backend.addr = self::backend(number, backend.addr.is_ipv6() != special.across);
+        backend.tunnel = Tunnel { port: GUE_PORT, checksum: special.checksum };
+    }
+    service
+}
+
 /// Clients behind a gateway on link 1, backends on link 2 and its VLAN, link 3.
 pub fn net() -> Net {
     let port = |name: &str, ifindex, index: usize, partial_checksums| Port {
@@ -117,16 +177,17 @@ pub fn net() -> Net {
         [Ipv4Addr::new(10, 0, 0, 1).into(), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1).into()];
     for gateway in gateways {
         add(&mut net, 1, gateway, GATEWAY_MAC);
-        let via = Route::Via(vec![Path { link: 1, gateway: Some(gateway), weight: 1 }]);
+        let via = Route::Via(vec![path(1, Some(gateway), gateway.is_ipv6())]);
         match gateway {
             IpAddr::V4(_) => net.routes4.insert((0, 0), via),
             IpAddr::V6(_) => net.routes6.insert((0, 0), via),
         };
     }
     for (subnet, link) in [(0, 2), (1, 3)] {
-        let on_link = Route::Via(vec![Path { link, gateway: None, weight: 1 }]);
-        net.routes4.insert((Ipv4Addr::new(10, 1, subnet, 0).to_bits(), 24), on_link.clone());
-        net.routes6.insert((Ipv6Addr::new(0xfd01, 0, 0, subnet.into(), 0, 0, 0, 0).to_bits(), 64), on_link);
+        let on_link = |v6| Route::Via(vec![path(link, None, v6)]);
+        net.routes4.insert((Ipv4Addr::new(10, 1, subnet, 0).to_bits(), 24), on_link(false));
+        let prefix = Ipv6Addr::new(0xfd01, 0, 0, subnet.into(), 0, 0, 0, 0).to_bits();
+        net.routes6.insert((prefix, 64), on_link(true));
     }
     for v6 in [false, true] {
         for (number, link) in [(1, 2), (2, 2), (3, 3)] {
@@ -134,6 +195,12 @@ pub fn net() -> Net {
         }
     }
     net
+}
+
+/// A path that begins at Weir's own address. Behind the VLAN its MTU is smaller than the link's.
+fn path(link: u32, gateway: Option<IpAddr>, v6: bool) -> Path {
+    let mtu = (link == 3).then_some(1400);
+    Path { source: Some(own(link, v6)), mtu, ..Path::new(link, gateway) }
 }
 
 fn add(net: &mut Net, link: u32, addr: IpAddr, mac: [u8; 6]) {
@@ -146,7 +213,7 @@ fn add(net: &mut Net, link: u32, addr: IpAddr, mac: [u8; 6]) {
 
 /// Engines of `workers` workers that share what workers share.
 pub fn engines(workers: u8, flow_limit: usize) -> Vec<Engine> {
-    let state = Arc::new(State::new(64, 256));
+    let state = Arc::new(State::new(128, 512));
     let directory = Arc::new(Directory::new(flow_limit * usize::from(workers), workers));
     let setup = |worker| Setup {
         worker: WorkerId(worker),
@@ -154,7 +221,7 @@ pub fn engines(workers: u8, flow_limit: usize) -> Vec<Engine> {
         flow_limit,
         state: Arc::clone(&state),
         directory: Arc::clone(&directory),
-        stats: Arc::new(WorkerStats::new(64, 256)),
+        stats: Arc::new(WorkerStats::new(128, 512)),
         wanted: Arc::new(Wanted::new(16)),
         seed: 0x0123_4567_89ab_cdef,
     };

@@ -1,9 +1,9 @@
-mod floods;
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
+
+mod paths;
 
 use super::fixture::{
     BACKEND_MAC, GATEWAY_MAC, LAN, MACS, SNAT4, SNAT6, UPLINK, backend, engines, tables, vip,
@@ -297,7 +297,7 @@ fn the_sweep_ends_flows_that_nobody_touches() {
         );
     }
     for second in 0..311 {
-        while engine.sweep(Tick(0).after_seconds(second), &tables) {}
+        while engine.sweep(Tick(0).after_seconds(second)) {}
         assert_eq!(engine.flows(), if second < 300 { 200 } else { engine.flows() }, "second {second}");
     }
     assert_eq!((engine.flows(), engine.stats().flows_expired.get()), (0, 200));
@@ -487,7 +487,7 @@ fn a_packet_over_the_egress_mtu_is_answered_with_the_mtu() {
         let mut wire = Wire::new(&packet(UDP, 0, client(1, v6), at(vip(v6), 80), 64), UPLINK);
         let verdict = wire.through(&mut engine, &tables, Tick(0));
         if v6 {
-            assert_eq!(verdict, Verdict::Reply(Some(DropReason::MtuExceeded)));
+            assert_eq!(verdict, Verdict::Drop(DropReason::MtuExceeded), "nobody could send less");
         } else {
             assert_eq!(verdict, Verdict::Tx(LAN), "39 bytes of IPv4 fit");
         }

@@ -17,7 +17,8 @@ pub fn readdress(frame: &mut Frame<'_>, packet: &Packet, hop: &Hop) -> Result<()
     Ok(())
 }
 
-fn resize_front(frame: &mut Frame<'_>, before: usize, after: usize) -> Result<(), DropReason> {
+/// Moves the bytes from `before` on to where `after` is, by growing or shrinking the frame at its front.
+pub(super) fn resize_front(frame: &mut Frame<'_>, before: usize, after: usize) -> Result<(), DropReason> {
     if after > before {
         if !frame.grow_front(after - before) {
             return Err(DropReason::NoHeadroom);

@@ -1,6 +1,7 @@
 //! What Weir changes in a frame, one file a purpose.
 
 pub mod answer;
+pub mod encap;
 pub mod icmp;
 pub mod l2;
 pub mod nat;

@@ -188,8 +188,12 @@ pub fn note_partial(frame: &mut Frame<'_>, packet: &Packet) -> bool {
 }
 
 fn unfinished_at(packet: &Packet) -> Checksum {
-    let offset = if packet.key.proto == key::TCP { 16 } else { 6 };
-    Checksum::Partial { start: packet.l4, offset }
+    Checksum::Partial { start: packet.l4, offset: checksum_offset(packet) }
+}
+
+/// Where in a TCP segment or UDP datagram the checksum lies, in bytes.
+pub(super) fn checksum_offset(packet: &Packet) -> u16 {
+    if packet.key.proto == key::TCP { 16 } else { 6 }
 }
 
 #[inline]

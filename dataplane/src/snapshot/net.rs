@@ -44,6 +44,18 @@ pub struct Path {
     pub gateway: Option<IpAddr>,
     /// Share of flows, at least 1.
     pub weight: u16,
+    /// Address of this host that packets of its own carry as their source (the kernel's preferred source, or the one it
+    /// would select on the link); `None` where there is none.
+    pub source: Option<IpAddr>,
+    /// Largest IP packet in bytes that the route is set to carry (`ip route .. mtu`); `None`: the link's.
+    pub mtu: Option<u16>,
+}
+
+impl Path {
+    /// A path by this link, of weight 1, that has neither source address nor MTU of its own.
+    pub fn new(link: u32, gateway: Option<IpAddr>) -> Self {
+        Self { link, gateway, weight: 1, source: None, mtu: None }
+    }
 }
 
 /// A link as seen from the ports: the port that carries it and the VLAN tags on the wire, outer first.
@@ -152,6 +164,11 @@ impl Net {
 
     /// The longest matching route's hop towards `dst`. `hash` picks among equal paths.
     pub fn hop_to(&self, dst: IpAddr, hash: u32) -> Result<HopId, NoHop> {
+        self.way_to(dst, hash).map(|(id, _)| id)
+    }
+
+    /// The same, with the path that leads there.
+    pub fn way_to(&self, dst: IpAddr, hash: u32) -> Result<(HopId, &Path), NoHop> {
         let route = match dst {
             IpAddr::V4(v4) => self.routes4.get_lpm(&Prefix4::from_repr_len(v4.to_bits(), 32)).map(|(_, r)| r),
             IpAddr::V6(v6) => {
@@ -167,7 +184,7 @@ impl Net {
         if let Some(id) = self.neighbours.get(&neighbour)
             && self.hop(*id).is_some()
         {
-            return Ok(*id);
+            return Ok((*id, path));
         }
         let carried = self.links.contains_key(&path.link);
         Err(if carried { NoHop::Unresolved(neighbour) } else { NoHop::NoPort })

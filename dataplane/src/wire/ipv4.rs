@@ -5,6 +5,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Protocol number of ICMP.
 pub const ICMP: u8 = 1;
+/// Protocol number of IPv4 within IP (RFC 2003).
+pub const IN_IP: u8 = 4;
 
 /// Version 4 and a header of five words, as the first byte has them.
 pub const VERSION_NO_OPTIONS: u8 = 0x45;

@@ -7,6 +7,8 @@ use super::{Truncated, view};
 
 /// Next header: hop-by-hop options.
 pub const HOP_BY_HOP: u8 = 0;
+/// Protocol number of IPv6 within IP (RFC 2473).
+pub const IN_IP: u8 = 41;
 /// Next header: routing.
 pub const ROUTING: u8 = 43;
 /// Next header: fragment.

@@ -30,7 +30,7 @@ fn mirror() -> Mirror {
 }
 
 fn path(link: u32, gateway: Option<&str>, weight: u16) -> Path {
-    Path { link, gateway: gateway.map(|text| text.parse().unwrap()), weight }
+    Path { weight, ..Path::new(link, gateway.map(|text| text.parse().unwrap())) }
 }
 
 fn via(link: u32, gateway: Option<&str>) -> Route {
@@ -341,4 +341,83 @@ fn gateways_are_those_by_carried_links() {
     assert_eq!(gateways(&net).collect::<Vec<_>>(), [place(ETH1, "10.0.0.254"), place(ETH2, "fe80::1")]);
     assert_eq!(on_link(&net, [10, 1, 1, 1].into()), Some(ETH1));
     assert_eq!(on_link(&net, [192, 0, 2, 1].into()), None, "behind a gateway");
+}
+
+#[test]
+fn a_path_has_the_source_address_that_the_kernel_would_select() {
+    let on = |link, addr: &str, len| Event::Address(link, addr.parse().unwrap(), len);
+    let preferred = |source: &str| {
+        Route::Via(vec![Path { source: Some(source.parse().unwrap()), ..path(ETH1, Some("10.9.0.1"), 1) }])
+    };
+    type Case = (&'static str, Vec<Event>, &'static str, Route, &'static str, Option<&'static str>);
+    let cases: [Case; 8] = [
+        ("no address at all", vec![], "10.0.0.0/8", via(ETH1, None), "10.0.0.1", None),
+        (
+            "the preferred one",
+            vec![on(ETH1, "10.9.0.7", 16)],
+            "0.0.0.0/0",
+            preferred("192.0.2.9"),
+            "1.1.1.1",
+            Some("192.0.2.9"),
+        ),
+        (
+            "the one in the gateway's network",
+            vec![on(ETH1, "10.8.0.7", 16), on(ETH1, "10.9.0.7", 16), on(ETH2, "10.9.0.8", 16)],
+            "0.0.0.0/0",
+            via(ETH1, Some("10.9.0.1")),
+            "1.1.1.1",
+            Some("10.9.0.7"),
+        ),
+        (
+            "another of the link",
+            vec![on(ETH1, "172.16.0.7", 16)],
+            "0.0.0.0/0",
+            via(ETH1, Some("10.9.0.1")),
+            "1.1.1.1",
+            Some("172.16.0.7"),
+        ),
+        (
+            "one of another link",
+            vec![on(ETH2, "172.16.0.7", 16)],
+            "0.0.0.0/0",
+            via(ETH1, Some("10.9.0.1")),
+            "1.1.1.1",
+            Some("172.16.0.7"),
+        ),
+        (
+            "never loopback's",
+            vec![on(1, "127.0.0.1", 8)],
+            "0.0.0.0/0",
+            via(ETH1, Some("10.9.0.1")),
+            "1.1.1.1",
+            None,
+        ),
+        (
+            "behind a link-local gateway the link's global one",
+            vec![on(ETH1, "fe80::1", 64), on(ETH1, "fd00::1", 64)],
+            "::/0",
+            via(ETH1, Some("fe80::99")),
+            "fd77::1",
+            Some("fd00::1"),
+        ),
+        (
+            "of the packet's family",
+            vec![on(ETH1, "10.0.0.1", 8)],
+            "fd00::/16",
+            via(ETH1, None),
+            "fd00::9",
+            None,
+        ),
+    ];
+    for (name, addresses, prefix, route, dst, want) in cases {
+        let mut mirror = mirror();
+        addresses.into_iter().for_each(|event| mirror.apply(event));
+        add(&mut mirror, Table::Main, prefix, 0, route);
+        neighbour(&mut mirror, ETH1, "10.9.0.1", Some(MAC));
+        neighbour(&mut mirror, ETH1, "fe80::99", Some(MAC));
+        neighbour(&mut mirror, ETH1, dst, Some(MAC));
+        let net = compiled(&mirror);
+        let (_, path) = net.way_to(dst.parse().unwrap(), 0).unwrap();
+        assert_eq!(path.source, want.map(|text| text.parse().unwrap()), "{name}");
+    }
 }

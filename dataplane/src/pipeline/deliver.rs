@@ -1,0 +1,178 @@
+//! Sending a packet of a flow: where it leaves, whether it fits, and which headers it leaves with.
+
+use super::{Core, Setup};
+use crate::flow::entry::{Entry, NO_HOP, Way};
+use crate::flow::key;
+use crate::flow::table::Slot;
+use crate::frame::Frame;
+use crate::packet::Packet;
+use crate::rewrite::encap::Outer;
+use crate::rewrite::{l2, nat};
+use crate::snapshot::Snapshot;
+use crate::snapshot::net::{Hop, NoHop, Path};
+use crate::trace::{Answer, Step, Trace};
+use crate::verdict::{DropReason, Verdict};
+
+impl Core {
+    /// Sends a packet of the flow in `slot`, whose next hop has to be looked up.
+    #[inline(never)]
+    pub(super) fn send(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        slot: Slot,
+        way: Way,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        let hop = self.find_hop(slot, way, tables)?;
+        if packet.ttl <= 1 {
+            return self.refuse(frame, packet, DropReason::TtlExceeded, Answer::TimeExceeded, tables, trace);
+        }
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
+        trace.step(Step::NextHop(entry.hop(way)));
+        self.deliver(frame, packet, slot, way, hop, tables, trace)
+    }
+
+    /// Translates or encapsulates any packet of a flow, which has a hop left, and gives it the next hop's layer-2 header.
+    #[inline(never)]
+    #[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
+    pub(super) fn deliver(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        slot: Slot,
+        way: Way,
+        hop: &Hop,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        let unfinished = tables.net.leaves_checksums(frame.port) && nat::note_partial(frame, packet);
+        let outer = self.outer(slot)?;
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
+        let largest = self.largest(slot, way, hop, outer.as_ref(), unfinished);
+        if packet.end - packet.l3 > largest {
+            return self.too_big(frame, packet, largest, tables, trace);
+        }
+        count(entry, way, packet, &self.setup);
+        let deltas = entry.deltas(way);
+        let bytes = frame.bytes_mut();
+        if let Some(outer) = outer {
+            outer.encapsulate(frame, packet, unfinished)?;
+        } else if !entry.mode().has_replies() {
+            nat::pass(bytes, packet)?;
+        } else if entry.is_v6(way) {
+            nat::translate_v6(bytes, packet, self.flows.target_v6(entry, way), deltas, unfinished)?;
+        } else {
+            nat::translate_v4(bytes, packet, entry.target_v4(way), deltas, unfinished)?;
+        }
+        l2::readdress(frame, packet, hop)?;
+        Ok(Verdict::Tx(hop.port))
+    }
+
+    /// The tunnel of a flow that goes by one.
+    #[inline]
+    fn outer(&mut self, slot: Slot) -> Result<Option<Outer>, DropReason> {
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
+        if !entry.mode().is_tunnel() {
+            return Ok(None);
+        }
+        let extra = self.flows.extra(slot).ok_or(DropReason::NoSource)?;
+        let tuple = self.flows.tuple(entry);
+        let outer = Outer {
+            mode: entry.mode(),
+            tunnel: extra.tunnel,
+            v6: tuple.reply.v6,
+            src: extra.source,
+            dst: tuple.reply.src,
+            entropy: low(tuple.forward.hash(self.setup.seed)),
+            // Workers take turns, so that no two give the same one to packets of one tunnel.
+            id: self.made.wrapping_mul(self.setup.workers.into()).wrapping_add(self.setup.worker.0.into()),
+        };
+        self.made = self.made.wrapping_add(1);
+        Ok(Some(outer))
+    }
+
+    /// Bytes of the largest IP packet on `way` that still fits the path when it leaves.
+    #[inline]
+    fn largest(&self, slot: Slot, way: Way, hop: &Hop, outer: Option<&Outer>, unfinished: bool) -> u16 {
+        let path = self.flows.extra(slot).map_or(hop.mtu, |extra| extra.mtu(way, hop.mtu));
+        path.saturating_sub(outer.map_or(0, |outer| outer.overhead(unfinished)))
+    }
+
+    /// Looks the next hop of a flow's packets on `way` up, and has the flow remember it.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn find_hop<'t>(
+        &mut self,
+        slot: Slot,
+        way: Way,
+        tables: &'t Snapshot,
+    ) -> Result<&'t Hop, DropReason> {
+        let net = &tables.net;
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
+        let tuple = self.flows.tuple(entry);
+        // In every mode the backend is where replies would come from.
+        let (arriving, target) = match way {
+            Way::Forward => (tuple.forward, tuple.reply.source()),
+            Way::Reply => (tuple.reply, tuple.forward.source()),
+        };
+        let spread = u32::try_from(arriving.hash(self.setup.seed) >> 32).unwrap_or_default();
+        let (id, path) = match net.way_to(target, spread) {
+            Ok(found) => found,
+            Err(NoHop::Unresolved(neighbour)) => {
+                if self.setup.wanted.push(neighbour).is_err() {
+                    self.setup.stats.wanted_lost.add(1);
+                }
+                return Err(DropReason::NoNeighbour);
+            }
+            Err(NoHop::NoRoute) => return Err(DropReason::NoRoute),
+            Err(NoHop::NoPort | NoHop::Local) => return Err(DropReason::NoPort),
+        };
+        let hop = net.hop(id).ok_or(DropReason::NoNeighbour)?;
+        self.follow(slot, way, path)?;
+        let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
+        if entry.epoch != net.epoch {
+            entry.epoch = net.epoch;
+            (entry.hop_forward, entry.hop_reply) = (NO_HOP, NO_HOP);
+        }
+        match way {
+            Way::Forward => entry.hop_forward = id,
+            Way::Reply => entry.hop_reply = id,
+        }
+        Ok(hop)
+    }
+
+    /// Has a flow remember what it needs to know of its path besides the hop: an MTU that is not the link's, and for a
+    /// tunnel the address that it begins at.
+    fn follow(&mut self, slot: Slot, way: Way, path: &Path) -> Result<(), DropReason> {
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
+        let begins = entry.mode().is_tunnel() && way == Way::Forward;
+        if !begins && path.mtu.is_none() && !entry.has_extra() {
+            return Ok(());
+        }
+        if path.mtu.is_some() {
+            self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?.leave_plain_path();
+        }
+        let extra = self.flows.extra_mut(slot).ok_or(DropReason::FlowTableFull)?;
+        let [forward, reply] = &mut extra.mtu;
+        *(if way == Way::Forward { forward } else { reply }) = path.mtu.unwrap_or(0);
+        if begins {
+            extra.source = path.source.map(|addr| key::bits(addr).0).ok_or(DropReason::NoSource)?;
+        }
+        Ok(())
+    }
+}
+
+/// Counts a packet for its backend.
+#[inline]
+pub(super) fn count(entry: &Entry, way: Way, packet: &Packet, setup: &Setup) {
+    if let Some(counters) = setup.stats.backend(entry.backend) {
+        counters.passed(way, packet.end - packet.l3);
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
+fn low(hash: u64) -> u32 {
+    hash as u32
+}
