@@ -261,7 +261,7 @@ impl World {
     fn process(&mut self, frames: &mut [Frame<'_>]) {
         let now = Tick::from_ns(self.clock.as_nanos() as u64);
         for (frames, verdicts) in frames.chunks_mut(BATCH).zip(self.verdicts.chunks_mut(BATCH)) {
-            self.engine.sweep(now);
+            self.engine.sweep(now, &self.tables);
             self.engine.process(frames, &mut verdicts[..frames.len()], now, &self.tables);
         }
     }

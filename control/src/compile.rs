@@ -16,15 +16,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use dataplane::flow::key::VipKey;
 use dataplane::ids::{BackendId, PoolId};
 use dataplane::schedule::{self, Kind, Scheduler};
-use dataplane::snapshot::{Backend, Service, Services, SnatPool, Timeouts};
+use dataplane::snapshot::{Backend, Mark, Persistence, Service, Services, Settings, SnatPool, Timeouts};
 use dataplane::state::State;
+use dataplane::time::Tick;
 use thiserror::Error;
 use xdp_prog::Ours;
 
 pub use ids::{Fresh, IdTable};
 pub use ours::ours;
 
-use crate::model::{self, DesiredState};
+use crate::model::{self, DesiredState, Identity, MatchRule, Unicast, vip_key};
 
 /// Tables of one generation, with the ids that belong to them.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Compiled {
     pub ours: Ours,
     /// Idle times.
     pub timeouts: Timeouts,
+    /// What IPVS has as sysctls, and limits.
+    pub settings: Settings,
     /// The ids; the next compilation goes on from these once this one is published.
     pub ids: IdTable,
     /// Ids whose slots have a new owner.
@@ -80,36 +83,46 @@ pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, Com
     let mut fresh = Fresh::default();
     let pools: HashMap<&str, PoolId, ahash::RandomState> =
         desired.pools().iter().map(|pool| &*pool.name).zip((0..).map(PoolId)).collect();
-    let keys: Vec<Vec<VipKey>> =
-        desired.services().iter().map(|service| reached_by(service, desired)).collect();
-    let first: HashSet<VipKey, ahash::RandomState> =
-        keys.iter().filter_map(|keys| keys.first().copied()).collect();
-    ids.remove_others(|key| first.contains(key));
+    let identities: Vec<Option<Identity>> = desired.services().iter().map(model::Service::identity).collect();
+    let stays: HashSet<Identity, ahash::RandomState> = identities.iter().flatten().copied().collect();
+    ids.remove_others(|identity| stays.contains(identity));
 
-    let mut list = Vec::with_capacity(keys.len());
-    for (service, vips) in desired.services().iter().zip(keys) {
-        let Some(first) = vips.first() else { continue };
-        let (id, backends) = ids.assign(*first, service, &mut fresh)?;
+    let mut list = Vec::with_capacity(identities.len());
+    for (service, identity) in desired.services().iter().zip(identities) {
+        let Some(identity) = identity else { continue };
+        let (id, backends) = ids.assign(identity, service, &mut fresh)?;
         let backends: Box<[_]> = backends.into_iter().map(|(id, backend)| compiled(id, backend)).collect();
         let kind = service.scheduling.kind;
         let unavailable = || CompileError::Scheduler { service: Arc::clone(&service.name), kind };
         let scheduler =
             Scheduler::compile(kind, service.scheduling.flags, &backends).ok_or_else(unavailable)?;
-        let pool = service.pool.as_ref().and_then(|name| pools.get(&**name).copied());
-        let name = Arc::clone(&service.name);
-        list.push(Service { id, name, vips, scheduler, backends, pool, ..Service::default() });
+        list.push(Service {
+            id,
+            name: Arc::clone(&service.name),
+            vips: reached_by(service, desired),
+            mark: service.mark(),
+            scheduler,
+            backends,
+            pool: service.pool.as_ref().and_then(|name| pools.get(&**name).copied()),
+            persistence: service.persistence.map(persistence),
+            one_packet: service.one_packet,
+            options: service.options,
+        });
     }
     ids.count_removed();
     let pools = desired.pools().iter().map(snat_pool).collect();
-    let services = Services::new(list, pools, owned(desired));
+    let rules = desired.rules().iter().flat_map(MatchRule::spread).collect();
+    let services = Services::new(list, pools, owned(desired)).with_rules(rules);
     let ours = ours(desired, &ids);
-    Ok(Compiled { services, ours, timeouts: desired.timeouts(), ids, fresh })
+    let (timeouts, settings) = (desired.timeouts(), desired.settings());
+    Ok(Compiled { services, ours, timeouts, settings, ids, fresh })
 }
 
 impl Compiled {
-    /// Makes `state` ready for these tables: empties the slots that have a new owner and carries the schedulers'
-    /// positions over from `old`, the tables published last. Called right before publishing.
-    pub fn prepare(&self, old: &Services, state: &State) {
+    /// Makes `state` ready for these tables: empties the slots that have a new owner, sets thresholds and the ends of
+    /// drained backends, and carries the schedulers' positions over from `old`, the tables published last. Called at
+    /// `now`, right before publishing.
+    pub fn prepare(&self, old: &Services, state: &State, now: Tick) {
         for slot in self.fresh.services.iter().filter_map(|id| state.service(*id)) {
             slot.cursor.store(0, Relaxed);
             slot.aux.store(0, Relaxed);
@@ -118,8 +131,10 @@ impl Compiled {
             slot.clear();
         }
         for service in self.services.iter() {
-            let before =
-                service.vips.first().and_then(|vip| old.exact(vip)).filter(|old| old.id == service.id);
+            for backend in &service.backends {
+                bound(old.backend(backend.id), (service, backend), state, now);
+            }
+            let before = find(old, service).filter(|old| old.id == service.id);
             if let (Some(before), Some(slot)) = (before, state.service(service.id))
                 && (before.backends != service.backends
                     || before.scheduler.kind() != service.scheduler.kind())
@@ -127,20 +142,61 @@ impl Compiled {
                 schedule::carry(before, service, slot);
             }
         }
+        for service in old.iter() {
+            let Some(drain_s) = service.options.drain_s else { continue };
+            let removed =
+                service.backends.iter().filter(|backend| self.services.backend(backend.id).is_none());
+            for slot in removed.filter_map(|backend| state.backend(backend.id)) {
+                // One that was draining already keeps its end.
+                slot.set_ends(slot.ends().or(Some(now.after_seconds(drain_s))));
+            }
+        }
     }
 }
 
-/// Everything that the service is found by: its VIPs first, then the node's addresses.
+/// The service of other tables that `service` is.
+fn find<'s>(tables: &'s Services, service: &Service) -> Option<&'s Service> {
+    match (service.mark, service.vips.first()) {
+        (Some(mark), _) => tables.marked(mark),
+        (None, vip) => tables.exact(vip?),
+    }
+}
+
+/// Writes what bounds a backend into its slot, where that is not as it was `before`.
+fn bound(before: Option<(&Service, &Backend)>, now_is: (&Service, &Backend), state: &State, now: Tick) {
+    let (_, backend) = now_is;
+    let Some(slot) = state.backend(backend.id) else { return };
+    let thresholds = |backend: &Backend| (backend.upper, backend.lower);
+    if before.map(|(_, before)| thresholds(before)) != Some(thresholds(backend)) {
+        slot.set_thresholds(backend.upper, backend.lower);
+    }
+    let drains =
+        |(service, backend): (&Service, &Backend)| service.options.drain_s.filter(|_| backend.weight == 0);
+    let drain_s = drains(now_is);
+    if before.map(drains) != Some(drain_s) {
+        slot.set_ends(drain_s.map(|seconds| now.after_seconds(seconds)));
+    }
+}
+
+/// Every address that the service is found by: its VIPs first, then the node's addresses.
 fn reached_by(service: &model::Service, desired: &DesiredState) -> Vec<VipKey> {
-    let on_vips = service.vips.iter().map(|vip| service.key(*vip, service.port));
     let family = service.family();
     let own = desired.node_addresses().iter().filter(|addr| Some(addr.family()) == family);
-    let on_node = own.filter_map(|addr| Some(service.key(*addr, service.node_port?)));
-    on_vips.chain(on_node).collect()
+    let on_node = own.filter_map(|addr| {
+        let port = service.node_port?;
+        Some(vip_key(*addr, Some(port), service.protocol()?))
+    });
+    service.keys().chain(on_node).collect()
 }
 
 fn compiled(id: BackendId, backend: model::Backend) -> Backend {
-    Backend::new(id, backend.addr.ip(), backend.port.number(), backend.weight.0.into(), backend.mode)
+    let model::Backend { addr, port: _, weight, mode, tunnel, upper, lower } = backend;
+    Backend { id, addr: addr.ip(), port: backend.port_number(), weight: weight.0, mode, tunnel, upper, lower }
+}
+
+fn persistence(of: model::Persistence) -> Persistence {
+    let mask = of.netmask.map_or(u128::MAX, model::Netmask::bits);
+    Persistence { timeout_s: of.timeout_s.get(), mask }
 }
 
 fn snat_pool(pool: &model::SnatPool) -> SnatPool {
@@ -154,9 +210,20 @@ fn snat_pool(pool: &model::SnatPool) -> SnatPool {
     SnatPool { name: Arc::clone(&pool.name), v4, v6, low: pool.low.number(), high: pool.high.number() }
 }
 
-/// The VIPs that Weir answers for.
+/// The virtual addresses that Weir answers for.
 fn owned(desired: &DesiredState) -> impl Iterator<Item = IpAddr> {
-    let announced = desired.services().iter().filter(|service| service.announce);
-    let vips = announced.flat_map(|service| &service.vips);
-    vips.filter(|vip| !desired.node_addresses().contains(vip)).map(|vip| vip.ip())
+    let announced = || desired.services().iter().filter(|service| service.announce);
+    let vips = announced().flat_map(model::Service::vips).copied();
+    let marks: HashSet<_, ahash::RandomState> = announced().filter_map(model::Service::mark).collect();
+    let of_marks = desired.rules().iter().flat_map(move |rule| {
+        let single = rule.destinations.iter().filter(|net| net.prefix_len() == net.max_prefix_len());
+        let addresses: Vec<_> = single.filter_map(|net| Unicast::new(net.addr()).ok()).collect();
+        let is_announced = |addr: &Unicast| {
+            marks.contains(&Mark { value: rule.mark, v6: addr.family() == model::Family::V6 })
+        };
+        addresses.into_iter().filter(is_announced).collect::<Vec<_>>()
+    });
+    let is_the_nodes = |addr: &Unicast| desired.node_addresses().contains(addr);
+    let all = vips.chain(of_marks).filter(move |addr| !is_the_nodes(addr));
+    all.map(Unicast::ip).filter(|addr| Unicast::new(*addr).is_ok())
 }

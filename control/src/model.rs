@@ -1,26 +1,31 @@
-//! What Weir shall do, whoever said so: a file today, other sources beside it.
+//! What Weir shall do, whoever said so: a file, `ipvsadm`, other sources beside them.
 //!
-//! The types here cannot hold what makes no sense by itself (port 0, a multicast VIP); [`DesiredState::new`] refuses
-//! what makes no sense together (a VIP used twice) and names every such place.
+//! The types here cannot hold what makes no sense by itself (a multicast VIP); [`DesiredState::new`] refuses what makes
+//! no sense together (a VIP used twice) and names every such place.
 
+mod address;
 mod conflict;
+mod rule;
 
-use std::net::IpAddr;
-use std::num::NonZeroU16;
+use std::net::Ipv4Addr;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 use dataplane::flow::key;
 use dataplane::flow::key::VipKey;
 use dataplane::schedule;
-use dataplane::snapshot::{Mode, Timeouts};
-use thiserror::Error;
+use dataplane::snapshot::{Mark, Mode, Options, Settings, Timeouts, Tunnel};
 
+pub use address::{AddressRange, BadRange, Family, NotUnicast, POOL_ADDRESSES_MAX, Unicast};
 pub use conflict::{Conflict, Place, Reason};
+pub use rule::{Interface, MatchRule, PortRange};
 
-/// Addresses that one SNAT pool holds at most.
-pub const POOL_ADDRESSES_MAX: usize = 4096;
+/// The largest weight that ipvsadm takes.
+pub const WEIGHT_MAX: u32 = i32::MAX.unsigned_abs();
+/// The longest time that ipvsadm takes, for persistence and for timeouts: 31 days.
+pub const SECONDS_MAX: u32 = 31 * 86_400;
 
-/// A TCP or UDP port, never 0.
+/// A port of TCP, UDP or SCTP, never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Port(NonZeroU16);
 
@@ -36,9 +41,9 @@ impl Port {
     }
 }
 
-/// A backend's share of new flows; 0 drains it.
+/// A backend's share of new flows, at most [`WEIGHT_MAX`]; 0 drains it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Weight(pub u16);
+pub struct Weight(pub u32);
 
 impl Default for Weight {
     fn default() -> Self {
@@ -54,14 +59,20 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
 }
 
 impl Protocol {
+    /// Every protocol.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
     /// The name as configuration and output have it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         }
     }
 
@@ -70,88 +81,7 @@ impl Protocol {
         match self {
             Self::Tcp => key::TCP,
             Self::Udp => key::UDP,
-        }
-    }
-}
-
-/// An address that one host can have: what VIPs, backends, SNAT and node addresses are made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Unicast(IpAddr);
-
-/// Why an address is not [`Unicast`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum NotUnicast {
-    /// 0.0.0.0 or ::.
-    #[error("{0} is the unspecified address")]
-    Unspecified(IpAddr),
-    /// 127.0.0.0/8 or ::1.
-    #[error("{0} is a loopback address")]
-    Loopback(IpAddr),
-    /// 224.0.0.0/4 or ff00::/8.
-    #[error("{0} is a multicast address")]
-    Multicast(IpAddr),
-    /// 255.255.255.255.
-    #[error("{0} is the broadcast address")]
-    Broadcast(IpAddr),
-    /// fe80::/10: says nothing without an interface.
-    #[error("{0} is a link-local address")]
-    LinkLocal(IpAddr),
-    /// ::ffff:0:0/96: never on the wire.
-    #[error("{0} is an IPv4 address in IPv6 form")]
-    Mapped(IpAddr),
-}
-
-impl Unicast {
-    /// The address, if one host can have it and a route can lead to it.
-    pub fn new(addr: IpAddr) -> Result<Self, NotUnicast> {
-        if addr.is_unspecified() {
-            return Err(NotUnicast::Unspecified(addr));
-        }
-        if addr.is_loopback() {
-            return Err(NotUnicast::Loopback(addr));
-        }
-        if addr.is_multicast() {
-            return Err(NotUnicast::Multicast(addr));
-        }
-        match addr {
-            IpAddr::V4(v4) if v4.is_broadcast() => Err(NotUnicast::Broadcast(addr)),
-            IpAddr::V6(v6) if v6.is_unicast_link_local() => Err(NotUnicast::LinkLocal(addr)),
-            IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Err(NotUnicast::Mapped(addr)),
-            _ => Ok(Self(addr)),
-        }
-    }
-
-    /// The plain address.
-    pub fn ip(self) -> IpAddr {
-        self.0
-    }
-
-    /// Its family.
-    pub fn family(self) -> Family {
-        Family::of(self.0)
-    }
-}
-
-/// An address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// The family of an address.
-    pub fn of(addr: IpAddr) -> Self {
-        if addr.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-
-    /// The name for messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
+            Self::Sctp => key::SCTP,
         }
     }
 }
@@ -170,12 +100,96 @@ pub struct Scheduling {
 pub struct Backend {
     /// Its address.
     pub addr: Unicast,
-    /// Its port, as packets towards it carry it.
-    pub port: Port,
+    /// Its port, as packets towards it carry it; `None` keeps the one that the client asked for.
+    pub port: Option<Port>,
     /// Its share of new flows.
     pub weight: Weight,
     /// How it gets its packets.
     pub mode: Mode,
+    /// How it gets them where `mode` is a tunnel.
+    pub tunnel: Tunnel,
+    /// Flows from which on it takes no new ones; 0: no limit (ipvsadm: `--u-threshold`).
+    pub upper: u32,
+    /// Flows below which it then takes new ones again; 0: three quarters of `upper` (ipvsadm: `--l-threshold`).
+    pub lower: u32,
+}
+
+impl Backend {
+    /// A backend of weight 1 without thresholds or tunnel parameters.
+    pub fn new(addr: Unicast, port: Option<Port>, mode: Mode) -> Self {
+        Self { addr, port, weight: Weight::default(), mode, tunnel: Tunnel::default(), upper: 0, lower: 0 }
+    }
+
+    /// The number of its port, 0 where it keeps the client's.
+    pub fn port_number(&self) -> u16 {
+        port_number(self.port)
+    }
+}
+
+/// The number of a port, 0 for none, as IPVS has it.
+pub fn port_number(port: Option<Port>) -> u16 {
+    port.map_or(0, Port::number)
+}
+
+/// What leads packets to a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Addresses of its own.
+    Vips(Vips),
+    /// A firewall mark, in one address family (ipvsadm: `-f`, `-f` with `-6`). [`MatchRule`]s give marks.
+    Mark {
+        /// The mark.
+        mark: NonZeroU32,
+        /// The family.
+        family: Family,
+    },
+}
+
+/// Virtual addresses with a protocol and a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vips {
+    /// The addresses: at least one, of one family.
+    pub addresses: Vec<Unicast>,
+    /// The port; `None` is every port that no other service has.
+    pub port: Option<Port>,
+    /// The protocol.
+    pub protocol: Protocol,
+}
+
+/// A client's flows go to the backend that its first one went to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Persistence {
+    /// Seconds that a client is remembered after its last flow ended: 1 to [`SECONDS_MAX`].
+    pub timeout_s: NonZeroU32,
+    /// Which bits of the client's address count; `None`: all.
+    pub netmask: Option<Netmask>,
+}
+
+/// The bits of an address that count for persistence, as ipvsadm takes them (`-M`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Netmask {
+    /// Of IPv4: any bits.
+    V4(Ipv4Addr),
+    /// Of IPv6: so many in front, 1 to 128.
+    V6(u8),
+}
+
+impl Netmask {
+    /// The family that it is for.
+    pub fn family(self) -> Family {
+        match self {
+            Self::V4(_) => Family::V4,
+            Self::V6(_) => Family::V6,
+        }
+    }
+
+    /// The bits; those of IPv4 lie in the low 32.
+    pub fn bits(self) -> u128 {
+        match self {
+            Self::V4(mask) => mask.to_bits().into(),
+            Self::V6(len) => u128::MAX.checked_shl(128_u32.saturating_sub(len.into())).unwrap_or(0),
+        }
+    }
 }
 
 /// A virtual service.
@@ -183,95 +197,115 @@ pub struct Backend {
 pub struct Service {
     /// Its name in output, its own in the desired state.
     pub name: Arc<str>,
-    /// The virtual addresses: at least one, of one family.
-    pub vips: Vec<Unicast>,
-    /// The port on the virtual addresses.
-    pub port: Port,
-    /// The protocol.
-    pub protocol: Protocol,
+    /// What leads packets to it.
+    pub reach: Reach,
     /// The port on the node's own addresses, if it is reached there too.
     pub node_port: Option<Port>,
     /// How backends are chosen.
     pub scheduling: Scheduling,
+    /// Whether a client stays with its backend.
+    pub persistence: Option<Persistence>,
+    /// Every datagram is scheduled by itself (ipvsadm: `-o`).
+    pub one_packet: bool,
+    /// What it does beyond IPVS.
+    pub options: Options,
     /// Where `fullnat` backends' flows take their source addresses from.
     pub pool: Option<Arc<str>>,
-    /// Whether Weir answers ARP, neighbour discovery and ICMP echo for the virtual addresses.
+    /// Whether Weir answers ARP, neighbour discovery and ICMP echo for the virtual addresses; of a mark: for the single
+    /// addresses that its rules have as destinations.
     pub announce: bool,
     /// The backends, in the order in which they were added.
     pub backends: Vec<Backend>,
 }
 
+/// What makes a service the same one from generation to generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// Its first VIP, with port and protocol.
+    Vip(VipKey),
+    /// Its mark.
+    Mark(Mark),
+}
+
 impl Service {
-    /// The family of its first virtual address, which in a [`DesiredState`] is the family of all.
+    /// A service without backends or anything that it need not have.
+    pub fn new(name: Arc<str>, reach: Reach, scheduling: Scheduling) -> Self {
+        Self {
+            name,
+            reach,
+            node_port: None,
+            scheduling,
+            persistence: None,
+            one_packet: false,
+            options: Options::default(),
+            pool: None,
+            announce: true,
+            backends: Vec::new(),
+        }
+    }
+
+    /// Its virtual addresses; none for a service that is reached by a mark.
+    pub fn vips(&self) -> &[Unicast] {
+        match &self.reach {
+            Reach::Vips(vips) => &vips.addresses,
+            Reach::Mark { .. } => &[],
+        }
+    }
+
+    /// The mark that it is reached by.
+    pub fn mark(&self) -> Option<Mark> {
+        match self.reach {
+            Reach::Vips(_) => None,
+            Reach::Mark { mark, family } => Some(Mark { value: mark, v6: family == Family::V6 }),
+        }
+    }
+
+    /// The family of its clients: that of its first virtual address, which in a [`DesiredState`] is that of all.
     pub fn family(&self) -> Option<Family> {
-        self.vips.first().map(|vip| vip.family())
-    }
-
-    /// What `addr` and `port` are found by, for this service's protocol.
-    pub fn key(&self, addr: Unicast, port: Port) -> VipKey {
-        let (addr, v6) = key::bits(addr.ip());
-        VipKey { addr, port: port.number(), proto: self.protocol.number(), v6 }
-    }
-}
-
-/// A run of addresses of one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AddressRange {
-    family: Family,
-    first: u128,
-    count: usize,
-}
-
-/// Why two addresses are not the ends of an [`AddressRange`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum BadRange {
-    /// An address of each family.
-    #[error("{0} and {1} are not of one family")]
-    Families(IpAddr, IpAddr),
-    /// The end lies before the start.
-    #[error("{1} is before {0}")]
-    Backwards(IpAddr, IpAddr),
-    /// More than a pool can hold.
-    #[error("{0} to {1} are more than {POOL_ADDRESSES_MAX} addresses")]
-    TooLong(IpAddr, IpAddr),
-    /// An address in it cannot be a host's.
-    #[error(transparent)]
-    NotUnicast(#[from] NotUnicast),
-}
-
-impl AddressRange {
-    /// The addresses from `first` to `last`, both included.
-    pub fn new(first: IpAddr, last: IpAddr) -> Result<Self, BadRange> {
-        let ((low, v6), (high, _)) = (key::bits(first), key::bits(last));
-        let family = Family::of(first);
-        if family != Family::of(last) {
-            return Err(BadRange::Families(first, last));
+        match &self.reach {
+            Reach::Vips(vips) => vips.addresses.first().map(|vip| vip.family()),
+            Reach::Mark { family, .. } => Some(*family),
         }
-        let more = high.checked_sub(low).ok_or(BadRange::Backwards(first, last))?;
-        let count = usize::try_from(more).ok().and_then(|more| more.checked_add(1));
-        let count =
-            count.filter(|count| *count <= POOL_ADDRESSES_MAX).ok_or(BadRange::TooLong(first, last))?;
-        for bits in low..=high {
-            Unicast::new(key::address(bits, v6))?;
+    }
+
+    /// Its protocol; `None` for a service that is reached by a mark, which may carry all.
+    pub fn protocol(&self) -> Option<Protocol> {
+        match &self.reach {
+            Reach::Vips(vips) => Some(vips.protocol),
+            Reach::Mark { .. } => None,
         }
-        Ok(Self { family, first: low, count })
     }
 
-    /// The family of all addresses.
-    pub fn family(&self) -> Family {
-        self.family
+    /// Its port; `None` for a service on every port and one that is reached by a mark.
+    pub fn port(&self) -> Option<Port> {
+        match &self.reach {
+            Reach::Vips(vips) => vips.port,
+            Reach::Mark { .. } => None,
+        }
     }
 
-    /// How many addresses there are, at least 1.
-    pub fn count(&self) -> usize {
-        self.count
+    /// Whether backends are asked on the port that the client asked for, whatever port of their own they have: a
+    /// persistent service that is not on one port, as in IPVS.
+    pub fn keeps_ports(&self) -> bool {
+        self.port().is_none() && self.persistence.is_some()
     }
 
-    /// The addresses, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        let v6 = self.family == Family::V6;
-        (self.first..).take(self.count).map(move |bits| key::address(bits, v6))
+    /// Every address that it is reached by, its first VIP first; none for a mark.
+    pub fn keys(&self) -> impl Iterator<Item = VipKey> {
+        let (port, protocol) = (self.port(), self.protocol());
+        self.vips().iter().filter_map(move |vip| Some(vip_key(*vip, port, protocol?)))
     }
+
+    /// What makes it the same service after a change; `None` where it has no VIP.
+    pub fn identity(&self) -> Option<Identity> {
+        self.mark().map(Identity::Mark).or_else(|| self.keys().next().map(Identity::Vip))
+    }
+}
+
+/// What packets of `protocol` to `addr` and `port` are found by; `None` is every port.
+pub fn vip_key(addr: Unicast, port: Option<Port>, protocol: Protocol) -> VipKey {
+    let (addr, v6) = key::bits(addr.ip());
+    VipKey { addr, port: port_number(port), proto: protocol.number(), v6 }
 }
 
 /// Source addresses and ports for `fullnat`.
@@ -303,8 +337,12 @@ pub struct Draft {
     pub pools: Vec<SnatPool>,
     /// The node's own addresses, on which node ports are reached.
     pub node_addresses: Vec<Unicast>,
+    /// The rules that give marks, by precedence.
+    pub rules: Vec<MatchRule>,
     /// Idle times of flows.
     pub timeouts: Timeouts,
+    /// What IPVS has as sysctls, and limits.
+    pub settings: Settings,
 }
 
 /// A [`Draft`] whose parts go together: the input of [`crate::compile::compile`].
@@ -316,6 +354,11 @@ impl DesiredState {
     pub fn new(draft: Draft) -> Result<Self, Vec<Conflict>> {
         let conflicts = conflict::find(&draft);
         if conflicts.is_empty() { Ok(Self(draft)) } else { Err(conflicts) }
+    }
+
+    /// What it was made of: to be changed and made into another.
+    pub fn draft(&self) -> &Draft {
+        &self.0
     }
 
     /// The services, in the order of their source.
@@ -333,8 +376,18 @@ impl DesiredState {
         &self.0.node_addresses
     }
 
+    /// The rules that give marks, by precedence.
+    pub fn rules(&self) -> &[MatchRule] {
+        &self.0.rules
+    }
+
     /// Idle times of flows.
     pub fn timeouts(&self) -> Timeouts {
         self.0.timeouts
+    }
+
+    /// What IPVS has as sysctls, and limits.
+    pub fn settings(&self) -> Settings {
+        self.0.settings
     }
 }

@@ -13,9 +13,11 @@ use std::sync::Arc;
 use dataplane::ids::{BackendId, ServiceId, WorkerId};
 use dataplane::snapshot::net::Neighbour;
 use dataplane::snapshot::publish::{Publisher, Reader};
-use dataplane::snapshot::{Net, Service, Snapshot};
+use dataplane::snapshot::{Net, Service, Services, Snapshot};
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
+use dataplane::time::Tick;
+use dataplane::worker::monotonic_ns;
 use xdp_prog::{Ours, SyncError, Xdp};
 
 use crate::admin::protocol::{Count, Traffic};
@@ -110,15 +112,11 @@ impl Reconciler {
         state: Arc<State>,
         stats: Vec<Arc<WorkerStats>>,
     ) -> Result<Self, CompileError> {
-        let Compiled { services, ours, timeouts, mut ids, .. } =
-            compile::compile(&desired, &IdTable::new(&state))?;
-        let first = Snapshot {
-            generation: 1,
-            services: Arc::new(services),
-            net: Arc::new(net),
-            timeouts,
-            ..Snapshot::default()
-        };
+        let compiled = compile::compile(&desired, &IdTable::new(&state))?;
+        compiled.prepare(&Services::default(), &state, Tick::from_ns(monotonic_ns()));
+        let Compiled { services, ours, timeouts, settings, mut ids, .. } = compiled;
+        let first =
+            Snapshot { generation: 1, services: Arc::new(services), net: Arc::new(net), timeouts, settings };
         ids.published(first.generation);
         let publisher = Publisher::new(first, stats.len());
         Ok(Self {
@@ -180,10 +178,10 @@ impl Reconciler {
             return Err(fault.into());
         }
         let old = self.current();
-        compiled.prepare(&old.services, &self.state);
+        compiled.prepare(&old.services, &self.state, Tick::from_ns(monotonic_ns()));
         self.baseline.note(&compiled.fresh, &self.stats);
-        let Compiled { services, ours, timeouts, ids, .. } = compiled;
-        let next = Snapshot { services: Arc::new(services), timeouts, ..Snapshot::clone(&old) };
+        let Compiled { services, ours, timeouts, settings, ids, .. } = compiled;
+        let next = Snapshot { services: Arc::new(services), timeouts, settings, ..Snapshot::clone(&old) };
         let generation = self.publisher.publish(next);
         self.ids = ids;
         self.ids.published(generation);

@@ -5,6 +5,7 @@
 
 mod admit;
 mod answer;
+mod defence;
 mod deliver;
 mod established;
 #[cfg(any(test, fuzzing))]
@@ -14,6 +15,7 @@ mod icmp;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a check may panic")]
 pub mod model;
+mod room;
 mod sweep;
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
@@ -25,6 +27,7 @@ use std::sync::Arc;
 
 use crate::flow::directory::Directory;
 use crate::flow::entry;
+use crate::flow::half_open::HalfOpen;
 use crate::flow::table::{FlowTable, Heap, Hit, Reserve};
 use crate::frame::{BATCH, Frame};
 use crate::ids::{BackendId, ServiceId, WorkerId};
@@ -116,6 +119,8 @@ struct Core {
     flows: FlowTable,
     sweep: sweep::Progress,
     answers: answer::Allowance,
+    half_open: HalfOpen,
+    defence: defence::State,
     /// Searches for a SNAT port so far: spreads them.
     attempts: u64,
     /// IP headers made so far: numbers them.
@@ -131,12 +136,15 @@ impl Engine {
     /// The same, with the flow table's memory from `reserve`.
     pub fn with_memory(setup: Setup, reserve: &impl Reserve) -> Self {
         let flows = FlowTable::new(setup.flow_limit, setup.seed, reserve);
+        let half_open = HalfOpen::new(setup.flow_limit, reserve);
         Self {
             core: Core {
                 setup,
                 flows,
                 sweep: Default::default(),
                 answers: Default::default(),
+                half_open,
+                defence: Default::default(),
                 attempts: 0,
                 made: 0,
             },

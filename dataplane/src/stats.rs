@@ -24,6 +24,24 @@ impl Counter {
     }
 }
 
+/// A value with one writer that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Sets the value. Only the owner calls this.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The value.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Traffic of one backend as one worker saw it.
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -74,8 +92,12 @@ pub struct WorkerStats {
     pub flows_opened: Counter,
     /// Flows that ended by their timeout.
     pub flows_expired: Counter,
-    /// Half-open flows that were ended to make room for another.
+    /// Flows that were ended to make room for another: half-open ones, and those of a single datagram.
     pub flows_evicted: Counter,
+    /// Flows that `drop_entry` ended.
+    pub flows_dropped: Counter,
+    /// Flows whose handshake is not complete.
+    pub half_open: Gauge,
     /// Flows whose owner could not be published to the other workers (the directory's line was full).
     pub directory_full: Counter,
     /// Neighbours that could not be asked for because the request ring was full.
@@ -99,6 +121,8 @@ impl WorkerStats {
             flows_opened: Counter::default(),
             flows_expired: Counter::default(),
             flows_evicted: Counter::default(),
+            flows_dropped: Counter::default(),
+            half_open: Gauge::default(),
             directory_full: Counter::default(),
             wanted_lost: Counter::default(),
             drops: DropReason::ALL.iter().map(|_| Counter::default()).collect(),

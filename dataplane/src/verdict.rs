@@ -70,6 +70,10 @@ reasons! {
     NoFlow => "no_flow",
     /// The flow table is full.
     FlowTableFull => "flow_table_full",
+    /// More flows would be opened in a second than the limit allows (`new_flows_per_s`).
+    NewFlowLimit => "new_flow_limit",
+    /// Memory is short, and this packet, which would open a flow, is one of those that `drop_packet` drops.
+    DropPacket => "drop_packet",
     /// No SNAT port is free towards this backend.
     SnatExhausted => "snat_exhausted",
     /// The client's address and port already lead to this backend for another service (`nat` keeps both).

@@ -41,7 +41,7 @@ pub trait Handler {
     fn process(&mut self, frames: &mut [Frame<'_>], verdicts: &mut [Verdict], now: Tick, tables: &Snapshot);
 
     /// Does a bounded piece of what has to be done from time to time. Returns whether more of it is due now.
-    fn sweep(&mut self, now: Tick) -> bool;
+    fn sweep(&mut self, now: Tick, tables: &Snapshot) -> bool;
 
     /// As [`Engine::dump`].
     fn dump(&self, cursor: usize, limit: usize, now: Tick, out: &mut Vec<FlowRecord>) -> Option<usize>;
@@ -57,8 +57,8 @@ impl Handler for Engine {
     }
 
     #[inline]
-    fn sweep(&mut self, now: Tick) -> bool {
-        self.sweep(now)
+    fn sweep(&mut self, now: Tick, tables: &Snapshot) -> bool {
+        self.sweep(now, tables)
     }
 
     fn dump(&self, cursor: usize, limit: usize, now: Tick, out: &mut Vec<FlowRecord>) -> Option<usize> {
@@ -168,7 +168,7 @@ impl<I: LiveIo, H: Handler, B: Fn(u64)> Worker<I, H, B> {
         let Self { io, handler, exchange, waiting, snapshots, stats, .. } = self;
         let (stats, now) = (&**stats, Tick::from_ns(now_ns));
         let tables = snapshots.read();
-        let is_behind = handler.sweep(now);
+        let is_behind = handler.sweep(now, tables);
         for _ in 0..waiting.begin(tables.generation, now_ns) {
             stats.drop(DropReason::NoNeighbour);
         }

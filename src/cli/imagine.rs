@@ -13,9 +13,10 @@ use dataplane::flow::directory::Directory;
 use dataplane::ids::{BackendId, HopId, PortId, ServiceId, WorkerId};
 use dataplane::pipeline::{Engine, Setup};
 use dataplane::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
-use dataplane::snapshot::{Backend, Service, Snapshot};
+use dataplane::snapshot::{Backend, Service, Services, Snapshot};
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
+use dataplane::time::Tick;
 use dataplane::wanted::Wanted;
 
 /// MAC address of the imagined port.
@@ -41,13 +42,15 @@ impl Imagined {
     pub(crate) fn new(config: &Config, flows: usize) -> anyhow::Result<Self> {
         let limits = config.settings.limits;
         let state = Arc::new(State::new(limits.services, limits.backends));
-        let services = compile(&config.desired, &IdTable::new(&state))?.services;
+        let compiled = compile(&config.desired, &IdTable::new(&state))?;
+        compiled.prepare(&Services::default(), &state, Tick::default());
+        let services = compiled.services;
         let tables = Snapshot {
             generation: 1,
             services: Arc::new(services),
             net: Arc::new(net()),
             timeouts: config.desired.timeouts(),
-            ..Snapshot::default()
+            settings: config.desired.settings(),
         };
         let engine = Engine::new(Setup {
             worker: WorkerId(0),

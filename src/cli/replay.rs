@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let mut frame = Frame::new(&mut chunk, MIN_HEADROOM, packet.bytes.len(), PortId(0))
             .context("a frame lies in its own chunk")?;
         let now = Tick::from_ns(packet.time_ns);
-        while imagined.engine.sweep(now) {}
+        while imagined.engine.sweep(now, &imagined.tables) {}
         let mut steps = Vec::new();
         let verdict = imagined.engine.process_one(&mut frame, now, &imagined.tables, &mut steps);
         if let (Verdict::Tx(_) | Verdict::Reply(_), Some(sent)) = (verdict, &mut sent) {

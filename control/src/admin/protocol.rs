@@ -257,6 +257,12 @@ pub struct WorkerRow {
     pub flows_opened: u64,
     /// Flows that ended by their timeout.
     pub flows_expired: u64,
+    /// Flows whose handshake is not complete.
+    pub half_open: u64,
+    /// Flows that were ended to make room for others.
+    pub flows_evicted: u64,
+    /// Flows that `drop_entry` ended.
+    pub flows_dropped: u64,
 }
 
 /// What was not delivered.

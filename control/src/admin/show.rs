@@ -119,6 +119,9 @@ pub fn workers<'a>(handles: impl Iterator<Item = &'a WorkerHandle>) -> Vec<Worke
             flows: view.flows.load(Ordering::Relaxed),
             flows_opened: stats.flows_opened.get(),
             flows_expired: stats.flows_expired.get(),
+            half_open: stats.half_open.get(),
+            flows_evicted: stats.flows_evicted.get(),
+            flows_dropped: stats.flows_dropped.get(),
         }
     };
     handles.map(row).collect()

@@ -3,26 +3,25 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 
-use dataplane::flow::key::VipKey;
 use dataplane::ids::{BackendId, ServiceId};
 use dataplane::snapshot::Mode;
 use dataplane::state::State;
 
 use super::CompileError;
-use crate::model::{self, Service};
+use crate::model::{self, Identity, Service};
 
 type Map<K, V> = HashMap<K, V, ahash::RandomState>;
 
 /// Ids in use and free ones.
 ///
-/// A service keeps its id as long as its first VIP, port and protocol are the same; a backend as long as its service,
+/// A service keeps its id as long as its [`Identity`] is the same; a backend as long as its service,
 /// address, port and mode are. A removed backend keeps its slot, and gets it back if it returns, until no flow counts
 /// on it ([`Self::reclaim`]).
 #[derive(Clone, Debug)]
 pub struct IdTable {
     services: Slots,
     backends: Slots,
-    owners: Map<VipKey, Owner>,
+    owners: Map<Identity, Owner>,
     /// How many services and backends are still here although they were removed.
     removed: usize,
 }
@@ -54,12 +53,12 @@ enum Left {
     At(u64),
 }
 
-/// A backend that was removed while flows counted on it: its address, port and mode, and its service's protocol.
+/// A backend that was removed while flows counted on it: its service, address, port and mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Removed {
+    pub service: Identity,
     pub addr: IpAddr,
     pub port: u16,
-    pub proto: u8,
     pub mode: Mode,
 }
 
@@ -154,19 +153,14 @@ impl IdTable {
     pub(super) fn removed(&self) -> impl Iterator<Item = Removed> {
         self.owners.iter().flat_map(|(key, owner)| {
             let removed = owner.backends.iter().filter(|slot| slot.left.is_some());
-            removed.map(|slot| Removed {
-                addr: slot.addr,
-                port: slot.port,
-                proto: key.proto,
-                mode: slot.mode,
-            })
+            removed.map(|slot| Removed { service: *key, addr: slot.addr, port: slot.port, mode: slot.mode })
         })
     }
 
-    /// The id of the service whose first VIP is `key` and its backends with their ids, newest first.
+    /// The id of the service that is `key` and its backends with their ids, newest first.
     pub(super) fn assign(
         &mut self,
-        key: VipKey,
+        key: Identity,
         service: &Service,
         fresh: &mut Fresh,
     ) -> Result<(ServiceId, Vec<(BackendId, model::Backend)>), CompileError> {
@@ -184,7 +178,7 @@ impl IdTable {
         let known: Map<_, _> = before.iter().map(slot_of).collect();
         let mut ids = Vec::with_capacity(service.backends.len());
         for backend in newest_first(&before, &service.backends) {
-            let (addr, port, mode) = (backend.addr.ip(), backend.port.number(), backend.mode);
+            let (addr, port, mode) = (backend.addr.ip(), backend.port_number(), backend.mode);
             let id = match known.get(&(addr, port, mode)) {
                 Some(id) => *id,
                 None => {
@@ -206,7 +200,7 @@ impl IdTable {
     }
 
     /// Lets go of every service that `stays` does not name, with its backends.
-    pub(super) fn remove_others(&mut self, stays: impl Fn(&VipKey) -> bool) {
+    pub(super) fn remove_others(&mut self, stays: impl Fn(&Identity) -> bool) {
         for (_, owner) in self.owners.iter_mut().filter(|(key, _)| !stays(key)) {
             owner.left = owner.left.or(Some(Left::Unpublished));
             owner.backends.iter_mut().for_each(|slot| *slot = slot.leaving());
@@ -239,6 +233,6 @@ fn newest_first<'b>(before: &[Slot], backends: &'b [model::Backend]) -> Vec<&'b 
     let places: Map<(IpAddr, u16), usize> = places.collect();
     let mut list: Vec<_> = backends.iter().rev().collect();
     // New ones have no place and stay in front, in the order that they have now: the sort is stable.
-    list.sort_by_key(|backend| places.get(&(backend.addr.ip(), backend.port.number())).copied().unwrap_or(0));
+    list.sort_by_key(|backend| places.get(&(backend.addr.ip(), backend.port_number())).copied().unwrap_or(0));
     list
 }

@@ -4,25 +4,33 @@ use dataplane::snapshot::Mode;
 use xdp_prog::{Endpoint, Ours, Proto};
 
 use super::{IdTable, owned};
-use crate::model::DesiredState;
+use crate::model::{DesiredState, Identity, Protocol, Service};
 
 /// What belongs to Weir with these tables. `nat` backends that were removed belong to it as long as `ids` holds a slot
 /// for them: replies of their last flows still have to come back.
 pub fn ours(desired: &DesiredState, ids: &IdTable) -> Ours {
     let mut ours = Ours { owned: owned(desired).collect(), ..Ours::default() };
     for service in desired.services() {
-        let Some(proto) = Proto::from_ip_number(service.protocol.number()) else { continue };
-        let vips = service.vips.iter().map(|vip| vip.ip());
-        ours.vips.extend(vips.map(|addr| Endpoint { addr, port: service.port.number(), proto }));
-        ours.node_ports.extend(service.node_port.map(|port| (proto, port.number())));
-        let nat = service.backends.iter().filter(|backend| backend.mode == Mode::Nat);
-        let endpoints = nat.map(|nat| Endpoint { addr: nat.addr.ip(), port: nat.port.number(), proto });
-        ours.nat_backends.extend(endpoints);
+        if let Some(proto) = service.protocol().map(proto) {
+            let vips = service.keys().zip(service.vips());
+            ours.vips.extend(vips.map(|(key, vip)| Endpoint { addr: vip.ip(), port: key.port, proto }));
+            ours.node_ports.extend(service.node_port.map(|port| (proto, port.number())));
+        }
+        for nat in service.backends.iter().filter(|backend| backend.mode == Mode::Nat) {
+            // Replies come from the port that the client asked for, where that was kept.
+            let port = if service.keeps_ports() { 0 } else { nat.port_number() };
+            let endpoint = |proto| Endpoint { addr: nat.addr.ip(), port, proto };
+            ours.nat_backends.extend(protocols(service, desired).into_iter().map(proto).map(endpoint));
+        }
     }
     for removed in ids.removed().filter(|removed| removed.mode == Mode::Nat) {
-        if let Some(proto) = Proto::from_ip_number(removed.proto) {
-            ours.nat_backends.insert(Endpoint { addr: removed.addr, port: removed.port, proto });
-        }
+        let (protos, port) = match removed.service {
+            Identity::Vip(vip) if vip.port != 0 => (of_number(vip.proto), removed.port),
+            Identity::Vip(vip) => (of_number(vip.proto), 0),
+            Identity::Mark(_) => (Protocol::ALL.to_vec(), 0),
+        };
+        let endpoint = |protocol| Endpoint { addr: removed.addr, port, proto: proto(protocol) };
+        ours.nat_backends.extend(protos.into_iter().map(endpoint));
     }
     if !ours.node_ports.is_empty() {
         ours.node_addresses = desired.node_addresses().iter().map(|addr| addr.ip()).collect();
@@ -35,4 +43,27 @@ pub fn ours(desired: &DesiredState, ids: &IdTable) -> Ours {
         }
     }
     ours
+}
+
+/// The protocols that packets of the service can have.
+fn protocols(service: &Service, desired: &DesiredState) -> Vec<Protocol> {
+    let (Some(mark), Some(family)) = (service.mark(), service.family()) else {
+        return service.protocol().into_iter().collect();
+    };
+    let rules = desired.rules().iter().filter(|rule| rule.mark == mark.value && rule.has_family(family));
+    let rules: Vec<_> = rules.collect();
+    let matches = |protocol: &Protocol| rules.iter().any(|rule| rule.has_protocol(*protocol));
+    Protocol::ALL.into_iter().filter(matches).collect()
+}
+
+fn of_number(number: u8) -> Vec<Protocol> {
+    Protocol::ALL.into_iter().filter(|protocol| protocol.number() == number).collect()
+}
+
+fn proto(protocol: Protocol) -> Proto {
+    match protocol {
+        Protocol::Tcp => Proto::Tcp,
+        Protocol::Udp => Proto::Udp,
+        Protocol::Sctp => Proto::Sctp,
+    }
 }

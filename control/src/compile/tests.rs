@@ -204,7 +204,7 @@ fn new_owners_find_their_slots_empty_and_others_find_them_as_they_were() {
     }
     (0..4).for_each(|slot| history.flows(BackendId(slot), 7, 8));
     let second = history.next(&services(&["1: 1 2 3", "2: 1"])).unwrap();
-    second.prepare(&first.services, &history.state);
+    second.prepare(&first.services, &history.state, Tick::default());
     let position = |slot| history.state.service(ServiceId(slot)).unwrap().cursor.load(Relaxed);
     assert_eq!((position(0), position(1)), (5, 0));
     let counts = |slot| history.state.backend(BackendId(slot)).unwrap().counts();
@@ -226,7 +226,7 @@ fn schedulers_go_on_where_they_were_when_backends_change() {
     assert_eq!([(); 2].map(|()| pick(&tables, &history.state)), [3, 2]);
     for (line, want) in [("1: 1 2 3 4", [1, 4]), ("1: 1 2 3", [3, 2]), ("1: 1 3", [1, 3])] {
         let next = history.next(&services(&[line])).unwrap();
-        next.prepare(&tables.services, &history.state);
+        next.prepare(&tables.services, &history.state, Tick::default());
         tables = next;
         assert_eq!([(); 2].map(|()| pick(&tables, &history.state)), want, "{line}");
     }

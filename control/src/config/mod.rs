@@ -2,11 +2,15 @@
 //!
 //! The format is described in `docs/configuration.md`.
 
+mod desired;
 mod fault;
 mod host;
+mod pools;
 mod reader;
+mod rules;
 mod services;
 mod settings;
+mod sysctls;
 mod tree;
 
 #[cfg(test)]
@@ -25,15 +29,15 @@ pub use settings::{
     ZeroCopy,
 };
 
-use crate::model::{AddressRange, Conflict, DesiredState, Draft, Place, Reason};
+use crate::model::{AddressRange, Conflict, DesiredState, Draft, Place, Reason, Service};
+use desired::Sources;
 use fault::Sink;
 use reader::{Field, Step, Steps, find, locate};
-use services::Sources;
 use settings::SNAT_ADDRESSES_MAX;
 use tree::Node;
 
 /// The keys of the document.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 14] = [
     "interfaces",
     "workers",
     "flows",
@@ -43,7 +47,10 @@ const KEYS: [&str; 11] = [
     "admin",
     "node_addresses",
     "timeouts",
+    "ipvs",
+    "floods",
     "snat_pools",
+    "match_rules",
     "services",
 ];
 
@@ -113,7 +120,7 @@ pub fn parse(file_name: &str, text: &str) -> Result<Config, Faults> {
     let field = Field::root(&root, &sink);
     let Some(document) = field.map(&KEYS) else { return Err(sink.into_faults()) };
     let (settings, interface_marks) = settings::read(&document);
-    let (draft, sources) = services::read(&document, settings.workers.count.get());
+    let (draft, sources) = desired::read(&document, settings.workers.count.get(), &settings.interfaces);
     let places = Places { root: &root, sources: &sources, sink: &sink };
     places.check_limits(&draft, settings.limits);
     let desired = DesiredState::new(draft).map_err(|conflicts| places.refuse(&conflicts));
@@ -137,7 +144,7 @@ impl Places<'_> {
     fn check_limits(&self, draft: &Draft, limits: Limits) {
         let pools = draft.pools.iter().flat_map(|pool| &pool.ranges);
         let (vips, backends): (Vec<_>, Vec<_>) =
-            draft.services.iter().map(|service| (service.vips.len(), service.backends.len())).unzip();
+            draft.services.iter().map(|service| (slots(service), service.backends.len())).unzip();
         for (list, count, name, limit) in [
             ("services", vips.iter().sum(), "VIPs of services, limits.services is", limits.services),
             ("services", backends.iter().sum(), "backends, limits.backends is", limits.backends),
@@ -189,12 +196,21 @@ impl Places<'_> {
                     self.of_service(service, "vip")
                 }
             }
+            Place::Port(service) => self.of_service(service, "port"),
+            Place::Mark(service) => self.of_service(service, "mark"),
             Place::NodePort(service) => self.of_service(service, "node_port"),
+            Place::Persistence(service) => with(self.of_service(service, "persistence"), "netmask"),
+            Place::OnePacket(service) => self.of_service(service, "one_packet"),
+            Place::Option(service, name) => self.of_service(service, name),
             Place::Flags(service) => self.of_service(service, "scheduler_flags"),
             Place::PoolOf(service) => self.of_service(service, "snat_pool"),
             Place::Backend(service, backend) => self.backend(service, backend),
             Place::BackendAddress(service, backend) => with(self.backend(service, backend), "address"),
             Place::BackendPort(service, backend) => with(self.backend(service, backend), "port"),
+            Place::Tunnel(service, backend) => with(self.backend(service, backend), "tunnel"),
+            Place::LowerThreshold(service, backend) => {
+                with(self.backend(service, backend), "lower_threshold")
+            }
             Place::PoolName(pool) => with(self.pool(pool), "name"),
             Place::PoolPorts(pool) => with(self.pool(pool), "ports"),
             Place::PoolRange(pool, range) => {
@@ -207,6 +223,10 @@ impl Places<'_> {
                 let source = self.sources.node_addresses.get(addr);
                 let index = source.map(|index| Step::Index(*index));
                 [Step::Key("node_addresses")].into_iter().chain(index).collect()
+            }
+            Place::Rule(rule) => {
+                let index = self.sources.rules.get(rule).map(|index| Step::Index(*index));
+                [Step::Key("match_rules")].into_iter().chain(index).collect()
             }
         }
     }
@@ -233,6 +253,11 @@ impl Places<'_> {
         let index = source.map(|(index, _)| Step::Index(*index));
         [Step::Key("snat_pools")].into_iter().chain(index).collect()
     }
+}
+
+/// How many services it counts for: one a VIP.
+fn slots(service: &Service) -> usize {
+    service.vips().len().max(1)
 }
 
 fn with(mut steps: Vec<Step>, key: &'static str) -> Vec<Step> {

@@ -150,6 +150,16 @@ impl<'n, 'p> Field<'n, 'p> {
         nodes.iter().enumerate().take(most).map(field)
     }
 
+    /// Whether it is written as a number, whatever sort of.
+    pub(super) fn is_number(&self) -> bool {
+        self.node.kind() == "a number"
+    }
+
+    /// Whether it is a mapping.
+    pub(super) fn is_map(&self) -> bool {
+        matches!(&self.node.value, Value::Map(_))
+    }
+
     /// Whether it is a list without entries.
     pub(super) fn is_empty_list(&self) -> bool {
         matches!(&self.node.value, Value::List(nodes) if nodes.is_empty())

@@ -1,236 +1,150 @@
-//! The part of the configuration that a reload can change: services, SNAT pools, node addresses, timeouts.
+//! Services and their backends.
 
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
 
 use dataplane::schedule::{Flags, Kind};
-use dataplane::snapshot::{Mode, Timeouts};
-use ipnet::IpNet;
+use dataplane::snapshot::{Mode, Options, SynProxy, Tunnel, TunnelChecksum};
 
+use super::desired::{indexed, read_name, read_unicast};
 use super::reader::{Field, Map};
-use super::settings::NODE_ADDRESSES_MAX;
+use super::rules::read_mark;
 use crate::model::{
-    AddressRange, Backend, Draft, Family, POOL_ADDRESSES_MAX, Port, Protocol, Reason, Scheduling, Service,
-    SnatPool, Unicast, Weight,
+    Backend, Family, Netmask, Persistence, Port, Protocol, Reach, Reason, SECONDS_MAX, Scheduling, Service,
+    Unicast, Vips, WEIGHT_MAX, Weight,
 };
 
-/// SNAT pools at most.
-const POOLS_MAX: usize = 256;
 /// VIPs of one service at most.
 const VIPS_MAX: usize = 256;
 /// Entries of a list of scheduler flags at most, faulty ones included.
 const FLAGS_MAX: usize = 16;
-const NAME_MAX: usize = 253;
-/// 30 days.
-const TIMEOUT_MAX_S: u32 = 2_592_000;
-/// Keys of `timeouts.tcp`, in the order of the states' numbers.
-const TCP_STATES: [&str; 11] = [
-    "none_s",
-    "established_s",
-    "syn_sent_s",
-    "syn_recv_s",
-    "fin_wait_s",
-    "time_wait_s",
-    "close_s",
-    "close_wait_s",
-    "last_ack_s",
-    "listen_s",
-    "synack_s",
+/// How long ipvsadm remembers a client where nothing else is said.
+const PERSISTENCE_S: u32 = 360;
+/// Largest segments that make sense: what every IPv4 host takes at least once, less two headers, to what fits a packet.
+const MSS: std::ops::RangeInclusive<u16> = 64..=65_495;
+const MODES: [(&str, Mode); 6] = [
+    ("nat", Mode::Nat),
+    ("fullnat", Mode::FullNat),
+    ("dr", Mode::Dr),
+    ("ipip", Mode::Ipip),
+    ("gue", Mode::Gue),
+    ("gre", Mode::Gre),
 ];
-const MODES: [(&str, Mode); 3] = [("nat", Mode::Nat), ("fullnat", Mode::FullNat), ("dr", Mode::Dr)];
+pub(super) const PROTOCOLS: [(&str, Protocol); 3] =
+    [("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("sctp", Protocol::Sctp)];
+const CHECKSUMS: [(&str, TunnelChecksum); 3] =
+    [("none", TunnelChecksum::None), ("full", TunnelChecksum::Full), ("remote", TunnelChecksum::Remote)];
+/// Keys that a service with a mark has not.
+const OF_VIPS: [&str; 5] = ["vip", "vips", "port", "protocol", "node_port"];
 
-/// Where in the file the parts of a draft stand: parts with faults of their own are not in the draft, so its positions
-/// are not the file's.
-#[derive(Debug, Default)]
-pub(super) struct Sources {
-    /// The index in `services` of each service, and in its `backends` of each backend.
-    pub services: Vec<(usize, Vec<usize>)>,
-    /// The index in `snat_pools` of each pool, and in its `addresses` of each range.
-    pub pools: Vec<(usize, Vec<usize>)>,
-    /// The index in `node_addresses` of each.
-    pub node_addresses: Vec<usize>,
-    /// Whether all pools and node addresses of the file are in the draft: where not, what a service misses may just be
-    /// faulty.
-    pub complete: bool,
-}
-
-/// What the document says, with faults noted and what has them left out or set to a default. Each of the `workers`
-/// needs a port of every SNAT pool.
-pub(super) fn read(document: &Map<'_, '_>, workers: u8) -> (Draft, Sources) {
-    let mut draft = Draft { timeouts: read_timeouts(document), ..Draft::default() };
-    let mut sources = Sources::default();
-    let faults = document.faults();
-    if let Some(list) = document.optional("node_addresses") {
-        (sources.node_addresses, draft.node_addresses) = indexed(&list, NODE_ADDRESSES_MAX, read_unicast);
-    }
-    if let Some(list) = document.optional("snat_pools") {
-        let (indices, pools) = indexed(&list, POOLS_MAX, |field| read_pool(field, workers));
-        let (entries, pools): (Vec<_>, _) = pools.into_iter().unzip();
-        sources.pools = indices.into_iter().zip(entries).collect();
-        draft.pools = pools;
-    }
-    sources.complete = document.faults() == faults;
-    if let Some(list) = document.optional("services") {
-        let (indices, services) = indexed(&list, usize::MAX, read_service);
-        let (backends, services): (Vec<_>, _) = services.into_iter().unzip();
-        sources.services = indices.into_iter().zip(backends).collect();
-        draft.services = services;
-    }
-    (draft, sources)
-}
-
-/// The entries that `read` can make sense of, with their indices in the file.
-fn indexed<T>(
-    list: &Field<'_, '_>,
-    most: usize,
-    read: impl Fn(&Field<'_, '_>) -> Option<T>,
-) -> (Vec<usize>, Vec<T>) {
-    list.list(most).enumerate().filter_map(|(index, field)| Some((index, read(&field)?))).unzip()
-}
-
-fn read_timeouts(document: &Map<'_, '_>) -> Timeouts {
-    let mut timeouts = Timeouts::default();
-    let section = document.optional("timeouts");
-    let Some(map) = section.as_ref().and_then(|field| field.map(&["tcp", "udp_s"])) else { return timeouts };
-    let seconds = |field: Option<Field<'_, '_>>| field?.number(1..=TIMEOUT_MAX_S);
-    if let Some(udp) = seconds(map.optional("udp_s")) {
-        timeouts.udp_s = udp;
-    }
-    let section = map.optional("tcp");
-    if let Some(tcp) = section.as_ref().and_then(|field| field.map(&TCP_STATES)) {
-        for (state, timeout) in TCP_STATES.into_iter().zip(&mut timeouts.tcp_s) {
-            *timeout = seconds(tcp.optional(state)).unwrap_or(*timeout);
-        }
-    }
-    timeouts
-}
-
-fn read_name(map: &Map<'_, '_>) -> Option<Arc<str>> {
-    let field = map.required("name")?;
-    let name = field.text()?;
-    if name.len() > NAME_MAX {
-        field.refuse(format_args!("a name has at most {NAME_MAX} bytes"));
-    } else if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        field.refuse("a name has no blanks and is not empty");
-    } else {
-        return Some(name.into());
-    }
-    None
-}
-
-fn read_unicast(field: &Field<'_, '_>) -> Option<Unicast> {
-    Unicast::new(field.parse()?).map_err(|error| field.refuse(error)).ok()
-}
-
-fn read_port(field: &Field<'_, '_>) -> Option<Port> {
-    Port::new(field.number(1..=u16::MAX)?)
-}
-
-/// A pool, and the index of each of its ranges.
-fn read_pool(field: &Field<'_, '_>, workers: u8) -> Option<(Vec<usize>, SnatPool)> {
-    let map = field.map(&["name", "addresses", "ports"])?;
-    let name = read_name(&map);
-    let addresses = map.required("addresses");
-    let (entries, ranges): (Vec<_>, Vec<_>) =
-        addresses.as_ref().map(|list| indexed(list, POOL_ADDRESSES_MAX, read_range)).unwrap_or_default();
-    if let Some(list) = addresses {
-        let count: usize = ranges.iter().map(AddressRange::count).sum();
-        if list.is_empty_list() {
-            list.refuse("a SNAT pool needs at least one address");
-        } else if count > POOL_ADDRESSES_MAX {
-            list.refuse(format_args!("{count} addresses are more than {POOL_ADDRESSES_MAX}"));
-        }
-    }
-    let (low, high) = match map.optional("ports") {
-        None => (1024, u16::MAX),
-        Some(field) => read_ports(&field, workers)?,
-    };
-    Some((entries, SnatPool { name: name?, ranges, low: Port::new(low)?, high: Port::new(high)? }))
-}
-
-fn read_ports(field: &Field<'_, '_>, workers: u8) -> Option<(u16, u16)> {
-    let text = field.text()?;
-    let ends = text.split_once('-').and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)));
-    let Some((low, high)) = ends.filter(|(low, _)| *low > 0) else {
-        field.refuse(format_args!("{text:?} is not a range of ports such as 1024-65535"));
-        return None;
-    };
-    let count = u32::from(high) + 1;
-    let count = count.saturating_sub(u32::from(low));
-    if low <= high && count < u32::from(workers) {
-        field.refuse(format_args!("{count} ports are too few: each of the {workers} workers needs one"));
-    }
-    Some((low, high))
-}
-
-/// `a`, `a-b` or `a/length`.
-fn read_range(field: &Field<'_, '_>) -> Option<AddressRange> {
-    let text = field.text()?;
-    let parse = |addr: &str| {
-        addr.parse::<IpAddr>().map_err(|error| field.refuse(format_args!("{addr:?}: {error}"))).ok()
-    };
-    let (first, last) = if let Some((first, last)) = text.split_once('-') {
-        (parse(first.trim())?, parse(last.trim())?)
-    } else if text.contains('/') {
-        let net = field.parse::<IpNet>()?;
-        if net.addr() != net.network() {
-            field.refuse(format_args!("{net} has bits set behind its prefix: did you mean {}?", net.trunc()));
-            return None;
-        }
-        (net.network(), net.broadcast())
-    } else {
-        let addr = parse(text)?;
-        (addr, addr)
-    };
-    AddressRange::new(first, last).map_err(|error| field.refuse(error)).ok()
+/// What the backends of a service take from it.
+struct Defaults {
+    family: Option<Family>,
+    port: Option<Port>,
+    mode: Mode,
+    tunnel: Tunnel,
 }
 
 /// A service, and the index of each of its backends. Everything is read before anything is given up.
-fn read_service(field: &Field<'_, '_>) -> Option<(Vec<usize>, Service)> {
+pub(super) fn read_service(field: &Field<'_, '_>) -> Option<(Vec<usize>, Service)> {
     let map = field.map(&[
         "name",
         "vip",
         "vips",
         "port",
         "protocol",
+        "mark",
+        "family",
         "node_port",
         "scheduler",
         "scheduler_flags",
+        "persistence",
+        "one_packet",
         "mode",
+        "tunnel",
         "snat_pool",
         "announce",
+        "stateless_fallback",
+        "proxy_protocol",
+        "toa",
+        "mss",
+        "syn_proxy",
+        "drain_s",
         "backends",
     ])?;
     let name = read_name(&map);
-    let vips = read_vips(field, &map);
-    let port = map.required("port").and_then(|field| read_port(&field));
-    let protocol = match map.optional("protocol") {
-        None => Some(Protocol::default()),
-        Some(field) => read_protocol(&field),
-    };
-    let mode = map.optional("mode").and_then(|field| field.word(&MODES)).unwrap_or(Mode::Nat);
+    let reach = read_reach(field, &map);
     // Looked at here and not when the draft is checked: other faults of the service must not hide it.
-    let family = vips.as_ref().and_then(|vips| vips.first()).map(|vip| vip.family());
+    let family = reach.family;
+    let defaults = Defaults {
+        family,
+        port: reach.port,
+        mode: map.optional("mode").and_then(|field| field.word(&MODES)).unwrap_or(Mode::Nat),
+        tunnel: read_tunnel(&map).unwrap_or_default(),
+    };
     let backends = map.optional("backends");
     let (indices, backends) = backends
-        .map(|list| indexed(&list, usize::MAX, |field| read_backend(field, mode, family)))
+        .map(|list| indexed(&list, usize::MAX, |field| read_backend(field, &defaults)))
         .unwrap_or_default();
+    let flag = |key| map.optional(key).and_then(|field| field.flag());
     let service = Service {
         node_port: map.optional("node_port").and_then(|field| read_port(&field)),
         scheduling: read_scheduling(&map),
+        persistence: map.optional("persistence").and_then(|field| read_persistence(&field, family)),
+        one_packet: flag("one_packet").unwrap_or(false),
+        options: read_options(&map),
         pool: map.optional("snat_pool").and_then(|field| field.text().map(Into::into)),
-        announce: map.optional("announce").and_then(|field| field.flag()).unwrap_or(true),
-        name: name?,
-        vips: vips?,
-        port: port?,
-        protocol: protocol?,
+        announce: flag("announce").unwrap_or(true),
         backends,
+        name: name?,
+        reach: reach.reach?,
     };
     Some((indices, service))
 }
 
+/// What of a service's reach is known, whatever else of it is faulty.
+#[derive(Default)]
+struct Known {
+    reach: Option<Reach>,
+    family: Option<Family>,
+    port: Option<Port>,
+}
+
+fn read_reach(service: &Field<'_, '_>, map: &Map<'_, '_>) -> Known {
+    let Some(mark) = map.optional("mark") else { return read_vips(service, map) };
+    for key in OF_VIPS {
+        if let Some(field) = map.optional(key) {
+            field.refuse(format_args!("a service has \"mark\" or {key:?}, not both"));
+        }
+    }
+    let families = [("ipv4", Family::V4), ("ipv6", Family::V6)];
+    let family = match map.optional("family") {
+        None => Some(Family::V4),
+        Some(field) => field.word(&families),
+    };
+    let mark = read_mark(&mark);
+    let reach = mark.zip(family).map(|(mark, family)| Reach::Mark { mark, family });
+    Known { reach, family, port: None }
+}
+
+fn read_vips(service: &Field<'_, '_>, map: &Map<'_, '_>) -> Known {
+    if let Some(field) = map.optional("family") {
+        field.refuse("only a service with a mark is told its family");
+    }
+    let addresses = read_addresses(service, map);
+    let port = map.required("port").and_then(|field| field.number(0..=u16::MAX));
+    let protocol = match map.optional("protocol") {
+        None => Some(Protocol::default()),
+        Some(field) => field.word(&PROTOCOLS),
+    };
+    let family = addresses.as_ref().and_then(|vips| vips.first()).map(|vip| vip.family());
+    let known = Known { reach: None, family, port: port.and_then(Port::new) };
+    let (Some(addresses), Some(port), Some(protocol)) = (addresses, port, protocol) else { return known };
+    Known { reach: Some(Reach::Vips(Vips { addresses, port: Port::new(port), protocol })), ..known }
+}
+
 /// The addresses of `vip` or `vips`; `None` where there is a fault, so that no later check counts on them.
-fn read_vips(service: &Field<'_, '_>, map: &Map<'_, '_>) -> Option<Vec<Unicast>> {
+fn read_addresses(service: &Field<'_, '_>, map: &Map<'_, '_>) -> Option<Vec<Unicast>> {
     match (map.optional("vip"), map.optional("vips")) {
         (Some(_), Some(_)) => service.refuse("give \"vip\" or \"vips\", not both"),
         (None, None) => service.refuse("\"vip\" is missing"),
@@ -247,13 +161,57 @@ fn read_vips(service: &Field<'_, '_>, map: &Map<'_, '_>) -> Option<Vec<Unicast>>
     None
 }
 
-fn read_protocol(field: &Field<'_, '_>) -> Option<Protocol> {
-    let words = [("tcp", Some(Protocol::Tcp)), ("udp", Some(Protocol::Udp)), ("sctp", None)];
-    let known = field.word(&words)?;
-    if known.is_none() {
-        field.refuse("sctp is not available in this version");
+fn read_port(field: &Field<'_, '_>) -> Option<Port> {
+    Port::new(field.number(1..=u16::MAX)?)
+}
+
+fn read_persistence(field: &Field<'_, '_>, family: Option<Family>) -> Option<Persistence> {
+    let map = field.map(&["timeout_s", "netmask"])?;
+    let timeout = match map.optional("timeout_s") {
+        None => Some(PERSISTENCE_S),
+        Some(field) => field.number(1..=SECONDS_MAX),
+    };
+    let netmask = map.optional("netmask").and_then(|field| read_netmask(&field, family?));
+    Some(Persistence { timeout_s: NonZeroU32::new(timeout?)?, netmask })
+}
+
+/// The length of a prefix, or a mask of IPv4 as an address.
+fn read_netmask(field: &Field<'_, '_>, family: Family) -> Option<Netmask> {
+    match family {
+        Family::V4 if !field.is_number() => field.parse::<Ipv4Addr>().map(Netmask::V4),
+        Family::V4 => {
+            let len: u8 = field.number(0..=32)?;
+            let bits = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
+            Some(Netmask::V4(Ipv4Addr::from_bits(bits)))
+        }
+        Family::V6 => field.number(1..=128).map(Netmask::V6),
     }
-    known
+}
+
+fn read_options(map: &Map<'_, '_>) -> Options {
+    let flag = |key| map.optional(key).and_then(|field| field.flag()).unwrap_or(false);
+    Options {
+        stateless_fallback: flag("stateless_fallback"),
+        proxy_protocol: flag("proxy_protocol"),
+        toa: flag("toa"),
+        mss: map.optional("mss").and_then(|field| read_mss(&field)),
+        syn_proxy: map.optional("syn_proxy").and_then(|field| read_syn_proxy(&field)).unwrap_or_default(),
+        drain_s: map.optional("drain_s").and_then(|field| field.number(0..=SECONDS_MAX)),
+    }
+}
+
+/// A number, or 0 for `auto`.
+fn read_mss(field: &Field<'_, '_>) -> Option<u16> {
+    if field.is_number() { field.number(MSS) } else { field.word(&[("auto", 0)]) }
+}
+
+/// `off`, `always` or `{above: number}`.
+fn read_syn_proxy(field: &Field<'_, '_>) -> Option<SynProxy> {
+    if field.is_map() {
+        let map = field.map(&["above"])?;
+        return map.required("above")?.number(0..=u32::MAX).map(SynProxy::Above);
+    }
+    field.word(&[("off", SynProxy::Off), ("always", SynProxy::Always)])
 }
 
 fn read_scheduling(map: &Map<'_, '_>) -> Scheduling {
@@ -285,19 +243,39 @@ fn read_kind(field: &Field<'_, '_>) -> Option<Kind> {
     None
 }
 
-fn read_backend(field: &Field<'_, '_>, mode: Mode, family: Option<Family>) -> Option<Backend> {
-    let map = field.map(&["address", "port", "weight", "mode"])?;
+fn read_tunnel(map: &Map<'_, '_>) -> Option<Tunnel> {
+    let section = map.optional("tunnel")?;
+    let map = section.map(&["port", "checksum"])?;
+    Some(Tunnel {
+        port: map.optional("port").and_then(|field| field.number(1..=u16::MAX)).unwrap_or(0),
+        checksum: map.optional("checksum").and_then(|field| field.word(&CHECKSUMS)).unwrap_or_default(),
+    })
+}
+
+fn read_backend(field: &Field<'_, '_>, service: &Defaults) -> Option<Backend> {
+    let map =
+        field.map(&["address", "port", "weight", "mode", "tunnel", "upper_threshold", "lower_threshold"])?;
+    let mode = map.optional("mode").and_then(|field| field.word(&MODES)).unwrap_or(service.mode);
+    let crosses = mode == Mode::FullNat || mode.is_tunnel();
     let addr = map.required("address").and_then(|field| {
         let addr = read_unicast(&field)?;
-        let family = family.filter(|family| *family != addr.family());
+        let family = service.family.filter(|family| *family != addr.family() && !crosses);
         let reason = family.map(|family| Reason::BackendFamily { addr: addr.ip(), family });
         reason.map_or(Some(addr), |reason| {
             field.refuse(reason);
             None
         })
     });
-    let port = map.required("port").and_then(|field| read_port(&field));
-    let weight = map.optional("weight").and_then(|field| field.number(0..=u16::MAX));
-    let mode = map.optional("mode").and_then(|field| field.word(&MODES)).unwrap_or(mode);
-    Some(Backend { addr: addr?, port: port?, weight: weight.map(Weight).unwrap_or_default(), mode })
+    let port = match map.optional("port") {
+        None => Some(service.port),
+        Some(field) => field.number(0..=u16::MAX).map(Port::new),
+    };
+    let number = |key, most| map.optional(key).and_then(|field| field.number(0..=most));
+    let weight = number("weight", WEIGHT_MAX).map(Weight).unwrap_or_default();
+    // What the service says of its tunnels is about the ones of its own mode.
+    let inherited = if mode == service.mode { service.tunnel } else { Tunnel::default() };
+    let tunnel = read_tunnel(&map).unwrap_or(inherited);
+    let upper = number("upper_threshold", u32::MAX).unwrap_or(0);
+    let lower = number("lower_threshold", u32::MAX).unwrap_or(0);
+    Some(Backend { addr: addr?, port: port?, weight, mode, tunnel, upper, lower })
 }

@@ -58,11 +58,11 @@ fn a_file_that_is_no_mapping_of_known_keys_is_refused() {
         ("a mapping as key", "? {a: b}\n: c\n", &["1:3: a key has to be a string"]),
         (
             "unknown keys, one of them close to a known one",
-            "..\nservises: []\nfoo: 1\n",
+            "..\nservises: []\nzzz: 1\n",
             &[
                 "2:1: servises: unknown key (did you mean \"services\"?)",
-                "3:1: foo: unknown key, known are interfaces, workers, flows, limits, xdp, kernel_path, admin, \
-                 node_addresses, timeouts, snat_pools, services",
+                "3:1: zzz: unknown key, known are interfaces, workers, flows, limits, xdp, kernel_path, admin, \
+                 node_addresses, timeouts, ipvs, floods, snat_pools, match_rules, services",
             ],
         ),
         ("a key twice", "..\nservices: []\nservices: []\n", &["3:1: services: the key is already at 2:1"]),
@@ -234,14 +234,15 @@ fn services_that_cannot_serve_are_refused() {
             ],
         ),
         (
-            "ports 0 and 65536, weight 65536, weight below 0",
+            "ports 0 and 65536, a weight above what ipvsadm takes, one below 0",
             "..\nservices:\n  - name: a\n    vip: 10.0.0.1\n    port: 0\n    node_port: 65536\n    backends:\n      \
-             - {address: 10.1.0.1, port: 65536, weight: 65536}\n      - {address: 10.1.0.2, port: 1, weight: -1}\n",
+             - {address: 10.1.0.1, port: 65536, weight: 2147483648}\n      - {address: 10.1.0.2, port: 1, weight: -1}\n",
             &[
-                "5:11: services[0].port: 0 is below 1",
+                "5:11: services[0].port: a service on every port needs persistence (one that does without \
+                 is made by a mark, see match_rules)",
                 "6:16: services[0].node_port: 65536 is above 65535",
                 "8:35: services[0].backends[0].port: 65536 is above 65535",
-                "8:50: services[0].backends[0].weight: 65536 is above 65535",
+                "8:50: services[0].backends[0].weight: 2147483648 is above 2147483647",
                 "9:46: services[0].backends[1].weight: -1 is below 0",
             ],
         ),
@@ -310,7 +311,7 @@ fn services_that_cannot_serve_are_refused() {
                 "3:50: services[0].scheduler: scheduler mh is not available in this version",
                 "4:50: services[1].scheduler: unknown scheduler \"best\", known are rr, wrr, lc, wlc, lblc, lblcr, dh, \
                  sh, sed, nq, fo, ovf, mh, twos",
-                "5:71: services[2].scheduler_flags: only scheduler sh has these flags, and this is rr",
+                "5:71: services[2].scheduler_flags: scheduler rr does not have these flags",
                 "6:81: services[3].scheduler_flags[1]: sh-port is already in this list",
                 "6:90: services[3].scheduler_flags[2]: unknown scheduler flag \"sh\", known are sh-fallback, sh-port",
             ],
@@ -320,8 +321,7 @@ fn services_that_cannot_serve_are_refused() {
             "..\nservices:\n  - {name: a, vip: 10.0.0.1, port: 1, protocol: sctp, mode: tunnel}\n  \
              - {name: b, vip: 10.0.0.1, port: 1, protocol: TCP}\n",
             &[
-                "3:49: services[0].protocol: sctp is not available in this version",
-                "3:61: services[0].mode: \"tunnel\" is not one of nat, fullnat, dr",
+                "3:61: services[0].mode: \"tunnel\" is not one of nat, fullnat, dr, ipip, gue, gre",
                 "4:49: services[1].protocol: \"TCP\" is not one of tcp, udp, sctp",
             ],
         ),
@@ -329,8 +329,10 @@ fn services_that_cannot_serve_are_refused() {
             "a backend's family, whatever else is wrong",
             "..\nservices:\n  - {name: a, vip: 10.0.0.1, port: 0, backends: [{address: \"fd00::1\", port: 65536}]}\n",
             &[
-                "3:36: services[0].port: 0 is below 1",
-                "3:60: services[0].backends[0].address: fd00::1 is IPv6, the service's VIP is IPv4",
+                "3:36: services[0].port: a service on every port needs persistence (one that does without \
+                 is made by a mark, see match_rules)",
+                "3:60: services[0].backends[0].address: fd00::1 is IPv6, the service is IPv4: only fullnat and tunnels \
+                 lead to the other family",
                 "3:77: services[0].backends[0].port: 65536 is above 65535",
             ],
         ),
@@ -339,12 +341,12 @@ fn services_that_cannot_serve_are_refused() {
             "..\nservices:\n  - name: a\n    vip: 10.0.0.1\n    port: 80\n    backends:\n      \
              - {address: \"fd00::1\", port: 80}\n      - {address: 10.1.0.1, port: 80}\n      \
              - {address: 10.1.0.1, port: 80, mode: dr}\n      - {address: 10.1.0.2, port: 81, mode: dr}\n      \
-             - {address: 10.1.0.3}\n      - {adress: 10.1.0.3, port: 80}\n",
+             - {address: 10.1.0.3}\n      - {adress: 10.1.0.4, port: 80}\n",
             &[
-                "7:19: services[0].backends[0].address: fd00::1 is IPv6, the service's VIP is IPv4",
+                "7:19: services[0].backends[0].address: fd00::1 is IPv6, the service is IPv4: only fullnat and tunnels \
+                 lead to the other family",
                 "9:9: services[0].backends[2]: backend 10.1.0.1:80 is already in this service (at 8:9)",
                 "10:35: services[0].backends[3].port: dr leaves the port as it is: 81 has to be the service's port 80",
-                "11:9: services[0].backends[4]: \"port\" is missing",
                 "12:9: services[0].backends[5]: \"address\" is missing",
                 "12:10: services[0].backends[5].adress: unknown key (did you mean \"address\"?)",
             ],
@@ -413,7 +415,8 @@ fn places_are_the_files_own_behind_parts_with_faults() {
             "4:40: snat_pools[1].addresses[2]: 10.9.0.1 is already in SNAT pool a (at 4:30)",
             "6:22: services[0].vip: \"x\": invalid IP address syntax",
             "11:19: services[1].backends[0].address: \"x\": invalid IP address syntax",
-            "12:19: services[1].backends[1].address: fd00::1 is IPv6, the service's VIP is IPv4",
+            "12:19: services[1].backends[1].address: fd00::1 is IPv6, the service is IPv4: only fullnat and tunnels \
+                 lead to the other family",
             "13:12: services[2].name: the name b is already used (at 7:11)",
         ],
     )]);
@@ -463,11 +466,11 @@ fn the_examples_say_what_they_mean() {
     let [nat, fullnat, dr, v6] = EXAMPLES.map(|(name, text)| parse(name, text).unwrap());
     let web = &nat.desired.services()[0];
     let shares: Vec<_> =
-        web.backends.iter().map(|b| (b.addr.ip().to_string(), b.port.number(), b.weight.0)).collect();
+        web.backends.iter().map(|b| (b.addr.ip().to_string(), b.port_number(), b.weight.0)).collect();
     let want = [("10.1.0.11", 8080, 2), ("10.1.0.12", 8080, 1), ("10.1.0.13", 8080, 1)];
     assert_eq!(shares, want.map(|(addr, port, weight)| (addr.to_owned(), port, weight)));
     assert_eq!((web.scheduling.kind, web.backends[0].mode), (Kind::Wrr, Mode::Nat));
-    assert_eq!(nat.desired.services()[1].protocol, Protocol::Udp);
+    assert_eq!(nat.desired.services()[1].protocol(), Some(Protocol::Udp));
     let sticky = Flags { sh_fallback: true, ..Flags::default() };
     assert_eq!(nat.desired.services()[2].scheduling.flags, sticky);
     assert_eq!(nat.settings.workers.cores, Some(vec![0, 1]));
@@ -490,7 +493,7 @@ fn the_examples_say_what_they_mean() {
     assert_eq!((dr.settings.workers.busy_poll, dr.settings.xdp.zero_copy), (true, ZeroCopy::Require));
     let web6 = &v6.desired.services()[1];
     assert_eq!(
-        (web6.vips.len(), web6.announce, web6.vips[0].ip().to_string()),
+        (web6.vips().len(), web6.announce, web6.vips()[0].ip().to_string()),
         (2, false, "fd00::10".to_owned())
     );
 }

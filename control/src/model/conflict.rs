@@ -1,13 +1,13 @@
 //! What does not go together in a [`Draft`].
 
-use std::collections::hash_map::Entry;
+mod service;
+
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use dataplane::flow::key::VipKey;
-use dataplane::schedule::Kind;
-use dataplane::snapshot::Mode;
+use dataplane::snapshot::marks::MARK_RULES_MAX;
 use thiserror::Error;
 
 use super::{Draft, Family, Service, SnatPool, Unicast};
@@ -21,8 +21,18 @@ pub enum Place {
     ServiceName(usize),
     /// The VIP (second) of a service (first).
     Vip(usize, usize),
+    /// A service's port.
+    Port(usize),
+    /// A service's mark.
+    Mark(usize),
     /// A service's node port.
     NodePort(usize),
+    /// A service's persistence.
+    Persistence(usize),
+    /// Whether a service is scheduled datagram by datagram.
+    OnePacket(usize),
+    /// One of a service's options, by its name in the configuration.
+    Option(usize, &'static str),
     /// A service's scheduler flags.
     Flags(usize),
     /// A service's reference to a SNAT pool.
@@ -33,6 +43,10 @@ pub enum Place {
     BackendAddress(usize, usize),
     /// The port of the backend (second) of a service (first).
     BackendPort(usize, usize),
+    /// What a tunnel to the backend (second) of a service (first) is like.
+    Tunnel(usize, usize),
+    /// The lower threshold of the backend (second) of a service (first).
+    LowerThreshold(usize, usize),
     /// A SNAT pool's name.
     PoolName(usize),
     /// A SNAT pool's ports.
@@ -41,6 +55,8 @@ pub enum Place {
     PoolRange(usize, usize),
     /// One of the node's addresses.
     NodeAddress(usize),
+    /// A rule that gives marks.
+    Rule(usize),
 }
 
 /// Something that does not go with something else.
@@ -67,11 +83,31 @@ pub enum Reason {
     VipFamily { vip: IpAddr, family: Family },
     #[error("{vip}/{protocol} is already used by service {other}")]
     VipTaken { vip: SocketAddr, protocol: &'static str, other: Arc<str> },
+    #[error("mark {mark} is already used by {} service {other}", family.name())]
+    MarkTaken { mark: NonZeroU32, family: Family, other: Arc<str> },
+    #[error(
+        "a service on every port needs persistence (one that does without is made by a mark, see match_rules)"
+    )]
+    EveryPort,
     #[error("the service has {} VIPs, but node_addresses has no {} address", .0.name(), .0.name())]
     NoNodeAddress(Family),
-    #[error("a node port needs nat or fullnat: dr leaves the port as it is, and backend {0} is dr")]
-    NodePortWithDr(SocketAddr),
-    #[error("only scheduler sh has these flags, and this is {0}")]
+    #[error("a service that is reached by a mark has no node port")]
+    NodePortOfMark,
+    #[error(
+        "a node port needs nat or fullnat: {mode} leaves the port as it is, and backend {backend} is {mode}"
+    )]
+    NodePortUntranslated { backend: SocketAddr, mode: &'static str },
+    #[error("a service on every port has no node port")]
+    NodePortOfEveryPort,
+    #[error("the netmask is for {}, the service is {}", mask.name(), family.name())]
+    NetmaskFamily { mask: Family, family: Family },
+    #[error("only udp is scheduled packet by packet, and this is {0}")]
+    OnePacket(&'static str),
+    #[error("{option} is for tcp, and this is {protocol}")]
+    OptionProtocol { option: &'static str, protocol: &'static str },
+    #[error("{option} needs nat or fullnat, and backend {backend} is {mode}")]
+    OptionMode { option: &'static str, backend: SocketAddr, mode: &'static str },
+    #[error("scheduler {0} does not have these flags")]
     FlagsWithout(&'static str),
     #[error("there is no SNAT pool {0}")]
     UnknownPool(Arc<str>),
@@ -79,12 +115,27 @@ pub enum Reason {
     NoPool,
     #[error("SNAT pool {pool} has no {} address, which fullnat needs here", family.name())]
     PoolFamily { pool: Arc<str>, family: Family },
-    #[error("{addr} is {}, the service's VIP is {}", Family::of(*addr).name(), family.name())]
+    #[error(
+        "{addr} is {}, the service is {}: only fullnat and tunnels lead to the other family",
+        Family::of(*addr).name(), family.name()
+    )]
     BackendFamily { addr: IpAddr, family: Family },
     #[error("backend {0} is already in this service")]
     BackendTwice(SocketAddr),
-    #[error("dr leaves the port as it is: {port} has to be the service's port {service}")]
-    DrPort { port: u16, service: u16 },
+    #[error("{mode} leaves the port as it is: {port} has to be the service's port {service}")]
+    PortUntranslated { mode: &'static str, port: u16, service: u16 },
+    #[error("{mode} leaves the port as it is, and the service is on every port: leave the port out")]
+    PortOfEveryPort { mode: &'static str },
+    #[error("lower_threshold {lower} is above upper_threshold {upper}")]
+    Thresholds { upper: u32, lower: u32 },
+    #[error("lower_threshold needs an upper_threshold")]
+    LowerAlone,
+    #[error("gue needs a destination port: set tunnel.port")]
+    TunnelPort,
+    #[error("only gue has a port, and this is {0}")]
+    TunnelPortWithout(&'static str),
+    #[error("{mode} has no {checksum} checksum")]
+    TunnelChecksum { mode: &'static str, checksum: &'static str },
     #[error("first port {low} is above last port {high}")]
     PortsBackwards { low: u16, high: u16 },
     #[error("{addr} is already in SNAT pool {pool}")]
@@ -95,6 +146,13 @@ pub enum Reason {
     SnatIsNode(IpAddr),
     #[error("{0} is already in this list")]
     NodeAddressTwice(IpAddr),
+    #[error("sources and destinations have no address family in common")]
+    RuleFamilies,
+    #[error(
+        "with this one there are {0} rules of single prefixes and port ranges, the most are {most}",
+        most = MARK_RULES_MAX
+    )]
+    TooManyRules(usize),
 }
 
 /// Every conflict of the draft, in the order of its lists.
@@ -103,6 +161,7 @@ pub(super) fn find(draft: &Draft) -> Vec<Conflict> {
     finder.node_addresses();
     finder.pools();
     finder.services();
+    finder.rules();
     finder.found
 }
 
@@ -169,116 +228,22 @@ impl<'a> Finder<'a> {
         }
     }
 
-    fn services(&mut self) {
-        let draft = self.draft;
-        let pools: Map<&str, &SnatPool> = draft.pools.iter().map(|pool| (&*pool.name, pool)).collect();
-        let mut names = Map::default();
-        let mut taken = Map::default();
-        for (index, service) in draft.services.iter().enumerate() {
-            let at = Place::ServiceName(index);
-            match names.entry(&*service.name) {
-                Entry::Occupied(first) => {
-                    self.refuse_second(at, *first.get(), Reason::NameTaken(Arc::clone(&service.name)));
-                }
-                Entry::Vacant(free) => {
-                    free.insert(at);
-                }
+    fn rules(&mut self) {
+        let mut total = 0_usize;
+        for (index, rule) in self.draft.rules.iter().enumerate() {
+            if !rule.has_family(Family::V4) && !rule.has_family(Family::V6) {
+                self.refuse(Place::Rule(index), Reason::RuleFamilies);
             }
-            let Some(family) = service.family() else {
-                self.refuse(Place::Service(index), Reason::NoVip);
-                continue;
-            };
-            self.vips(index, service, family, &mut taken);
-            self.scheduling(index, service);
-            self.backends(index, service, family);
-            self.pool_of(index, service, family, &pools);
-        }
-    }
-
-    /// Every address, port and protocol belongs to one service, on VIPs and on the node's addresses alike.
-    fn vips(
-        &mut self,
-        index: usize,
-        service: &'a Service,
-        family: Family,
-        taken: &mut Map<VipKey, (Place, &'a str)>,
-    ) {
-        let on_vips = (0..).zip(&service.vips).map(|(at, vip)| (Place::Vip(index, at), *vip, service.port));
-        let mut on_node = self.draft.node_addresses.iter().filter(|addr| addr.family() == family).peekable();
-        let node_port = service.node_port;
-        if node_port.is_some() && on_node.peek().is_none() {
-            self.refuse(Place::NodePort(index), Reason::NoNodeAddress(family));
-        }
-        let on_node = on_node.flat_map(|addr| node_port.map(|port| (Place::NodePort(index), *addr, port)));
-        for (at, addr, port) in on_vips.chain(on_node) {
-            if addr.family() != family {
-                self.refuse(at, Reason::VipFamily { vip: addr.ip(), family });
+            let before = total;
+            total = total.saturating_add(rule.count());
+            if before <= MARK_RULES_MAX && total > MARK_RULES_MAX {
+                self.refuse(Place::Rule(index), Reason::TooManyRules(total));
             }
-            match taken.entry(service.key(addr, port)) {
-                Entry::Occupied(first) => {
-                    let vip = SocketAddr::new(addr.ip(), port.number());
-                    let (earlier, other) = *first.get();
-                    let reason =
-                        Reason::VipTaken { vip, protocol: service.protocol.name(), other: other.into() };
-                    self.refuse_second(at, earlier, reason);
-                }
-                Entry::Vacant(free) => {
-                    free.insert((at, &service.name));
-                }
-            }
-        }
-    }
-
-    fn scheduling(&mut self, index: usize, service: &Service) {
-        let scheduling = service.scheduling;
-        if scheduling.flags != Default::default() && scheduling.kind != Kind::Sh {
-            self.refuse(Place::Flags(index), Reason::FlagsWithout(scheduling.kind.name()));
-        }
-    }
-
-    fn backends(&mut self, index: usize, service: &Service, family: Family) {
-        let mut seen: Map<SocketAddr, Place> = Map::default();
-        for (number, backend) in service.backends.iter().enumerate() {
-            let at = Place::Backend(index, number);
-            let (addr, port) = (backend.addr.ip(), backend.port.number());
-            if Family::of(addr) != family {
-                let reason = Reason::BackendFamily { addr, family };
-                self.refuse(Place::BackendAddress(index, number), reason);
-            }
-            let socket = SocketAddr::new(addr, port);
-            if let Some(earlier) = seen.insert(socket, at) {
-                self.refuse_second(at, earlier, Reason::BackendTwice(socket));
-            }
-            if backend.mode == Mode::Dr && backend.port != service.port {
-                let reason = Reason::DrPort { port, service: service.port.number() };
-                self.refuse(Place::BackendPort(index, number), reason);
-            }
-        }
-        let dr = service.backends.iter().find(|backend| backend.mode == Mode::Dr);
-        if let (Some(_), Some(dr)) = (service.node_port, dr) {
-            let socket = SocketAddr::new(dr.addr.ip(), dr.port.number());
-            self.refuse(Place::NodePort(index), Reason::NodePortWithDr(socket));
-        }
-    }
-
-    fn pool_of(&mut self, index: usize, service: &Service, family: Family, pools: &Map<&str, &SnatPool>) {
-        let translates = service.backends.iter().position(|backend| backend.mode == Mode::FullNat);
-        let at = Place::PoolOf(index);
-        match (&service.pool, translates) {
-            (None, None) => {}
-            (None, Some(first)) => self.refuse(Place::Backend(index, first), Reason::NoPool),
-            (Some(name), translates) => match pools.get(&**name) {
-                None => self.refuse(at, Reason::UnknownPool(Arc::clone(name))),
-                Some(pool) if translates.is_some() && !pool.serves(family) => {
-                    self.refuse(at, Reason::PoolFamily { pool: Arc::clone(name), family });
-                }
-                Some(_) => {}
-            },
         }
     }
 }
 
 fn vip_places((index, service): (usize, &Service)) -> impl Iterator<Item = (IpAddr, Place)> {
     let places = (0..).map(move |at| Place::Vip(index, at));
-    service.vips.iter().map(|vip: &Unicast| vip.ip()).zip(places)
+    service.vips().iter().map(|vip: &Unicast| vip.ip()).zip(places)
 }

@@ -1,6 +1,6 @@
 //! One flow in one cache line.
 
-use crate::flow::key::{FlowKey, TCP};
+use crate::flow::key::{FlowKey, TCP, UDP};
 use crate::flow::pool;
 use crate::flow::tcp;
 use crate::ids::{BackendId, HopId, ServiceId};
@@ -64,6 +64,8 @@ const PLAIN: u16 = 1 << 3;
 const V6_FORWARD: u16 = 1 << 4;
 const V6_REPLY: u16 = 1 << 5;
 const MODE_SHIFT: u16 = 6;
+/// A packet of the backend was seen. Only kept for what is not TCP.
+const ANSWERED: u16 = 1 << 9;
 const PACKETS_SHIFT: u16 = 12;
 
 /// A flow: its keys both ways, state, timeout, and all that forwarding one of its packets needs.
@@ -176,6 +178,33 @@ impl Entry {
         if self.packets() < 9 {
             self.flags += 1 << PACKETS_SHIFT;
         }
+    }
+
+    /// Notes that a packet of the backend was seen, where the protocol has no states that say so.
+    #[inline]
+    pub fn set_answered(&mut self) {
+        if self.flags & ANSWERED == 0 {
+            self.flags |= ANSWERED;
+        }
+    }
+
+    /// Whether all that was ever seen of it is one packet from the client, in a protocol without a handshake: one that
+    /// anybody can send in another's name.
+    pub fn is_unassured(&self) -> bool {
+        self.proto == UDP && self.flags & ANSWERED == 0 && self.packets() <= 1
+    }
+
+    /// Whether its handshake has begun and is not complete.
+    #[inline]
+    pub fn is_half_open(&self) -> bool {
+        self.proto == TCP && self.state.is_half_open()
+    }
+
+    /// Tells it from other flows that use the same slot before or after it, almost certainly.
+    #[expect(clippy::cast_possible_truncation, reason = "all bits are mixed into the low ones")]
+    pub(super) fn mark(&self) -> u32 {
+        let addresses = self.forward ^ self.reply.rotate_left(13);
+        (addresses ^ addresses >> 32) as u32 ^ self.forward_ports ^ self.reply_ports.rotate_left(7)
     }
 
     /// Has its packets pass the general path from now on, on which they are given what is not for every flow.

@@ -4,6 +4,7 @@ mod bucket;
 pub mod directory;
 pub mod entry;
 pub mod extra;
+pub mod half_open;
 pub mod key;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, reason = "a check may panic")]

@@ -83,6 +83,12 @@ impl State {
     pub fn is_active(self) -> bool {
         matches!(self, Self::Established | Self::SynSent | Self::SynRecv | Self::SynAck)
     }
+
+    /// Whether the handshake has begun and is not complete.
+    #[inline]
+    pub fn is_half_open(self) -> bool {
+        matches!(self, Self::SynSent | Self::SynRecv | Self::SynAck)
+    }
 }
 
 /// Whether a segment of no known flow opens one. A SYN-ACK does, as in the kernel.

@@ -43,6 +43,12 @@ impl Core {
         if key.proto == key::TCP && packet.tcp_flags & (SYN | RST) != SYN {
             return self.refuse(frame, packet, DropReason::NoFlow, Answer::Reset, tables, trace);
         }
+        if self.defence.drops_packet() {
+            return Err(DropReason::DropPacket);
+        }
+        if !self.defence.lets_open(now, &tables.settings) {
+            return Err(DropReason::NewFlowLimit);
+        }
         let Some(backend) = schedule(service, &self.setup.state, key) else {
             if let Some(counter) = self.setup.stats.refused(service.id) {
                 counter.add(1);
@@ -91,12 +97,17 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Slot, DropReason> {
+        if packet.key.proto == key::TCP {
+            self.bound_half_open(&tables.settings)?;
+        }
         let reply = self.reply_key(packet, service, backend, tables, trace)?;
         let tuple = Tuple { forward: packet.key, reply };
         let new = NewFlow { tuple, mode: backend.mode, service: service.id, backend: backend.id };
         let slot = match self.flows.open(&new, now) {
             Ok(slot) => slot,
-            Err(_) if self.evict(now) => self.flows.open(&new, now).map_err(|_| DropReason::FlowTableFull)?,
+            Err(_) if self.make_room(now) => {
+                self.flows.open(&new, now).map_err(|_| DropReason::FlowTableFull)?
+            }
             Err(_) => return Err(DropReason::FlowTableFull),
         };
         trace.step(Step::FlowOpened(backend.mode));
@@ -113,9 +124,10 @@ impl Core {
         }
         let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
         nat::Deltas::prepare(entry, &tuple);
+        entry.count_packet();
         if entry.proto() == key::TCP {
             let first = entry.state.next(entry.direction(Way::Forward), packet.tcp_flags);
-            enter(entry, first, &self.setup.state);
+            enter(entry, slot, first, &self.setup, &mut self.half_open);
         }
         entry.expires = expiry(entry, now, tables);
         Ok(slot)

@@ -1,8 +1,9 @@
 //! A packet of a known flow: its state moves on, its timeout starts anew, it is translated and sent.
 
-use super::Core;
 use super::deliver::count;
+use super::{Core, Setup};
 use crate::flow::entry::{Entry, Way};
+use crate::flow::half_open::HalfOpen;
 use crate::flow::key;
 use crate::flow::table::{Hit, Slot};
 use crate::flow::tcp;
@@ -11,7 +12,6 @@ use crate::packet::Packet;
 use crate::rewrite::nat;
 use crate::snapshot::Snapshot;
 use crate::snapshot::net::Hop;
-use crate::state::State;
 use crate::time::Tick;
 use crate::trace::{Step, Trace};
 use crate::verdict::{DropReason, Verdict};
@@ -36,7 +36,7 @@ impl Core {
         trace: &mut impl Trace,
     ) -> Option<Verdict> {
         let way = hit.way();
-        let Self { flows, setup, .. } = self;
+        let Self { flows, setup, half_open, .. } = self;
         let entry = flows.confirm(hit, &packet.key)?;
         if entry.expires.is_due(now) || way == Way::Forward && reopens(entry.state, packet.tcp_flags) {
             return Some(or_drop(self.open_anew(frame, packet, hash, hit.slot(), now, tables, trace)));
@@ -44,8 +44,13 @@ impl Core {
         if entry.proto() == key::TCP {
             let next = entry.state.next(entry.direction(way), packet.tcp_flags);
             if next != entry.state {
-                enter(entry, next, &setup.state);
+                enter(entry, hit.slot(), next, setup, half_open);
             }
+        } else if way == Way::Reply {
+            entry.set_answered();
+        }
+        if way == Way::Forward {
+            entry.count_packet();
         }
         let expires = expiry(entry, now, tables);
         if entry.expires != expires {
@@ -120,11 +125,26 @@ fn reopens(state: tcp::State, flags: u8) -> bool {
 
 /// Moves a flow to a TCP state and its backend's counts with it.
 #[inline(never)]
-pub(super) fn enter(entry: &mut Entry, next: tcp::State, state: &State) {
+pub(super) fn enter(
+    entry: &mut Entry,
+    slot: Slot,
+    next: tcp::State,
+    setup: &Setup,
+    half_open: &mut HalfOpen,
+) {
+    let was_half_open = entry.is_half_open();
     entry.state = next;
+    if entry.is_half_open() != was_half_open {
+        if was_half_open {
+            half_open.ended();
+        } else {
+            half_open.began(slot, entry);
+        }
+        setup.stats.half_open.set(half_open.count() as u64);
+    }
     if next.is_active() != entry.is_active() {
         entry.set_active(next.is_active());
-        if let Some(backend) = state.backend(entry.backend) {
+        if let Some(backend) = setup.state.backend(entry.backend) {
             backend.moved(next.is_active());
         }
     }

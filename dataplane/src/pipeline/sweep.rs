@@ -1,8 +1,8 @@
-//! How flows end: by their timeout, or to make room.
+//! How flows end: by their timeout, in a sweep of the whole table.
 
 use super::{Core, Engine};
 use crate::flow::table::Slot;
-use crate::flow::tcp;
+use crate::snapshot::Snapshot;
 use crate::time::{TICKS_PER_SECOND, Tick};
 
 /// Seconds in which the sweep passes over the whole table.
@@ -10,9 +10,6 @@ const ROUND_S: u32 = 10;
 
 /// Slots looked at in one call: some microseconds, so that a sweep never delays a batch much.
 const SLOTS_A_TURN: u32 = 256;
-
-/// Slots looked at for one that may go when the table is full.
-const EVICTION_SLOTS: u32 = 64;
 
 /// Where the sweep is.
 #[derive(Debug, Default)]
@@ -28,13 +25,21 @@ impl Progress {
     pub(super) fn now(&self) -> Tick {
         self.now
     }
+
+    /// The next slot below `high` to be looked at for one that may go.
+    pub(super) fn turn_hand(&mut self, high: Slot) -> Slot {
+        let slot = if self.hand < high { self.hand } else { 0 };
+        self.hand = slot + 1;
+        slot
+    }
 }
 
 impl Engine {
     /// Forgets flows whose time is up: a bounded sweep, called once a turn before [`Self::process`], whether there
     /// were frames or not. Returns whether it is behind and wants to be called again soon: a worker with nothing
     /// else to do goes on instead of sleeping.
-    pub fn sweep(&mut self, now: Tick) -> bool {
+    pub fn sweep(&mut self, now: Tick, tables: &Snapshot) -> bool {
+        self.core.defend(now, tables);
         self.core.sweep(now)
     }
 }
@@ -67,6 +72,10 @@ impl Core {
     /// Ends a flow: out of the table, the directory and its backend's counts.
     pub(super) fn close(&mut self, slot: Slot) {
         let Some(entry) = self.flows.entry(slot) else { return };
+        if entry.is_half_open() {
+            self.half_open.ended();
+            self.setup.stats.half_open.set(self.half_open.count() as u64);
+        }
         if let Some(counts) = self.setup.state.backend(entry.backend) {
             counts.closed(entry.is_active());
         }
@@ -78,26 +87,5 @@ impl Core {
             }
         }
         self.flows.close(slot);
-    }
-
-    /// Makes room for one flow: ends an expired or a half-open one among the next few. False where there is none.
-    pub(super) fn evict(&mut self, now: Tick) -> bool {
-        let high = self.flows.high_water();
-        for _ in 0..EVICTION_SLOTS {
-            let slot = if self.sweep.hand < high { self.sweep.hand } else { 0 };
-            self.sweep.hand = slot + 1;
-            let Some(entry) = self.flows.entry(slot) else { continue };
-            let half_open = matches!(entry.state, tcp::State::SynRecv | tcp::State::SynSent);
-            if entry.expires.is_due(now) {
-                self.expire(slot);
-                return true;
-            }
-            if half_open {
-                self.setup.stats.flows_evicted.add(1);
-                self.close(slot);
-                return true;
-            }
-        }
-        false
     }
 }

@@ -1,3 +1,5 @@
+mod floods;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
@@ -297,7 +299,7 @@ fn the_sweep_ends_flows_that_nobody_touches() {
         );
     }
     for second in 0..311 {
-        while engine.sweep(Tick(0).after_seconds(second)) {}
+        while engine.sweep(Tick(0).after_seconds(second), &tables) {}
         assert_eq!(engine.flows(), if second < 300 { 200 } else { engine.flows() }, "second {second}");
     }
     assert_eq!((engine.flows(), engine.stats().flows_expired.get()), (0, 200));

@@ -27,7 +27,7 @@ impl<F: FnMut(&mut Frame<'_>, &Snapshot) -> Verdict> Handler for Rule<F> {
         }
     }
 
-    fn sweep(&mut self, _: Tick) -> bool {
+    fn sweep(&mut self, _: Tick, _: &Snapshot) -> bool {
         false
     }
 

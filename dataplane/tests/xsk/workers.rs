@@ -68,7 +68,7 @@ impl Handler for Relay {
         }
     }
 
-    fn sweep(&mut self, _: Tick) -> bool {
+    fn sweep(&mut self, _: Tick, _: &Snapshot) -> bool {
         false
     }
 

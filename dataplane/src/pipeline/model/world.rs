@@ -35,7 +35,7 @@ impl World {
     pub(super) fn new(start: Tick) -> Self {
         let mut engines = engines(2, FLOW_LIMIT);
         for engine in &mut engines {
-            engine.sweep(start);
+            engine.sweep(start, &TABLES[0]);
         }
         Self { engines, tables: &TABLES[0], now: start, keys: HashSet::new() }
     }
@@ -76,7 +76,7 @@ impl World {
     pub(super) fn pass(&mut self, ticks: u32) {
         self.now = Tick(self.now.0.wrapping_add(ticks));
         for engine in &mut self.engines {
-            engine.sweep(self.now);
+            engine.sweep(self.now, self.tables);
         }
         self.counts_hold();
     }
@@ -96,6 +96,12 @@ impl World {
                 *if entry.is_active() { active } else { inactive } += 1;
             }
         }
+        for engine in &self.engines {
+            let flows = &engine.core.flows;
+            let entries = (0..flows.high_water()).filter_map(|slot| flows.entry(slot));
+            let half_open = entries.filter(|entry| entry.is_half_open()).count();
+            assert_eq!(engine.core.half_open.count(), half_open, "half-open flows");
+        }
         for (id, counted) in (0u32..).map(BackendId).zip(counts) {
             let kept = state.backend(id).expect("within the slab").counts();
             assert_eq!(kept, counted, "{id:?}: active and inactive flows");
@@ -107,7 +113,7 @@ impl World {
         self.counts_hold();
         self.pass(FOREVER_S * TICKS_PER_SECOND);
         for engine in &mut self.engines {
-            while engine.sweep(self.now) {}
+            while engine.sweep(self.now, self.tables) {}
             assert_eq!(engine.flows(), 0, "flows outlive their time");
             assert_eq!(engine.stats().directory_full.get(), 0);
         }
