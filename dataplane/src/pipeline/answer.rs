@@ -77,8 +77,7 @@ impl Core {
         refused(made, reason, with, trace)
     }
 
-    /// Tells the sender of a packet that exceeds `mtu` bytes, quoting it with one hop less, as the kernel does. IPv4
-    /// without DF is dropped: Weir does not fragment.
+    /// Tells the sender of a packet that exceeds `mtu` bytes, quoting it with one hop less, as the kernel does.
     #[cold]
     pub(super) fn too_big(
         &mut self,

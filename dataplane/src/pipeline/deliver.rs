@@ -7,11 +7,13 @@ use crate::flow::table::Slot;
 use crate::frame::Frame;
 use crate::packet::Packet;
 use crate::rewrite::encap::Outer;
-use crate::rewrite::{l2, nat};
+use crate::rewrite::{family, l2, nat};
 use crate::snapshot::Snapshot;
 use crate::snapshot::net::{Hop, NoHop, Path};
 use crate::trace::{Answer, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::view;
 
 impl Core {
     /// Sends a packet of the flow in `slot`, whose next hop has to be looked up.
@@ -48,11 +50,18 @@ impl Core {
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
         let unfinished = tables.net.leaves_checksums(frame.port) && nat::note_partial(frame, packet);
-        let outer = self.outer(slot)?;
+        let id = self.next_id();
+        let outer = self.outer(slot, id)?;
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         let largest = self.largest(slot, way, hop, outer.as_ref(), unfinished);
         if packet.end - packet.l3 > largest {
-            return self.too_big(frame, packet, largest, tables, trace);
+            // RFC 7915, section 4.4, would fragment what becomes IPv6. Its sender can be told as well.
+            let is_kept = outer.is_some() || entry.keeps_family();
+            let may_be_fragmented = is_kept && may_be_fragmented(frame, packet);
+            return match may_be_fragmented {
+                true => Err(DropReason::MtuExceeded),
+                false => self.too_big(frame, packet, largest, tables, trace),
+            };
         }
         count(entry, way, packet, &self.setup);
         let deltas = entry.deltas(way);
@@ -61,6 +70,9 @@ impl Core {
             outer.encapsulate(frame, packet, unfinished)?;
         } else if !entry.mode().has_replies() {
             nat::pass(bytes, packet)?;
+        } else if !entry.keeps_family() {
+            let target = self.flows.tuple(entry).translated(way);
+            family::translate(frame, packet, &target, deltas, unfinished, id)?;
         } else if entry.is_v6(way) {
             nat::translate_v6(bytes, packet, self.flows.target_v6(entry, way), deltas, unfinished)?;
         } else {
@@ -72,7 +84,7 @@ impl Core {
 
     /// The tunnel of a flow that goes by one.
     #[inline]
-    fn outer(&mut self, slot: Slot) -> Result<Option<Outer>, DropReason> {
+    fn outer(&self, slot: Slot, id: u16) -> Result<Option<Outer>, DropReason> {
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         if !entry.mode().is_tunnel() {
             return Ok(None);
@@ -86,18 +98,30 @@ impl Core {
             src: extra.source,
             dst: tuple.reply.src,
             entropy: low(tuple.forward.hash(self.setup.seed)),
-            // Workers take turns, so that no two give the same one to packets of one tunnel.
-            id: self.made.wrapping_mul(self.setup.workers.into()).wrapping_add(self.setup.worker.0.into()),
+            id,
         };
-        self.made = self.made.wrapping_add(1);
         Ok(Some(outer))
+    }
+
+    /// Identification for an IPv4 header of Weir's own. Workers take turns, so that no two give the same one to packets
+    /// of one tunnel.
+    #[inline]
+    fn next_id(&mut self) -> u16 {
+        self.made = self.made.wrapping_add(1);
+        self.made.wrapping_mul(self.setup.workers.into()).wrapping_add(self.setup.worker.0.into())
     }
 
     /// Bytes of the largest IP packet on `way` that still fits the path when it leaves.
     #[inline]
     fn largest(&self, slot: Slot, way: Way, hop: &Hop, outer: Option<&Outer>, unfinished: bool) -> u16 {
         let path = self.flows.extra(slot).map_or(hop.mtu, |extra| extra.mtu(way, hop.mtu));
-        path.saturating_sub(outer.map_or(0, |outer| outer.overhead(unfinished)))
+        let becomes = self.flows.entry(slot).filter(|entry| !entry.keeps_family());
+        match (outer, becomes) {
+            (Some(outer), _) => path.saturating_sub(outer.overhead(unfinished)),
+            (None, Some(entry)) if entry.is_v6(way) => path.saturating_add(family::DIFFERENCE),
+            (None, Some(_)) => path.saturating_sub(family::DIFFERENCE),
+            (None, None) => path,
+        }
     }
 
     /// Looks the next hop of a flow's packets on `way` up, and has the flow remember it.
@@ -170,6 +194,12 @@ pub(super) fn count(entry: &Entry, way: Way, packet: &Packet, setup: &Setup) {
     if let Some(counters) = setup.stats.backend(entry.backend) {
         counters.passed(way, packet.end - packet.l3);
     }
+}
+
+/// Whether routers may fragment the packet.
+fn may_be_fragmented(frame: &Frame<'_>, packet: &Packet) -> bool {
+    let allows = |ip: &Ipv4| ip.fragment.get() & ipv4::DONT_FRAGMENT == 0;
+    !packet.key.v6 && view(frame.bytes(), packet.l3.into()).is_ok_and(allows)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]

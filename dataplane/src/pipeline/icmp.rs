@@ -5,7 +5,7 @@ use super::established::may_pass;
 use crate::flow::entry::Way;
 use crate::frame::Frame;
 use crate::packet::Packet;
-use crate::rewrite::{icmp, l2, nat};
+use crate::rewrite::{family, icmp, l2, nat};
 use crate::snapshot::{Mode, Snapshot};
 use crate::trace::{Step, Trace};
 use crate::verdict::{DropReason, Verdict};
@@ -47,6 +47,9 @@ impl Core {
         });
         let target = self.flows.tuple(entry).translated(way);
         match entry.mode() {
+            Mode::FullNat if !entry.keeps_family() => {
+                family::icmp::translate(frame, packet, [target.src, target.dst], &target.reversed())?;
+            }
             Mode::Dr | Mode::Ipip | Mode::Gue | Mode::Gre => nat::pass(frame.bytes_mut(), packet)?,
             // Towards the backend of a `nat` flow the sender is kept, as the kernel keeps it.
             Mode::Nat if way == Way::Forward => {

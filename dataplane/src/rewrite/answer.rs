@@ -141,15 +141,11 @@ pub fn port_unreachable(frame: &mut Frame<'_>, packet: &Packet, own_mac: [u8; 6]
     error(frame, packet, own_mac, icmp)
 }
 
-/// Refuses a packet that is larger than `mtu` bytes and may not be fragmented. IPv4 that may be gets no answer.
+/// Refuses a packet that is larger than `mtu` bytes and will not be fragmented.
 pub fn too_big(frame: &mut Frame<'_>, packet: &Packet, own_mac: [u8; 6], mtu: u16) -> Result<(), DropReason> {
     let icmp = if packet.key.v6 {
         icmp_header(icmp::v6::PACKET_TOO_BIG, 0, mtu.into())
     } else {
-        let may_be_fragmented = |ip: &Ipv4| ip.fragment.get() & ipv4::DONT_FRAGMENT == 0;
-        if view(frame.bytes(), packet.l3.into()).is_ok_and(may_be_fragmented) {
-            return Err(DropReason::Unsupported);
-        }
         icmp_header(icmp::v4::UNREACHABLE, icmp::v4::FRAGMENTATION_NEEDED, mtu.into())
     };
     error(frame, packet, own_mac, icmp)

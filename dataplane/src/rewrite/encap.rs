@@ -211,8 +211,8 @@ impl Inner {
     fn of(frame: &Frame<'_>, packet: &Packet) -> Result<Self, DropReason> {
         if packet.key.v6 {
             let ip: &Ipv6 = view(frame.bytes(), packet.l3.into())?;
-            let [_, tos, ..] = (ip.version_class_flow.get() >> 20 << 16).to_be_bytes();
-            return Ok(Self { v6: true, tos, ttl: ip.hop_limit, dont_fragment: false });
+            let (tos, ttl) = (ip.traffic_class(), ip.hop_limit);
+            return Ok(Self { v6: true, tos, ttl, dont_fragment: false });
         }
         let ip: &Ipv4 = view(frame.bytes(), packet.l3.into())?;
         let dont_fragment = ip.fragment.get() & ipv4::DONT_FRAGMENT != 0;

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod encap;
+pub mod family;
 pub mod icmp;
 pub mod l2;
 pub mod nat;

@@ -125,7 +125,7 @@ pub fn translate_v6(
 }
 
 /// Ports and checksum of TCP or UDP.
-fn transport(
+pub(super) fn transport(
     bytes: &mut [u8],
     packet: &Packet,
     [sport, dport]: [u16; 2],

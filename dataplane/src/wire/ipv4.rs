@@ -78,6 +78,24 @@ pub fn is_host(addr: u32) -> bool {
     !matches!(addr >> 24, 0 | 127 | 224..)
 }
 
+/// Whether a header's options name routers that the packet has still to visit (RFC 791, section 3.1).
+pub fn is_source_routed(mut options: &[u8]) -> bool {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE_SOURCE_ROUTE: u8 = 131;
+    const STRICT_SOURCE_ROUTE: u8 = 137;
+
+    loop {
+        options = match *options {
+            [] | [END, ..] => return false,
+            [NO_OPERATION, ref rest @ ..] => rest,
+            [LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE, len, pointer, ..] if pointer <= len => return true,
+            [_, len, ..] if len >= 2 => options.get(len.into()..).unwrap_or_default(),
+            _ => return false,
+        };
+    }
+}
+
 /// The IPv4 address in an address as keys hold it: the low 32 bits.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "an IPv4 address is the low 32 bits by contract")]

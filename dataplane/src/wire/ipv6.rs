@@ -53,6 +53,13 @@ impl Ipv6 {
     pub fn version(&self) -> u32 {
         self.version_class_flow.get() >> 28
     }
+
+    /// Traffic class: what IPv4 has as TOS octet.
+    #[inline]
+    pub fn traffic_class(&self) -> u8 {
+        let [first, second, ..] = self.version_class_flow.get().to_be_bytes();
+        first << 4 | second >> 4
+    }
 }
 
 /// Start of a hop-by-hop, routing or destination options header.

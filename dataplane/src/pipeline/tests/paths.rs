@@ -159,3 +159,123 @@ fn the_mtu_of_a_route_holds_in_every_mode() {
         }
     }
 }
+
+/// The first packet of a flow to the service with backends of the other family, and where it went to.
+fn crossed(engine: &mut Engine, v6: bool, proto: u8) -> (Wire, SocketAddr) {
+    let sent = packet(proto, SYN, client(1, v6), at(vip(v6), 96), 64);
+    let mut wire = Wire::new(&sent, UPLINK);
+    assert_eq!(wire.through(engine, &tables(), Tick(0)), Verdict::Tx(LAN));
+    let (src, ..) = wire.seen();
+    (wire, src)
+}
+
+#[test]
+fn a_backend_of_the_other_family_sees_its_own_and_so_does_the_client() {
+    for v6 in [false, true] {
+        for proto in [TCP, UDP] {
+            let mut engine = engines(1, 64).remove(0);
+            let (wire, snat) = crossed(&mut engine, v6, proto);
+            let server = at(backend(1, !v6), 8096);
+            let own = if v6 { IpAddr::V4(SNAT4) } else { IpAddr::V6(SNAT6) };
+            assert_eq!(wire.seen(), (at(own, snat.port()), server, 63));
+            assert_eq!(wire.bytes()[..12], [BACKEND_MAC, MACS[1]].concat());
+            assert!(wire.bytes().ends_with(b"eleven byte"));
+            if v6 {
+                assert_eq!(wire.bytes()[20] & 0x40, 0, "a small packet may be fragmented");
+            }
+            let mut reply = Wire::new(&packet(proto, SYN | ACK, server, snat, 64), LAN);
+            assert_eq!(reply.through(&mut engine, &tables(), Tick(0)), Verdict::Tx(UPLINK));
+            assert_eq!(reply.seen(), (at(vip(v6), 96), client(1, v6), 63));
+            assert_eq!(reply.bytes()[..12], [GATEWAY_MAC, MACS[0]].concat());
+        }
+    }
+}
+
+#[test]
+fn a_datagram_without_a_checksum_has_one_over_ipv6() {
+    let mut engine = engines(1, 64).remove(0);
+    let mut sent = packet(UDP, 0, client(1, false), at(vip(false), 96), 64);
+    sent[40..42].fill(0);
+    let mut wire = Wire::new(&sent, UPLINK);
+    assert_eq!(wire.through(&mut engine, &tables(), Tick(0)), Verdict::Tx(LAN));
+    wire.seen();
+}
+
+#[test]
+fn the_other_familys_mtu_is_told_in_the_senders_own_measure() {
+    // The link carries 1500 bytes both ways, so that 1480 of IPv4 and 1520 of IPv6 fit; no route to a client says less.
+    for (v6, largest, dont_fragment) in [(false, 1480, true), (false, 1480, false), (true, 1520, true)] {
+        let mut engine = engines(1, 64).remove(0);
+        let (from, to) = (client(1, v6), at(vip(v6), 96));
+        let mut fits = Wire::new(&datagram(from, to, largest, dont_fragment), UPLINK);
+        assert_eq!(fits.through(&mut engine, &tables(), Tick(0)), Verdict::Tx(LAN));
+        assert_eq!(fits.bytes().len(), 14 + 1500);
+        let mut over = Wire::new(&datagram(from, to, largest + 1, dont_fragment), UPLINK);
+        let verdict = over.through(&mut engine, &tables(), Tick(0));
+        assert_eq!(verdict, Verdict::Reply(Some(DropReason::MtuExceeded)), "{v6}");
+        assert_eq!(reported(&over), (largest as u16, 63));
+    }
+}
+
+#[test]
+fn an_icmp_error_is_told_in_the_other_familys_words() {
+    // Type, code and the word behind the checksum, as a router of the backend's family says it and as the client hears it.
+    let to_v6: [(&str, [u8; 6], Option<[u8; 6]>); 7] = [
+        ("port unreachable", [3, 3, 0, 0, 0, 0], Some([1, 4, 0, 0, 0, 0])),
+        ("network unreachable", [3, 0, 0, 0, 0, 0], Some([1, 0, 0, 0, 0, 0])),
+        ("prohibited", [3, 13, 0, 0, 0, 0], Some([1, 1, 0, 0, 0, 0])),
+        ("fragmentation needed", [3, 4, 0, 0, 5, 120], Some([2, 0, 0, 0, 5, 140])),
+        ("less than IPv6 can be told", [3, 4, 0, 0, 2, 64], Some([2, 0, 0, 0, 5, 0])),
+        ("time exceeded", [11, 0, 0, 0, 0, 0], Some([3, 0, 0, 0, 0, 0])),
+        ("source quench", [4, 0, 0, 0, 0, 0], None),
+    ];
+    let to_v4: [(&str, [u8; 6], Option<[u8; 6]>); 5] = [
+        ("port unreachable", [1, 4, 0, 0, 0, 0], Some([3, 3, 0, 0, 0, 0])),
+        ("no route", [1, 0, 0, 0, 0, 0], Some([3, 1, 0, 0, 0, 0])),
+        ("too big", [2, 0, 0, 0, 5, 120], Some([3, 4, 0, 0, 5, 100])),
+        ("hop limit", [3, 0, 0, 0, 0, 0], Some([11, 0, 0, 0, 0, 0])),
+        ("failed policy", [1, 5, 0, 0, 0, 0], None),
+    ];
+    let cases = to_v6.map(|case| (true, case)).into_iter().chain(to_v4.map(|case| (false, case)));
+    for (v6, (name, said, heard)) in cases {
+        let mut engine = engines(1, 64).remove(0);
+        let (at_backend, _) = crossed(&mut engine, v6, UDP);
+        let error = error(said, &at_backend.bytes()[14..], !v6);
+        let mut wire = Wire::new(&error, LAN);
+        let verdict = wire.through(&mut engine, &tables(), Tick(0));
+        let Some(heard) = heard else {
+            assert_eq!(verdict, Verdict::Drop(DropReason::Unsupported), "{name}");
+            continue;
+        };
+        assert_eq!(verdict, Verdict::Tx(UPLINK), "{name}");
+        let bytes = wire.bytes();
+        let icmp = if v6 { 54 } else { 34 };
+        assert_eq!(bytes[icmp..icmp + 2], heard[..2], "{name}");
+        assert_eq!(bytes[icmp + 4..icmp + 8], heard[2..], "{name}");
+        // The quote is the datagram that the client has sent, but for the IPv4 identification.
+        let parsed = crate::packet::parse(bytes).unwrap();
+        assert_eq!(parsed.kind, Kind::IcmpError, "{name}: its checksum verifies");
+        let key = parsed.key;
+        let quoted =
+            (SocketAddr::new(key.source(), key.sport), SocketAddr::new(key.destination(), key.dport));
+        assert_eq!(quoted, (client(1, v6), at(vip(v6), 96)));
+        let original = packet(UDP, 0, client(1, v6), at(vip(v6), 96), 64);
+        let l4 = if v6 { 40 } else { 20 };
+        assert_eq!(bytes[icmp + 8 + l4..], original[14 + l4..], "{name}: ports, length, checksum and data");
+    }
+}
+
+/// An ICMP error of a router before the backend, about the packet `quote`.
+fn error([kind, code, word @ ..]: [u8; 6], quote: &[u8], v6: bool) -> Vec<u8> {
+    let link = PacketBuilder::ethernet2(BACKEND_MAC, MACS[1]);
+    let mut bytes = Vec::new();
+    if v6 {
+        let router = Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 0x77).octets();
+        let ip = link.ipv6(router, SNAT6.octets(), 64);
+        ip.icmpv6_raw(kind, code, word).write(&mut bytes, quote).unwrap();
+    } else {
+        let ip = link.ipv4([10, 1, 0, 77], SNAT4.octets(), 64);
+        ip.icmpv4_raw(kind, code, word).write(&mut bytes, quote).unwrap();
+    }
+    bytes
+}
