@@ -36,6 +36,8 @@ pub const MAX_PORTS: u32 = types::weir_limit::WEIR_MAX_PORTS.0;
 pub const MAX_QUEUES: u32 = types::weir_limit::WEIR_MAX_QUEUES.0;
 /// Words of the NodePort bitmap for one protocol.
 pub(crate) const NODE_PORT_WORDS: u32 = types::weir_limit::WEIR_NODE_PORT_WORDS.0;
+/// Rules that are tried for a packet at most.
+pub(crate) const MAX_RULES: usize = types::weir_limit::WEIR_MAX_RULES.0 as usize;
 /// How many protocols there are.
 pub(crate) const PROTOS: u32 = types::weir_proto::WEIR_PROTOS.0;
 
@@ -48,6 +50,8 @@ pub(crate) mod flag {
     pub(crate) const NODE: u16 = weir_flag::WEIR_NODE.0 as u16;
     /// Answered for by Weir.
     pub(crate) const ANSWERED: u16 = weir_flag::WEIR_ANSWERED.0 as u16;
+    /// At the other end of a tunnel.
+    pub(crate) const TUNNEL: u16 = weir_flag::WEIR_TUNNEL.0 as u16;
     /// In a SNAT pool.
     pub(crate) const TRANSLATED: u16 = weir_flag::WEIR_TRANSLATED.0 as u16;
 }
@@ -78,6 +82,48 @@ pub(crate) struct Use {
     pub(crate) flags: u16,
     pub(crate) vip_protos: u8,
     pub(crate) backend_protos: u8,
+    pub(crate) vip_every: u8,
+    pub(crate) backend_every: u8,
+    pub(crate) tunnel_low: u16,
+    pub(crate) tunnel_high: u16,
+}
+
+/// `struct weir_prefix`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoBytes, Immutable)]
+#[repr(C)]
+pub(crate) struct Prefix {
+    length: u32,
+    version: [u8; 4],
+    bits: [u8; 16],
+}
+
+/// `struct weir_rule`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, IntoBytes, Immutable)]
+#[repr(C)]
+pub(crate) struct RuleLine {
+    pub(crate) src: [u8; 16],
+    pub(crate) src_mask: [u8; 16],
+    pub(crate) dport_low: u16,
+    pub(crate) dport_high: u16,
+    pub(crate) sport_low: u16,
+    pub(crate) sport_high: u16,
+    pub(crate) port: u16,
+    pub(crate) protos: u8,
+    pub(crate) ours: u8,
+}
+
+impl RuleLine {
+    /// Any interface, in [`RuleLine::port`].
+    #[expect(clippy::cast_possible_truncation, reason = "the C side keeps it in 16 bits, too")]
+    pub(crate) const ANY_PORT: u16 = types::weir_limit::WEIR_ANY_PORT.0 as u16;
+}
+
+/// `struct weir_rules`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoBytes, Immutable)]
+#[repr(C)]
+pub(crate) struct RuleLines {
+    pub(crate) count: u32,
+    pub(crate) list: [RuleLine; MAX_RULES],
 }
 
 /// `struct weir_beat`; the size is what the mapping of `beats` needs to know.
@@ -114,7 +160,24 @@ const fn field_size<S, F>(_: fn(&S) -> &F) -> usize {
 
 same_layout!(Address = weir_address { bits, version });
 same_layout!(Place = weir_endpoint { addr, port, proto });
-same_layout!(Use = weir_use { snat_low, snat_high, flags, vip_protos, backend_protos });
+same_layout!(
+    Use = weir_use {
+        snat_low,
+        snat_high,
+        flags,
+        vip_protos,
+        backend_protos,
+        vip_every,
+        backend_every,
+        tunnel_low,
+        tunnel_high
+    }
+);
+same_layout!(Prefix = weir_prefix { length, version, bits });
+same_layout!(
+    RuleLine = weir_rule { src, src_mask, dport_low, dport_high, sport_low, sport_high, port, protos, ours }
+);
+same_layout!(RuleLines = weir_rules { count, list });
 same_layout!(BeatLine = weir_beat { at_ns, unused });
 same_layout!(Settings = weir_settings { beat_limit_ns });
 
@@ -150,7 +213,7 @@ counters! {
     UnknownPort = WEIR_UNKNOWN_PORT => "unknown_port",
     /// Passed to the kernel although ours: the queue's worker has not beaten within the limit.
     StaleWorker = WEIR_STALE_WORKER => "stale_worker",
-    /// Passed to the kernel although ours: no socket is registered for the queue.
+    /// Passed to the kernel although ours: no worker serves the queue, or no socket is registered for it.
     NoSocket = WEIR_NO_SOCKET => "no_socket",
     /// Handed over: for a VIP, port and protocol.
     Vip = WEIR_VIP => "vip",
@@ -160,6 +223,8 @@ counters! {
     Snat = WEIR_SNAT => "snat",
     /// Handed over: from the address and port of a `nat` backend.
     NatReply = WEIR_NAT_REPLY => "nat_reply",
+    /// Handed over: by a rule that gives the mark of a service.
+    Marked = WEIR_MARKED => "marked",
     /// Handed over: an ICMP error about a packet of one of the kinds above.
     IcmpError = WEIR_ICMP_ERROR => "icmp_error",
     /// Handed over: a fragment of such traffic.
@@ -188,6 +253,21 @@ impl From<IpAddr> for Address {
             IpAddr::V6(v6) => Self { bits: v6.octets(), version: 6 },
         }
     }
+}
+
+impl Prefix {
+    /// The first `length` bits of an address.
+    pub(crate) fn new(addr: IpAddr, length: u8) -> Self {
+        let Address { bits, version } = addr.into();
+        // The version takes the first 32 bits of what counts.
+        Self { length: 32 + u32::from(length), version: version.to_be_bytes(), bits }
+    }
+}
+
+/// The bytes of an address as [`Address`] has them, and a mask of its first `length` bits.
+pub(crate) fn masked(addr: IpAddr, length: u8) -> ([u8; 16], [u8; 16]) {
+    let mask = u128::MAX.checked_shl(128_u32.saturating_sub(length.into())).unwrap_or(0);
+    (Address::from(addr).bits, mask.to_be_bytes())
 }
 
 impl From<&Endpoint> for Place {

@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use crate::abi::{Address, NODE_PORT_WORDS, PROTOS, Place, Use, flag};
+use crate::abi::{Address, NODE_PORT_WORDS, PROTOS, Place, Prefix, RuleLines, Use, flag};
 use crate::ours::{Ours, Proto};
+use crate::rules;
 
 /// The maps' content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +15,7 @@ pub(crate) struct Image {
     pub(crate) addresses: HashMap<Address, Use>,
     /// [`NODE_PORT_WORDS`] a protocol.
     pub(crate) node_ports: Vec<u64>,
+    pub(crate) rules: HashMap<Prefix, Box<RuleLines>>,
 }
 
 impl Default for Image {
@@ -23,6 +25,7 @@ impl Default for Image {
             backends: HashSet::new(),
             addresses: HashMap::new(),
             node_ports: vec![0; (PROTOS * NODE_PORT_WORDS) as usize],
+            rules: HashMap::new(),
         }
     }
 }
@@ -32,12 +35,30 @@ impl Image {
     pub(crate) fn of(ours: &Ours) -> Self {
         let mut image = Self::default();
         for vip in &ours.vips {
-            image.vips.insert(vip.into());
-            image.use_of(vip.addr).vip_protos |= vip.proto.bit();
+            let purpose = image.use_of(vip.addr);
+            purpose.vip_protos |= vip.proto.bit();
+            if vip.port == 0 {
+                purpose.vip_every |= vip.proto.bit();
+            } else {
+                image.vips.insert(vip.into());
+            }
         }
         for backend in &ours.nat_backends {
-            image.backends.insert(backend.into());
-            image.use_of(backend.addr).backend_protos |= backend.proto.bit();
+            let purpose = image.use_of(backend.addr);
+            purpose.backend_protos |= backend.proto.bit();
+            if backend.port == 0 {
+                purpose.backend_every |= backend.proto.bit();
+            } else {
+                image.backends.insert(backend.into());
+            }
+        }
+        for (addr, port) in &ours.tunnels {
+            let purpose = image.use_of(*addr);
+            purpose.flags |= flag::TUNNEL;
+            if *port != 0 {
+                let low = if purpose.tunnel_low == 0 { *port } else { purpose.tunnel_low.min(*port) };
+                (purpose.tunnel_low, purpose.tunnel_high) = (low, purpose.tunnel_high.max(*port));
+            }
         }
         for addr in &ours.node_addresses {
             image.use_of(*addr).flags |= flag::NODE;
@@ -53,20 +74,24 @@ impl Image {
         for (proto, port) in &ours.node_ports {
             image.set_node_port(*proto, *port);
         }
+        image.rules = rules::lines(&ours.rules);
         image
     }
 
-    /// What is in both.
+    /// What is in both. Of a prefix whose rules differ, those of `self`: what only these give a mark is handed over for a
+    /// moment longer, which costs a detour, while without any established flows would miss their packets.
     pub(crate) fn common(&self, other: &Self) -> Self {
         let both = |(addr, mine): (&Address, &Use)| {
             let shared = mine.common(other.addresses.get(addr)?);
             (shared != Use::default()).then_some((*addr, shared))
         };
+        let kept = |(prefix, _): &(&Prefix, &Box<RuleLines>)| other.rules.contains_key(prefix);
         Self {
             vips: self.vips.intersection(&other.vips).copied().collect(),
             backends: self.backends.intersection(&other.backends).copied().collect(),
             addresses: self.addresses.iter().filter_map(both).collect(),
             node_ports: self.node_ports.iter().zip(&other.node_ports).map(|(a, b)| a & b).collect(),
+            rules: self.rules.iter().filter(kept).map(|(prefix, lines)| (*prefix, lines.clone())).collect(),
         }
     }
 
@@ -90,7 +115,14 @@ impl Use {
             flags: self.flags & other.flags,
             vip_protos: self.vip_protos & other.vip_protos,
             backend_protos: self.backend_protos & other.backend_protos,
+            vip_every: self.vip_every & other.vip_every,
+            backend_every: self.backend_every & other.backend_every,
+            tunnel_low: self.tunnel_low.max(other.tunnel_low),
+            tunnel_high: self.tunnel_high.min(other.tunnel_high),
         };
+        if shared.flags & flag::TUNNEL == 0 || shared.tunnel_low > shared.tunnel_high {
+            (shared.tunnel_low, shared.tunnel_high) = (0, 0);
+        }
         if shared.snat_low > shared.snat_high {
             shared.flags &= !flag::TRANSLATED;
         }
@@ -104,7 +136,7 @@ impl Use {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ours::Endpoint;
+    use crate::ours::{Endpoint, Rule};
 
     const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
 
@@ -116,19 +148,44 @@ mod tests {
         Endpoint { addr: VIP, port, proto }
     }
 
+    fn rule(port: u16) -> Rule {
+        Rule {
+            src: None,
+            dst: None,
+            protos: vec![Proto::Tcp],
+            dports: port..=port,
+            sports: 0..=u16::MAX,
+            port: None,
+            ours: [true; 2],
+        }
+    }
+
+    #[test]
+    fn rules_stay_as_they_were_until_their_prefix_goes() {
+        let [old, new] = [80, 81].map(|port| Image::of(&Ours { rules: vec![rule(port)], ..Ours::default() }));
+        assert_eq!(old.rules.len(), 2, "one block a family");
+        assert_ne!(old, new);
+        assert_eq!(old.common(&new), old);
+        assert_eq!(old.common(&Image::default()), Image::default());
+    }
+
     #[test]
     fn what_two_images_share_is_in_both() {
         let full = Ours {
-            vips: [vip(80, Proto::Tcp), vip(53, Proto::Udp)].into(),
-            nat_backends: [vip(8080, Proto::Sctp)].into(),
+            vips: [vip(80, Proto::Tcp), vip(53, Proto::Udp), vip(0, Proto::Sctp)].into(),
+            nat_backends: [vip(8080, Proto::Sctp), vip(0, Proto::Tcp)].into(),
             node_addresses: [VIP].into(),
             node_ports: [(Proto::Tcp, 30000), (Proto::Udp, 30000)].into(),
             owned: [VIP].into(),
             snat: [(VIP, 1000..=2000)].into(),
+            tunnels: [(VIP, 6080), (VIP, 0)].into(),
+            rules: vec![rule(80), Rule { dst: Some((VIP, 32)), ..rule(81) }],
         };
         let less = Ours {
             vips: [vip(80, Proto::Tcp)].into(),
             nat_backends: HashSet::new(),
+            tunnels: [(VIP, 0)].into(),
+            rules: vec![rule(80)],
             node_ports: [(Proto::Udp, 30000)].into(),
             owned: HashSet::new(),
             ..full.clone()

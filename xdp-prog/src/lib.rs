@@ -21,6 +21,7 @@ mod link;
 mod loader;
 mod ours;
 mod privilege;
+mod rules;
 mod tables;
 
 pub use abi::{Counter, MAX_PORTS, MAX_QUEUES};
@@ -28,5 +29,5 @@ pub use attach::Mode;
 pub use beat::Beat;
 pub use error::{AttachError, LoadError, SocketError, SyncError};
 pub use loader::{DEFAULT_BEAT_LIMIT, Limits, Xdp};
-pub use ours::{Endpoint, Ours, Proto};
+pub use ours::{Endpoint, Ours, Proto, Rule};
 pub use tables::SyncReport;

@@ -85,6 +85,7 @@ impl Xdp {
                 backends: table("backends")?,
                 addresses: table("addresses")?,
                 node_ports: table("node_ports")?,
+                rules: table("rules")?,
                 written: Image::default(),
             },
             ports: map(&object, "ports")?,

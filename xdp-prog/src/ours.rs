@@ -32,10 +32,29 @@ impl Proto {
 pub struct Endpoint {
     /// Its address.
     pub addr: IpAddr,
-    /// Its port.
+    /// Its port; 0 for every one.
     pub port: u16,
     /// Its protocol.
     pub proto: Proto,
+}
+
+/// A rule that gives a mark. What is `None` matches everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Sources: an address and how many bits of it count.
+    pub src: Option<(IpAddr, u8)>,
+    /// Destinations, of the same family.
+    pub dst: Option<(IpAddr, u8)>,
+    /// Protocols.
+    pub protos: Vec<Proto>,
+    /// Destination ports.
+    pub dports: RangeInclusive<u16>,
+    /// Source ports.
+    pub sports: RangeInclusive<u16>,
+    /// The port number of the interface that packets come in by.
+    pub port: Option<u8>,
+    /// Whether IPv4 packets with the mark are a service's, and IPv6 packets.
+    pub ours: [bool; 2],
 }
 
 /// All that the XDP program is to hand over. What is in none of these sets is the kernel's.
@@ -51,6 +70,11 @@ pub struct Ours {
     pub node_ports: HashSet<(Proto, u16)>,
     /// SNAT addresses, each with its first and last port.
     pub snat: HashMap<IpAddr, RangeInclusive<u16>>,
+    /// Backends at the other end of a tunnel, each with the UDP port of the tunnel where it has one, else 0: ICMP errors
+    /// about packets to them are Weir's.
+    pub tunnels: HashSet<(IpAddr, u16)>,
+    /// Rules that give marks: the first that a packet matches decides.
+    pub rules: Vec<Rule>,
     /// Addresses that Weir answers ARP, neighbour discovery and ICMP echo for.
     pub owned: HashSet<IpAddr>,
 }

@@ -32,6 +32,7 @@ pub(crate) struct Tables {
     pub(crate) backends: Table,
     pub(crate) addresses: Table,
     pub(crate) node_ports: Table,
+    pub(crate) rules: Table,
     pub(crate) written: Image,
 }
 
@@ -40,7 +41,8 @@ impl Tables {
     pub(crate) fn check(&self, image: &Image) -> Result<(), SyncError> {
         self.vips.check(image.vips.len())?;
         self.backends.check(image.backends.len())?;
-        self.addresses.check(image.addresses.len())
+        self.addresses.check(image.addresses.len())?;
+        self.rules.check(image.rules.len())
     }
 
     /// Makes the maps equal to `wanted`, removals first, with one system call for each entry that differs.
@@ -54,6 +56,7 @@ impl Tables {
         self.vips.grow(&mut self.written.vips, &wanted.vips, &mut report)?;
         self.backends.grow(&mut self.written.backends, &wanted.backends, &mut report)?;
         self.write_node_ports(wanted, &mut report)?;
+        self.write_rules(wanted, &mut report)?;
         self.write_addresses(wanted, &mut report)?;
         Ok(report)
     }
@@ -76,6 +79,25 @@ impl Tables {
                 self.written.addresses.insert(*addr, *purpose);
                 report.written += 1;
             }
+        }
+        Ok(())
+    }
+
+    /// New prefixes go in first: one that is inside another takes over from it, and has what that one had.
+    fn write_rules(&mut self, wanted: &Image, report: &mut SyncReport) -> Result<(), SyncError> {
+        for (prefix, lines) in &wanted.rules {
+            if self.written.rules.get(prefix) != Some(lines) {
+                self.rules.write(prefix.as_bytes(), lines.as_bytes())?;
+                self.written.rules.insert(*prefix, lines.clone());
+                report.written += 1;
+            }
+        }
+        let known = self.written.rules.keys();
+        let stale: Vec<_> = known.filter(|prefix| !wanted.rules.contains_key(prefix)).copied().collect();
+        for prefix in stale {
+            self.rules.delete(prefix.as_bytes())?;
+            self.written.rules.remove(&prefix);
+            report.deleted += 1;
         }
         Ok(())
     }

@@ -19,6 +19,12 @@ enum weir_limit {
 	WEIR_MAX_EXTENSIONS = 8,
 	/* Words of the NodePort bitmap for one protocol: a bit a port. */
 	WEIR_NODE_PORT_WORDS = 1024,
+	/* Rules that are tried for a packet; what is beyond is for the engine to tell apart. */
+	WEIR_MAX_RULES = 64,
+	/* Prefixes that rules are about: two of each rule, one a family. */
+	WEIR_MAX_PREFIXES = 2048,
+	/* In weir_rule.port: any interface. */
+	WEIR_ANY_PORT = 0xffff,
 };
 
 /* What became of a frame, and by which rule. Every frame counts once. */
@@ -31,7 +37,7 @@ enum weir_counter {
 	WEIR_UNKNOWN_PORT,
 	/* Passed to the kernel although ours: the queue's worker has not beaten within the limit. */
 	WEIR_STALE_WORKER,
-	/* Passed to the kernel although ours: no socket is registered for the queue. */
+	/* Passed to the kernel although ours: no worker serves the queue, or no socket is registered for it. */
 	WEIR_NO_SOCKET,
 	/* Handed over: for a VIP, port and protocol. */
 	WEIR_VIP,
@@ -41,6 +47,8 @@ enum weir_counter {
 	WEIR_SNAT,
 	/* Handed over: from the address and port of a `nat` backend. */
 	WEIR_NAT_REPLY,
+	/* Handed over: by a rule that gives the mark of a service. */
+	WEIR_MARKED,
 	/* Handed over: an ICMP error about a packet of one of the kinds above. */
 	WEIR_ICMP_ERROR,
 	/* Handed over: a fragment of such traffic. */
@@ -58,6 +66,8 @@ enum weir_flag {
 	WEIR_ANSWERED = 2,
 	/* A SNAT address. */
 	WEIR_TRANSLATED = 4,
+	/* A backend at the other end of a tunnel. */
+	WEIR_TUNNEL = 8,
 };
 
 /* Layer-4 protocols, in the order of the NodePort bitmap; 1 << protocol in a set of them. */
@@ -93,6 +103,45 @@ struct weir_use {
 	/* Protocols of the services on it, and of the `nat` backends on it. */
 	__u8 vip_protos;
 	__u8 backend_protos;
+	/* Of these, the protocols of services on every port, and of backends that reply from every port. */
+	__u8 vip_every;
+	__u8 backend_every;
+	/* First and last UDP port of tunnels to it; both 0: none. */
+	__u16 tunnel_low;
+	__u16 tunnel_high;
+};
+
+/* A block of destinations. Key of `rules`. */
+struct weir_prefix {
+	/* Bits of what follows that count: 32 and the prefix's own. */
+	__u32 length;
+	/* 4 or 6. */
+	__be32 version;
+	/* As in weir_address. */
+	__be32 bits[4];
+};
+
+/* A rule that gives a mark, or keeps one from packets that a later rule would give it to. */
+struct weir_rule {
+	/* Sources: those that are `src` where `src_mask` is set. */
+	__be32 src[4];
+	__be32 src_mask[4];
+	__u16 dport_low;
+	__u16 dport_high;
+	__u16 sport_low;
+	__u16 sport_high;
+	/* The port number of the interface, or WEIR_ANY_PORT. */
+	__u16 port;
+	/* Protocols. */
+	__u8 protos;
+	/* Whether the mark is that of a service. */
+	__u8 ours;
+};
+
+/* The rules about a block of destinations, by precedence: those about larger ones around it, too. Value of `rules`. */
+struct weir_rules {
+	__u32 count;
+	struct weir_rule list[WEIR_MAX_RULES];
 };
 
 /* A worker's sign of life, alone in its cache line. Element of `beats`. */

@@ -50,6 +50,15 @@ struct {
 	__type(value, struct weir_use);
 } addresses SEC(".maps");
 
+/* Rules that give marks, by destination: the longest prefix has all that matter. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, WEIR_MAX_PREFIXES);
+	__type(key, struct weir_prefix);
+	__type(value, struct weir_rules);
+} rules SEC(".maps");
+
 /* NodePorts: WEIR_NODE_PORT_WORDS a protocol. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -347,6 +356,8 @@ static __always_inline enum weir_counter front_of(const struct weir_address *add
 
 	if (!use)
 		return WEIR_NOT_OURS;
+	if (use->vip_every >> proto & 1)
+		return WEIR_VIP;
 	if ((use->vip_protos >> proto & 1) && in_set(&vips, addr, port, proto))
 		return WEIR_VIP;
 	if ((use->flags & WEIR_NODE) && is_node_port(number, proto))
@@ -361,23 +372,90 @@ static __always_inline int is_backend(const struct weir_address *addr, __be16 po
 {
 	struct weir_use *use = bpf_map_lookup_elem(&addresses, addr);
 
-	return use && (use->backend_protos >> proto & 1) && in_set(&backends, addr, port, proto);
+	if (!use || !(use->backend_protos >> proto & 1))
+		return 0;
+	return (use->backend_every >> proto & 1) || in_set(&backends, addr, port, proto);
 }
 
-static __always_inline enum weir_counter judge_transport(struct xdp_md *ctx, const struct ip *ip, __u32 proto)
+/* Whether an address lies in `bits` as far as `mask` says. */
+static __always_inline int lies_in(const __be32 *addr, const __be32 *bits, const __be32 *mask)
+{
+	__be32 beside = 0;
+
+	for (int i = 0; i < 4; i++)
+		beside |= (addr[i] ^ bits[i]) & mask[i];
+	return !beside;
+}
+
+/* What a packet is asked about by. */
+enum asked {
+	/* The ports, and the interface that it came in by. */
+	BY_PORTS,
+	/* Neither: it is a later fragment. */
+	BY_ADDRESSES,
+	/* The ports, but an ICMP error quotes it, turned round, and comes in anywhere. */
+	BY_QUOTE,
+};
+
+/*
+ * Whether a rule gives the packet the mark of a service. `ports` are source << 16 | destination. A global function for
+ * the reason that read_ip is one.
+ */
+__noinline int is_marked(struct xdp_md *ctx, struct ip *ip, __u32 ports_of, __u32 proto, enum asked asked)
+{
+	if (!ip)
+		return 0;
+	struct weir_prefix key = {
+		.length = 32 + (ip->dst.version == 4 ? 32 : 128),
+		.version = bpf_htonl(ip->dst.version),
+	};
+	__builtin_memcpy(key.bits, ip->dst.bits, sizeof(key.bits));
+	struct weir_rules *found = bpf_map_lookup_elem(&rules, &key);
+	if (!found)
+		return 0;
+
+	__u32 ifindex = ctx->ingress_ifindex;
+	__u32 *port = bpf_map_lookup_elem(&ports, &ifindex);
+	__u32 number = port ? *port : WEIR_ANY_PORT;
+	__u32 sport = ports_of >> 16, dport = ports_of & 0xffff;
+	for (__u32 i = 0; i < WEIR_MAX_RULES; i++) {
+		struct weir_rule *rule = &found->list[i];
+
+		if (i >= found->count)
+			break;
+		if (!(rule->protos >> (proto & 7) & 1) || !lies_in(ip->src.bits, rule->src, rule->src_mask))
+			continue;
+		if (asked == BY_ADDRESSES) {
+			if (rule->ours)
+				return 1;
+			continue;
+		}
+		if (asked == BY_PORTS && rule->port != WEIR_ANY_PORT && rule->port != number)
+			continue;
+		if (dport >= rule->dport_low && dport <= rule->dport_high && sport >= rule->sport_low &&
+		    sport <= rule->sport_high)
+			return rule->ours;
+	}
+	return 0;
+}
+
+static __always_inline enum weir_counter judge_transport(struct xdp_md *ctx, struct ip *ip, __u32 proto)
 {
 	struct transport_ports *l4 = bytes_at(ctx, ip->payload, sizeof(*l4));
 
 	if (!l4 || ip->length < sizeof(*l4))
 		return WEIR_MALFORMED;
+	__u32 both = (__u32)bpf_ntohs(l4->src) << 16 | bpf_ntohs(l4->dst);
 	enum weir_counter rule = front_of(&ip->dst, l4->dst, proto);
 	if (rule == WEIR_NOT_OURS && is_backend(&ip->src, l4->src, proto))
 		rule = WEIR_NAT_REPLY;
+	if (rule == WEIR_NOT_OURS && is_marked(ctx, ip, both, proto, BY_PORTS))
+		rule = WEIR_MARKED;
 	return rule != WEIR_NOT_OURS && ip->part == FIRST_FRAGMENT ? WEIR_FRAGMENT : rule;
 }
 
 /* A fragment without ports. To an address of the node it is the kernel's, which has traffic of its own there. */
-static __always_inline enum weir_counter judge_later_fragment(const struct ip *ip)
+static __always_inline enum weir_counter judge_later_fragment(struct xdp_md *ctx, struct ip *ip)
 {
 	__u32 proto = transport_of(ip->proto);
 	struct weir_use *dst = bpf_map_lookup_elem(&addresses, &ip->dst);
@@ -393,7 +471,7 @@ static __always_inline enum weir_counter judge_later_fragment(const struct ip *i
 		return WEIR_FRAGMENT;
 	if (src && (src->backend_protos >> proto & 1))
 		return WEIR_FRAGMENT;
-	return WEIR_NOT_OURS;
+	return is_marked(ctx, ip, 0, proto, BY_ADDRESSES) ? WEIR_FRAGMENT : WEIR_NOT_OURS;
 }
 
 static __always_inline enum weir_counter judge_owned(const struct weir_address *addr)
@@ -403,9 +481,42 @@ static __always_inline enum weir_counter judge_owned(const struct weir_address *
 	return use && (use->flags & WEIR_ANSWERED) ? WEIR_OWNED : WEIR_NOT_OURS;
 }
 
+/* Whether the packet goes to a backend through a tunnel: IP in IP, GRE, or UDP to a tunnel's port. */
+static __always_inline int is_tunnelled(struct xdp_md *ctx, const struct ip *ip)
+{
+	struct weir_use *use = bpf_map_lookup_elem(&addresses, &ip->dst);
+
+	if (!use || !(use->flags & WEIR_TUNNEL))
+		return 0;
+	switch (ip->proto) {
+	case IPPROTO_IPIP:
+	case IPPROTO_IPV6:
+	case IPPROTO_GRE:
+		return 1;
+	case IPPROTO_UDP: {
+		struct transport_ports *l4 = bytes_at(ctx, ip->payload, sizeof(*l4));
+		__u16 port = l4 ? bpf_ntohs(l4->dst) : 0;
+
+		return port && port >= use->tunnel_low && port <= use->tunnel_high;
+	}
+	default:
+		return 0;
+	}
+}
+
+/* The other way. */
+static __always_inline void turn_round(struct ip *ip)
+{
+	struct weir_address src = ip->src;
+
+	ip->src = ip->dst;
+	ip->dst = src;
+}
+
 /*
  * An ICMP error by the packet that it quotes. Routers before the client quote what Weir sent there, from a VIP or
- * NodePort; those before a backend quote what Weir sent to it: `fullnat` from a SNAT address, `nat` to the backend.
+ * NodePort; those before a backend quote what Weir sent to it: `fullnat` from a SNAT address, `nat` to the backend,
+ * a tunnel's outer packet to it.
  */
 static __always_inline enum weir_counter judge_error(struct xdp_md *ctx, __u32 quote, __u32 version)
 {
@@ -414,15 +525,21 @@ static __always_inline enum weir_counter judge_error(struct xdp_md *ctx, __u32 q
 
 	if (reading != READ)
 		return reading == BROKEN ? WEIR_MALFORMED : WEIR_NOT_OURS;
+	if (quoted.part == LATER_FRAGMENT)
+		return WEIR_NOT_OURS;
+	if (is_tunnelled(ctx, &quoted))
+		return WEIR_ICMP_ERROR;
 	__u32 proto = transport_of(quoted.proto);
-	if (proto == WEIR_PROTOS || quoted.part == LATER_FRAGMENT)
+	if (proto == WEIR_PROTOS)
 		return WEIR_NOT_OURS;
 	struct transport_ports *l4 = bytes_at(ctx, quoted.payload, sizeof(*l4));
 	if (!l4)
 		return WEIR_MALFORMED;
 	if (front_of(&quoted.src, l4->src, proto) != WEIR_NOT_OURS || is_backend(&quoted.dst, l4->dst, proto))
 		return WEIR_ICMP_ERROR;
-	return WEIR_NOT_OURS;
+	__u32 turned = (__u32)bpf_ntohs(l4->dst) << 16 | bpf_ntohs(l4->src);
+	turn_round(&quoted);
+	return is_marked(ctx, &quoted, turned, proto, BY_QUOTE) ? WEIR_ICMP_ERROR : WEIR_NOT_OURS;
 }
 
 static __always_inline enum weir_counter judge_icmp(struct xdp_md *ctx, const struct ip *ip)
@@ -487,7 +604,7 @@ static __always_inline enum weir_counter judge_ip(struct xdp_md *ctx, __u32 at, 
 	if (reading != READ)
 		return reading == BROKEN ? WEIR_MALFORMED : WEIR_NOT_OURS;
 	if (ip.part == LATER_FRAGMENT)
-		return judge_later_fragment(&ip);
+		return judge_later_fragment(ctx, &ip);
 	__u32 proto = transport_of(ip.proto);
 	if (proto != WEIR_PROTOS)
 		return judge_transport(ctx, &ip, proto);
@@ -544,18 +661,29 @@ static __always_inline enum weir_counter judge(struct xdp_md *ctx)
 
 /* ---- hand-over ---- */
 
-/* Whether the worker is alive. A beat newer than the clock read here is: another core wrote it meanwhile. */
-static __always_inline int beats_in_time(__u32 worker)
+/* How a worker does, by its beat. */
+enum life {
+	ALIVE,
+	/* Its last beat is too old. */
+	STALE,
+	/* It never beat, or stopped: there is none. */
+	NONE,
+};
+
+/* A beat newer than the clock read here is alive: another core wrote it meanwhile. */
+static __always_inline enum life life_of(__u32 worker)
 {
 	__u32 only = 0;
 	struct weir_settings *set = bpf_map_lookup_elem(&settings, &only);
 	struct weir_beat *beat = bpf_map_lookup_elem(&beats, &worker);
 
 	if (!set || !beat)
-		return 0;
+		return NONE;
 	__u64 at_ns = *(volatile __u64 *)&beat->at_ns;
 	__s64 age_ns = bpf_ktime_get_ns() - at_ns;
-	return at_ns != 0 && age_ns <= (__s64)set->beat_limit_ns;
+	if (at_ns == 0)
+		return NONE;
+	return age_ns <= (__s64)set->beat_limit_ns ? ALIVE : STALE;
 }
 
 /* Gives the frame to the socket of its queue. Sets `counter` anew when that cannot be. */
@@ -569,12 +697,9 @@ static __always_inline int hand_over(struct xdp_md *ctx, enum weir_counter *coun
 		*counter = WEIR_UNKNOWN_PORT;
 		return XDP_PASS;
 	}
-	if (queue >= WEIR_MAX_QUEUES) {
-		*counter = WEIR_NO_SOCKET;
-		return XDP_PASS;
-	}
-	if (!beats_in_time(queue)) {
-		*counter = WEIR_STALE_WORKER;
+	enum life life = queue < WEIR_MAX_QUEUES ? life_of(queue) : NONE;
+	if (life != ALIVE) {
+		*counter = life == STALE ? WEIR_STALE_WORKER : WEIR_NO_SOCKET;
 		return XDP_PASS;
 	}
 	int action = bpf_redirect_map(&xsks, *port * WEIR_MAX_QUEUES + queue, XDP_PASS);

@@ -168,7 +168,7 @@ fn frames_of_a_worker_that_is_not_alive_pass_to_the_kernel() {
     let mut bench = Bench::new(&vips([80]));
     let frame = tcp_to(VIP, 80);
     bench.beat.stop();
-    assert_eq!(bench.judge(&frame), StaleWorker, "never beaten");
+    assert_eq!(bench.judge(&frame), NoSocket, "never beaten");
     bench.beat.beat(monotonic_ns());
     assert_eq!(bench.judge(&frame), Vip);
     bench.beat.beat(monotonic_ns() + 1_000_000_000);
@@ -199,12 +199,12 @@ fn each_worker_beats_for_its_own_queue() {
     let frame = tcp_to(VIP, 80);
     let socket = xdp_socket();
     bench.xdp.register_socket(0, 1, socket.as_fd()).expect("register");
-    assert_eq!(bench.judge_at(&frame, bench.ifindex, 1), StaleWorker);
+    assert_eq!(bench.judge_at(&frame, bench.ifindex, 1), NoSocket);
     let beat = bench.xdp.beat(1).expect("worker 1");
     beat.beat(monotonic_ns());
     assert_eq!(bench.judge_at(&frame, bench.ifindex, 1), Vip);
     bench.beat.stop();
-    assert_eq!(bench.judge(&frame), StaleWorker);
+    assert_eq!(bench.judge(&frame), NoSocket);
     assert_eq!(bench.judge_at(&frame, bench.ifindex, 1), Vip);
 
     assert!(bench.xdp.beat(MAX_QUEUES - 1).is_some());

@@ -7,10 +7,10 @@ mod support;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::{EtherType, IpFragOffset, Ipv4Options};
+use etherparse::{EtherType, Ipv4Options};
 use support::{
-    Bench, ICMP, ICMPV6, SCTP, TCP, UDP, arp, enter_namespace, ethernet, framed, icmp, ip_packet, ipv4, ipv6,
-    tagged, transport,
+    Bench, ICMP, ICMPV6, SCTP, TCP, UDP, arp, enter_namespace, ethernet, fragment, framed, icmp, ip_packet,
+    ipv4, ipv6, tagged, transport,
 };
 use xdp_prog::Counter::{self, *};
 use xdp_prog::{Endpoint, Ours, Proto};
@@ -187,22 +187,6 @@ fn icmp_rows(f: &Family) -> Vec<Row> {
     rows
 }
 
-/// A fragment: offset in units of 8 bytes.
-fn fragment(src: IpAddr, dst: IpAddr, proto: u8, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
-    match (src, dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => ipv4(src, dst, proto, payload, |header| {
-            header.fragment_offset = IpFragOffset::try_new(offset).unwrap();
-            header.more_fragments = more;
-        }),
-        (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            let word = offset << 3 | u16::from(more);
-            let header = [&[proto, 0], word.to_be_bytes().as_slice(), &[0, 0, 0, 7]].concat();
-            ipv6(src, dst, 44, &[&header, payload].concat())
-        }
-        _ => panic!("one family"),
-    }
-}
-
 fn fragment_rows(f: &Family) -> Vec<Row> {
     let first = |src, sport, dst, dport, proto| fragment(src, dst, proto, 0, true, &transport(sport, dport));
     // Looks like ports of something else: later fragments must not be read for ports.
@@ -261,7 +245,7 @@ fn every_rule_holds_in_both_families_and_behind_vlan_tags() {
     if !enter_namespace("rules") {
         return;
     }
-    let mut bench = Bench::new(&ours());
+    let mut bench = Bench::patient(&ours());
     for family in [V4, V6] {
         for (name, packet, want) in rows(&family) {
             for tags in [&[][..], &[100], &[100, 0], &[7, 8]] {
@@ -278,7 +262,7 @@ fn ipv4_options_are_skipped_and_bad_headers_left_to_the_kernel() {
     if !enter_namespace("IPv4 headers") {
         return;
     }
-    let mut bench = Bench::new(&ours());
+    let mut bench = Bench::patient(&ours());
     let (client, vip) = (v4(V4.client), v4(V4.vip));
     for options in [4, 8, 40] {
         let packet = ipv4(client, vip, TCP, &transport(9, 80), |header| {
@@ -335,7 +319,7 @@ fn ipv6_extension_headers_are_followed_up_to_the_limit() {
     if !enter_namespace("IPv6 headers") {
         return;
     }
-    let mut bench = Bench::new(&ours());
+    let mut bench = Bench::patient(&ours());
     let (hop, routing, atomic, auth, dest) = ((0, 8), (43, 24), (44, 8), (51, 24), (60, 16));
     for (name, kinds, want) in [
         ("hop-by-hop", vec![hop], Vip),
@@ -383,7 +367,7 @@ fn owned_addresses_are_answered_for() {
     if !enter_namespace("owned addresses") {
         return;
     }
-    let mut bench = Bench::new(&ours());
+    let mut bench = Bench::patient(&ours());
     for (name, frame, want) in [
         ("request for an owned vip", arp(1, v4(V4.vip)), Owned),
         ("request for an owned SNAT address", arp(1, v4(V4.snat)), Owned),
@@ -419,7 +403,7 @@ fn no_truncation_is_handed_over_wrongly() {
     if !enter_namespace("truncation") {
         return;
     }
-    let mut bench = Bench::new(&ours());
+    let mut bench = Bench::patient(&ours());
     for family in [V4, V6] {
         for (name, packet, want) in rows(&family) {
             let frame = tagged(&[100, 200], &packet);
@@ -437,7 +421,7 @@ fn a_frame_is_ours_as_soon_as_what_decides_is_there() {
     if !enter_namespace("thresholds") {
         return;
     }
-    let mut bench = Bench::new(&ours());
+    let mut bench = Bench::patient(&ours());
     for (family, header) in [(V4, 20), (V6, 40)] {
         let quoted = ip_packet(family.vip, family.client, TCP, &transport(80, 9));
         let error = icmp(family.errors[0], &quoted);
@@ -480,7 +464,7 @@ fn other_traffic_is_the_kernels() {
     if !enter_namespace("other traffic") {
         return;
     }
-    let mut bench = Bench::new(&ours());
+    let mut bench = Bench::patient(&ours());
     for (name, kind) in
         [("LLDP", 0x88cc), ("MPLS", 0x8847), ("PPPoE", 0x8864), ("802.3 length", 46), ("RARP", 0x8035)]
     {

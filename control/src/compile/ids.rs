@@ -8,6 +8,7 @@ use dataplane::snapshot::Mode;
 use dataplane::state::State;
 
 use super::CompileError;
+use super::ours::tunnel;
 use crate::model::{self, Identity, Service};
 
 type Map<K, V> = HashMap<K, V, ahash::RandomState>;
@@ -41,6 +42,8 @@ struct Slot {
     addr: IpAddr,
     port: u16,
     mode: Mode,
+    /// See [`tunnel`].
+    tunnel: Option<(IpAddr, u16)>,
     left: Option<Left>,
 }
 
@@ -53,13 +56,14 @@ enum Left {
     At(u64),
 }
 
-/// A backend that was removed while flows counted on it: its service, address, port and mode.
+/// A backend that was removed while flows counted on it: its service, address, port, mode and tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Removed {
     pub service: Identity,
     pub addr: IpAddr,
     pub port: u16,
     pub mode: Mode,
+    pub tunnel: Option<(IpAddr, u16)>,
 }
 
 /// Ids given to new owners by one compilation: their slots hold what earlier owners left.
@@ -153,7 +157,13 @@ impl IdTable {
     pub(super) fn removed(&self) -> impl Iterator<Item = Removed> {
         self.owners.iter().flat_map(|(key, owner)| {
             let removed = owner.backends.iter().filter(|slot| slot.left.is_some());
-            removed.map(|slot| Removed { service: *key, addr: slot.addr, port: slot.port, mode: slot.mode })
+            removed.map(|slot| Removed {
+                service: *key,
+                addr: slot.addr,
+                port: slot.port,
+                mode: slot.mode,
+                tunnel: slot.tunnel,
+            })
         })
     }
 
@@ -187,7 +197,7 @@ impl IdTable {
                     id
                 }
             };
-            owner.backends.push(Slot { id, addr, port, mode, left: None });
+            owner.backends.push(Slot { id, addr, port, mode, tunnel: tunnel(backend), left: None });
             ids.push((id, *backend));
         }
         let kept: HashSet<BackendId, ahash::RandomState> = ids.iter().map(|(id, _)| *id).collect();

@@ -1,10 +1,15 @@
 //! What the XDP program takes for Weir.
 
-use dataplane::snapshot::Mode;
-use xdp_prog::{Endpoint, Ours, Proto};
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use dataplane::flow::key;
+use dataplane::snapshot::marks::Prefix;
+use dataplane::snapshot::{Mark, MarkRule, Mode};
+use xdp_prog::{Endpoint, Ours, Proto, Rule};
 
 use super::{IdTable, owned};
-use crate::model::{DesiredState, Identity, Protocol, Service};
+use crate::model::{Backend, DesiredState, Identity, MatchRule, Protocol, Service};
 
 /// What belongs to Weir with these tables. `nat` backends that were removed belong to it as long as `ids` holds a slot
 /// for them: replies of their last flows still have to come back.
@@ -23,6 +28,10 @@ pub fn ours(desired: &DesiredState, ids: &IdTable) -> Ours {
             ours.nat_backends.extend(protocols(service, desired).into_iter().map(proto).map(endpoint));
         }
     }
+    ours.rules = rules(desired);
+    ours.tunnels =
+        desired.services().iter().flat_map(|service| &service.backends).filter_map(tunnel).collect();
+    ours.tunnels.extend(ids.removed().filter_map(|removed| removed.tunnel));
     for removed in ids.removed().filter(|removed| removed.mode == Mode::Nat) {
         let (protos, port) = match removed.service {
             Identity::Vip(vip) if vip.port != 0 => (of_number(vip.proto), removed.port),
@@ -54,6 +63,34 @@ fn protocols(service: &Service, desired: &DesiredState) -> Vec<Protocol> {
     let rules: Vec<_> = rules.collect();
     let matches = |protocol: &Protocol| rules.iter().any(|rule| rule.has_protocol(*protocol));
     Protocol::ALL.into_iter().filter(matches).collect()
+}
+
+/// The rules that give marks, of which services take some.
+fn rules(desired: &DesiredState) -> Vec<Rule> {
+    let taken: HashSet<Mark, ahash::RandomState> =
+        desired.services().iter().filter_map(Service::mark).collect();
+    let block = |prefix: Prefix| (key::address(prefix.addr, prefix.v6), prefix.len);
+    let spread = desired.rules().iter().flat_map(MatchRule::spread);
+    let rule = |rule: MarkRule| Rule {
+        src: rule.src.map(block),
+        dst: rule.dst.map(block),
+        protos: Protocol::ALL
+            .into_iter()
+            .filter(|protocol| rule.protocols.contains(protocol.number()))
+            .map(proto)
+            .collect(),
+        dports: rule.dports,
+        sports: rule.sports,
+        port: rule.port.map(|port| port.0),
+        ours: [false, true].map(|v6| taken.contains(&Mark { value: rule.mark, v6 })),
+    };
+    // Marks that no service has are the kernel's from first to last.
+    if taken.is_empty() { Vec::new() } else { spread.map(rule).collect() }
+}
+
+/// A backend at the other end of a tunnel, with the UDP port of that.
+pub(super) fn tunnel(backend: &Backend) -> Option<(IpAddr, u16)> {
+    backend.mode.is_tunnel().then_some((backend.addr.ip(), backend.tunnel.port))
 }
 
 fn of_number(number: u8) -> Vec<Protocol> {

@@ -4,6 +4,8 @@ use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dataplane::snapshot::marks::MARK_RULES_MAX;
+
 use super::fault::Mark;
 use super::reader::{Field, Map};
 
@@ -85,10 +87,11 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What the XDP program's maps are made for. No configuration within these limits overfills them.
+    /// What the XDP program's maps are made for. No configuration within these limits overfills them, but one in which
+    /// `nat` backends of marks, which take an entry for each protocol of their rules, are most of all.
     pub fn xdp(self) -> xdp_prog::Limits {
         let entries = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let others = SNAT_ADDRESSES_MAX + NODE_ADDRESSES_MAX;
+        let others = SNAT_ADDRESSES_MAX + NODE_ADDRESSES_MAX + MARK_RULES_MAX;
         xdp_prog::Limits {
             vips: entries(self.services),
             nat_backends: entries(self.backends),

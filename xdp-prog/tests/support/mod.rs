@@ -8,7 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::process::Command;
 
-use etherparse::{EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, SingleVlanHeader, VlanId};
+use etherparse::{
+    EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv6Header, SingleVlanHeader, VlanId,
+};
 use nix::sched::{CloneFlags, unshare};
 use nix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
@@ -86,6 +88,13 @@ impl Bench {
         let beat = xdp.beat(0).expect("worker 0");
         beat.beat(monotonic_ns());
         Self { xdp, ifindex, beat, socket }
+    }
+
+    /// [`Self::new`] with a worker that stays alive however long the test takes.
+    pub(crate) fn patient(ours: &Ours) -> Self {
+        let bench = Self::new(ours);
+        bench.xdp.set_beat_limit(std::time::Duration::from_secs(3600)).expect("set");
+        bench
     }
 
     /// What the program does with a frame on queue 0: the one counter that moved. Its verdict must agree.
@@ -192,4 +201,27 @@ pub(crate) fn arp(operation: u16, target: Ipv4Addr) -> Vec<u8> {
     bytes.extend([0; 6]);
     bytes.extend(target.octets());
     ethernet(&[], &bytes, EtherType::ARP)
+}
+
+/// A fragment: offset in units of 8 bytes.
+pub(crate) fn fragment(
+    src: IpAddr,
+    dst: IpAddr,
+    proto: u8,
+    offset: u16,
+    more: bool,
+    payload: &[u8],
+) -> Vec<u8> {
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => ipv4(src, dst, proto, payload, |header| {
+            header.fragment_offset = IpFragOffset::try_new(offset).unwrap();
+            header.more_fragments = more;
+        }),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let word = offset << 3 | u16::from(more);
+            let header = [&[proto, 0], word.to_be_bytes().as_slice(), &[0, 0, 0, 7]].concat();
+            ipv6(src, dst, 44, &[&header, payload].concat())
+        }
+        _ => panic!("one family"),
+    }
 }
