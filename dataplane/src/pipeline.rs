@@ -15,6 +15,7 @@ mod icmp;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a check may panic")]
 pub mod model;
+mod persist;
 mod room;
 mod sweep;
 #[cfg(test)]
@@ -28,7 +29,8 @@ use std::sync::Arc;
 use crate::flow::directory::Directory;
 use crate::flow::entry;
 use crate::flow::half_open::HalfOpen;
-use crate::flow::table::{FlowTable, Heap, Hit, Reserve};
+use crate::flow::table::{FlowTable, Heap, Hit, MAX_FLOWS, Reserve};
+use crate::flow::templates::Templates;
 use crate::frame::{BATCH, Frame};
 use crate::ids::{BackendId, ServiceId, WorkerId};
 use crate::packet::{self, Kind, Packet};
@@ -47,7 +49,7 @@ pub struct Setup {
     pub worker: WorkerId,
     /// How many workers there are.
     pub workers: u8,
-    /// Flows at most.
+    /// Flows at most. Of clients of persistent services a quarter more are remembered.
     pub flow_limit: usize,
     /// Counts shared by all workers.
     pub state: Arc<State>,
@@ -112,11 +114,17 @@ impl Scratch {
     }
 }
 
+/// Templates for so many flows: a quarter more. Flows at the limit then hold no more than leave some to be had.
+fn templates_limit(flow_limit: usize) -> usize {
+    flow_limit.saturating_add((flow_limit / 4).max(1))
+}
+
 /// The engine without its scratch memory.
 #[derive(Debug)]
 struct Core {
     setup: Setup,
     flows: FlowTable,
+    templates: Templates,
     sweep: sweep::Progress,
     answers: answer::Allowance,
     half_open: HalfOpen,
@@ -137,10 +145,12 @@ impl Engine {
     pub fn with_memory(setup: Setup, reserve: &impl Reserve) -> Self {
         let flows = FlowTable::new(setup.flow_limit, setup.seed, reserve);
         let half_open = HalfOpen::new(setup.flow_limit, reserve);
+        let templates = Templates::new(templates_limit(setup.flow_limit), setup.seed, reserve);
         Self {
             core: Core {
                 setup,
                 flows,
+                templates,
                 sweep: Default::default(),
                 answers: Default::default(),
                 half_open,
@@ -203,9 +213,12 @@ impl Engine {
         verdict
     }
 
-    /// Copies live flows into `out` until its capacity is used or `limit` slots were looked at, from slot `cursor`
-    /// on. Returns the next cursor, `None` at the end of the table. Allocates nothing.
+    /// Copies live flows, and then templates, into `out` until its capacity is used or `limit` slots were looked at,
+    /// from slot `cursor` on. Returns the next cursor, `None` at the end of both tables. Allocates nothing.
     pub fn dump(&self, cursor: usize, limit: usize, now: Tick, out: &mut Vec<FlowRecord>) -> Option<usize> {
+        if let Some(cursor) = cursor.checked_sub(MAX_FLOWS) {
+            return self.dump_templates(cursor, limit, now, out).map(|next| MAX_FLOWS + next);
+        }
         let flows = &self.core.flows;
         let high = flows.high_water() as usize;
         let end = high.min(cursor.saturating_add(limit));
@@ -216,12 +229,41 @@ impl Engine {
             let live = u32::try_from(slot).ok().and_then(|slot| flows.entry(slot));
             out.extend(live.map(|entry| self.core.record(entry, now)));
         }
+        if end < high {
+            return Some(end);
+        }
+        (!self.core.templates.is_empty()).then_some(MAX_FLOWS)
+    }
+
+    /// [`Self::dump`] for templates, which follow the flows.
+    fn dump_templates(
+        &self,
+        cursor: usize,
+        limit: usize,
+        now: Tick,
+        out: &mut Vec<FlowRecord>,
+    ) -> Option<usize> {
+        let templates = &self.core.templates;
+        let high = templates.high_water();
+        let end = high.min(cursor.saturating_add(limit));
+        for index in cursor..end {
+            if out.len() == out.capacity() {
+                return Some(index);
+            }
+            let live = u32::try_from(index).ok().and_then(|index| templates.get(index));
+            out.extend(live.map(|template| persist::record(template, now)));
+        }
         (end < high).then_some(end)
     }
 
     /// Flows in the table.
     pub fn flows(&self) -> usize {
         self.core.flows.len()
+    }
+
+    /// Clients of persistent services that are remembered.
+    pub fn templates(&self) -> usize {
+        self.core.templates.len()
     }
 
     /// This worker's counters.

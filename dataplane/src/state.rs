@@ -69,6 +69,21 @@ impl BackendState {
         from.fetch_sub(1, Relaxed);
     }
 
+    /// Persistence keeps one more client with it.
+    pub fn remembered(&self) {
+        self.persistent.fetch_add(1, Relaxed);
+    }
+
+    /// Persistence keeps one client less with it.
+    pub fn forgotten(&self) {
+        self.persistent.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether nothing refers to it: neither flow nor template.
+    pub fn is_unused(&self) -> bool {
+        self.counts() == (0, 0) && self.persistent.load(Relaxed) == 0
+    }
+
     /// A flow ended.
     #[inline]
     pub fn closed(&self, active: bool) {

@@ -98,6 +98,8 @@ pub struct WorkerStats {
     pub flows_dropped: Counter,
     /// Flows whose handshake is not complete.
     pub half_open: Gauge,
+    /// Clients of persistent services that were not remembered because the table of templates was full.
+    pub templates_full: Counter,
     /// Flows whose owner could not be published to the other workers (the directory's line was full).
     pub directory_full: Counter,
     /// Neighbours that could not be asked for because the request ring was full.
@@ -123,6 +125,7 @@ impl WorkerStats {
             flows_evicted: Counter::default(),
             flows_dropped: Counter::default(),
             half_open: Gauge::default(),
+            templates_full: Counter::default(),
             directory_full: Counter::default(),
             wanted_lost: Counter::default(),
             drops: DropReason::ALL.iter().map(|_| Counter::default()).collect(),

@@ -130,7 +130,7 @@ impl IdTable {
             return 0;
         }
         let gone = |left: Option<Left>| matches!(left, Some(Left::At(generation)) if is_seen(generation));
-        let idle = |id| state.backend(id).is_none_or(|counts| counts.counts() == (0, 0));
+        let idle = |id| state.backend(id).is_none_or(|counts| counts.is_unused());
         let mut freed = 0;
         let (services, backends) = (&mut self.services.free, &mut self.backends.free);
         self.owners.retain(|_, owner| {

@@ -180,12 +180,15 @@ impl Entry {
         }
     }
 
-    /// Notes that a packet of the backend was seen, where the protocol has no states that say so.
+    /// Notes that a packet of the backend was seen, where the protocol has no states that say so. Returns whether it is
+    /// the first.
     #[inline]
-    pub fn set_answered(&mut self) {
-        if self.flags & ANSWERED == 0 {
+    pub fn set_answered(&mut self) -> bool {
+        let is_first = self.flags & ANSWERED == 0;
+        if is_first {
             self.flags |= ANSWERED;
         }
+        is_first
     }
 
     /// Whether all that was ever seen of it is one packet from the client, in a protocol without a handshake: one that

@@ -13,3 +13,4 @@ pub mod pool;
 pub mod snat;
 pub mod table;
 pub mod tcp;
+pub mod templates;

@@ -218,13 +218,24 @@ impl FlowTable {
             self.give_slot_back(slot);
             return Err(Full);
         }
+        self.start(slot, new, expires);
+        Ok(slot)
+    }
+
+    /// Opens a flow that is not found by its keys: for one packet. There may be another one with the same endpoints.
+    pub fn open_unlinked(&mut self, new: &NewFlow, expires: Tick) -> Result<Slot, Full> {
+        let slot = self.take_slot(new)?;
+        self.start(slot, new, expires);
+        Ok(slot)
+    }
+
+    fn start(&mut self, slot: Slot, new: &NewFlow, expires: Tick) {
         if let Some(entry) = self.entries.get_mut(slot as usize) {
             entry.expires = expires;
             entry.service = new.service;
             entry.backend = new.backend;
         }
         self.live += 1;
-        Ok(slot)
     }
 
     /// Forgets the flow in `slot`; nothing happens where there is none.

@@ -2,15 +2,15 @@
 
 use super::Core;
 use super::established::{enter, expiry};
+use super::persist::Choice;
 use crate::flow::entry::{Tuple, Way};
 use crate::flow::key::{self, FlowKey};
 use crate::flow::snat;
-use crate::flow::table::{NewFlow, Slot};
+use crate::flow::table::{FlowTable, NewFlow, Slot};
 use crate::frame::Frame;
 use crate::packet::Packet;
 use crate::rewrite::nat;
-use crate::schedule::schedule;
-use crate::snapshot::{Backend, Mode, Service, Snapshot};
+use crate::snapshot::{FTP, Mode, Service, Snapshot};
 use crate::time::Tick;
 use crate::trace::{Answer, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
@@ -43,26 +43,38 @@ impl Core {
         if key.proto == key::TCP && packet.tcp_flags & (SYN | RST) != SYN {
             return self.refuse(frame, packet, DropReason::NoFlow, Answer::Reset, tables, trace);
         }
+        let unknown = if key.proto == key::TCP { Answer::Reset } else { Answer::PortUnreachable };
+        if key.sport == FTP - 1 {
+            // A server's end of an active data connection of FTP, which no client starts (`ip_vs_schedule`).
+            return self.refuse(frame, packet, DropReason::NoFlow, unknown, tables, trace);
+        }
+        if let Some(keeper) = self.keeper(frame, key, service, tables) {
+            trace.step(Step::FlowElsewhere(keeper));
+            return Ok(Verdict::Handoff(keeper));
+        }
         if self.defence.drops_packet() {
             return Err(DropReason::DropPacket);
         }
         if !self.defence.lets_open(now, &tables.settings) {
             return Err(DropReason::NewFlowLimit);
         }
-        let Some(backend) = schedule(service, &self.setup.state, key) else {
+        let Some(choice) = self.choose(service, key, now, tables) else {
             if let Some(counter) = self.setup.stats.refused(service.id) {
                 counter.add(1);
             }
-            let answer = if key.proto == key::TCP { Answer::Reset } else { Answer::PortUnreachable };
-            return self.refuse(frame, packet, DropReason::NoBackend, answer, tables, trace);
+            return self.refuse(frame, packet, DropReason::NoBackend, unknown, tables, trace);
         };
-        trace.step(Step::Scheduled(backend.id));
-        let slot = self.open(packet, service, backend, now, tables, trace)?;
-        if backend.mode.has_replies() {
+        trace.step(Step::Scheduled(choice.backend.id));
+        let slot = self.open(packet, service, &choice, now, tables, trace)?;
+        if choice.backend.mode.has_replies() && !choice.once {
             // The client's neighbour is asked for while the backend still thinks.
             let _ = self.find_hop(slot, Way::Reply, tables);
         }
-        self.send(frame, packet, slot, Way::Forward, tables, trace)
+        let outcome = self.send(frame, packet, slot, Way::Forward, tables, trace);
+        if choice.once {
+            self.forget(slot);
+        }
+        outcome
     }
 
     /// A packet to no service: a reply to a SNAT port, or the kernel's.
@@ -87,12 +99,12 @@ impl Core {
         Ok(self.to_kernel(frame, packet, tables))
     }
 
-    /// Opens the flow that `packet` starts, both ways, and counts it.
+    /// Opens the flow that `packet` starts, both ways, and counts it. One for this packet alone is not found by others.
     fn open(
         &mut self,
         packet: &Packet,
         service: &Service,
-        backend: &Backend,
+        choice: &Choice<'_>,
         now: Tick,
         tables: &Snapshot,
         trace: &mut impl Trace,
@@ -100,19 +112,24 @@ impl Core {
         if packet.key.proto == key::TCP {
             self.bound_half_open(&tables.settings)?;
         }
-        let reply = self.reply_key(packet, service, backend, tables, trace)?;
+        let backend = choice.backend;
+        let reply = self.reply_key(packet, service, choice, tables, trace)?;
         let tuple = Tuple { forward: packet.key, reply };
         let new = NewFlow { tuple, mode: backend.mode, service: service.id, backend: backend.id };
-        let slot = match self.flows.open(&new, now) {
+        let open = if choice.once { FlowTable::open_unlinked } else { FlowTable::open };
+        let slot = match open(&mut self.flows, &new, now) {
             Ok(slot) => slot,
             Err(_) if self.make_room(now) => {
-                self.flows.open(&new, now).map_err(|_| DropReason::FlowTableFull)?
+                open(&mut self.flows, &new, now).map_err(|_| DropReason::FlowTableFull)?
             }
             Err(_) => return Err(DropReason::FlowTableFull),
         };
         trace.step(Step::FlowOpened(backend.mode));
         self.setup.stats.flows_opened.add(1);
-        self.publish(&tuple, backend.mode);
+        if !choice.once {
+            self.publish(&tuple, backend.mode);
+        }
+        self.hold_template(slot, choice.template, now);
         if let Some(counts) = self.setup.state.backend(backend.id) {
             counts.opened();
         }
@@ -138,17 +155,17 @@ impl Core {
         &mut self,
         packet: &Packet,
         service: &Service,
-        backend: &Backend,
+        choice: &Choice<'_>,
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<FlowKey, DropReason> {
         let key = &packet.key;
+        let backend = choice.backend;
         let (src, v6) = key::bits(backend.addr);
-        let reply =
-            FlowKey { src, dst: key.src, sport: backend.port, dport: key.sport, proto: key.proto, v6 };
+        let reply = FlowKey { src, dst: key.src, sport: choice.port, dport: key.sport, proto: key.proto, v6 };
         match backend.mode {
             Mode::Dr | Mode::Ipip | Mode::Gue | Mode::Gre => Ok(reply),
-            Mode::Nat if self.is_free(&reply) => Ok(reply),
+            Mode::Nat if choice.once || self.is_free(&reply) => Ok(reply),
             Mode::Nat => Err(DropReason::TupleInUse),
             Mode::FullNat => {
                 let pool = service.pool.and_then(|id| tables.services.pool(id));

@@ -155,7 +155,7 @@ impl Core {
             let Some(entry) = self.flows.entry(slot) else { continue };
             if goes(entry, &mut self.defence, now, tables) {
                 self.setup.stats.flows_dropped.add(1);
-                self.close(slot);
+                self.kill(slot);
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::flow::entry::{Entry, Way};
 use crate::flow::half_open::HalfOpen;
 use crate::flow::key;
 use crate::flow::table::{Hit, Slot};
-use crate::flow::tcp;
+use crate::flow::{tcp, templates};
 use crate::frame::Frame;
 use crate::packet::Packet;
 use crate::rewrite::nat;
@@ -36,18 +36,22 @@ impl Core {
         trace: &mut impl Trace,
     ) -> Option<Verdict> {
         let way = hit.way();
-        let Self { flows, setup, half_open, .. } = self;
-        let entry = flows.confirm(hit, &packet.key)?;
+        let mut entry = self.flows.confirm(hit, &packet.key)?;
         if entry.expires.is_due(now) || way == Way::Forward && reopens(entry.state, packet.tcp_flags) {
             return Some(or_drop(self.open_anew(frame, packet, hash, hit.slot(), now, tables, trace)));
         }
         if entry.proto() == key::TCP {
             let next = entry.state.next(entry.direction(way), packet.tcp_flags);
             if next != entry.state {
-                enter(entry, hit.slot(), next, setup, half_open);
+                enter(entry, hit.slot(), next, &self.setup, &mut self.half_open);
+                if next == tcp::State::Established && entry.has_extra() {
+                    self.assure_template(hit.slot());
+                    entry = self.flows.confirm(hit, &packet.key)?;
+                }
             }
-        } else if way == Way::Reply {
-            entry.set_answered();
+        } else if way == Way::Reply && entry.set_answered() && entry.has_extra() {
+            self.assure_template(hit.slot());
+            entry = self.flows.confirm(hit, &packet.key)?;
         }
         if way == Way::Forward {
             entry.count_packet();
@@ -71,7 +75,7 @@ impl Core {
             && !tables.net.leaves_checksums(frame.port)
             && nat::translate_plain(frame.bytes_mut(), packet, entry.target_v4(way), deltas, hop)
         {
-            count(entry, way, packet, setup);
+            count(entry, way, packet, &self.setup);
             return Some(Verdict::Tx(hop.port));
         }
         Some(or_drop(self.deliver(frame, packet, hit.slot(), way, hop, tables, trace)))
@@ -93,10 +97,29 @@ impl Core {
     ) -> Result<Verdict, DropReason> {
         if self.flows.entry(slot).is_some_and(|entry| entry.expires.is_due(now)) {
             self.expire(slot);
-        } else {
+        } else if self.template(slot) == templates::NONE {
             self.close(slot);
+        } else {
+            return self
+                .begin_again(packet, slot, now, tables)
+                .and_then(|()| self.send(frame, packet, slot, Way::Forward, tables, trace));
         }
         self.admit(frame, packet, hash, now, tables, trace)
+    }
+
+    /// A connection starts on the tuple of one that has ended, and persistence leaves it on its backend.
+    fn begin_again(
+        &mut self,
+        packet: &Packet,
+        slot: Slot,
+        now: Tick,
+        tables: &Snapshot,
+    ) -> Result<(), DropReason> {
+        let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
+        let next = entry.state.next(entry.direction(Way::Forward), packet.tcp_flags);
+        enter(entry, slot, next, &self.setup, &mut self.half_open);
+        entry.expires = expiry(entry, now, tables);
+        Ok(())
     }
 }
 

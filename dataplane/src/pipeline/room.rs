@@ -51,7 +51,7 @@ impl Core {
         let oldest = self.half_open.oldest(&self.flows);
         if let Some(slot) = oldest {
             self.setup.stats.flows_evicted.add(1);
-            self.close(slot);
+            self.kill(slot);
         }
         oldest.is_some()
     }
@@ -77,7 +77,7 @@ impl Core {
             self.flows.entry(slot).is_some_and(|entry| entry.is_half_open() || entry.is_unassured());
         if is_light {
             self.setup.stats.flows_evicted.add(1);
-            self.close(slot);
+            self.kill(slot);
         }
         is_light
     }

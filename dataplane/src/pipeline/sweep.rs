@@ -60,6 +60,7 @@ impl Core {
                 self.expire(slot);
             }
         }
+        self.sweep_templates(now);
         self.sweep.due > 0
     }
 
@@ -72,13 +73,6 @@ impl Core {
     /// Ends a flow: out of the table, the directory and its backend's counts.
     pub(super) fn close(&mut self, slot: Slot) {
         let Some(entry) = self.flows.entry(slot) else { return };
-        if entry.is_half_open() {
-            self.half_open.ended();
-            self.setup.stats.half_open.set(self.half_open.count() as u64);
-        }
-        if let Some(counts) = self.setup.state.backend(entry.backend) {
-            counts.closed(entry.is_active());
-        }
         if self.setup.workers > 1 {
             let tuple = self.flows.tuple(entry);
             self.setup.directory.withdraw(self.flows.hash(&tuple.forward), self.setup.worker);
@@ -86,6 +80,30 @@ impl Core {
                 self.setup.directory.withdraw(self.flows.hash(&tuple.reply), self.setup.worker);
             }
         }
+        self.forget(slot);
+    }
+
+    /// The part of [`Self::close`] for a flow that no other worker knows of.
+    pub(super) fn forget(&mut self, slot: Slot) {
+        let Some(entry) = self.flows.entry(slot) else { return };
+        if entry.is_half_open() {
+            self.half_open.ended();
+            self.setup.stats.half_open.set(self.half_open.count() as u64);
+        }
+        if let Some(counts) = self.setup.state.backend(entry.backend) {
+            counts.closed(entry.is_active());
+        }
+        self.templates.release(self.template(slot));
         self.flows.close(slot);
+    }
+
+    /// Ends a flow before its time, and its client's template with it unless other flows hold that, or one was
+    /// established (`ip_vs_conn_expire`).
+    pub(super) fn kill(&mut self, slot: Slot) {
+        let template = self.template(slot);
+        self.close(slot);
+        if self.templates.is_idle(template) {
+            self.close_template(template);
+        }
     }
 }

@@ -1,4 +1,5 @@
 mod floods;
+mod persistence;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

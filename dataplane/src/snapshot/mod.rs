@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::flow::key::{self, FlowKey, VipKey};
 use crate::ids::{BackendId, PoolId, PortId, ServiceId};
 use crate::schedule::Scheduler;
+use marks::Marks;
 pub use marks::{Mark, MarkRule};
 pub use net::Net;
 pub use settings::{Defence, Settings, Timeouts};
@@ -201,8 +202,7 @@ pub struct SnatPool {
 pub struct Services {
     by_vip: HashMap<VipKey, u32, ahash::RandomState>,
     by_mark: HashMap<Mark, u32, ahash::RandomState>,
-    /// Which packets bear which mark, by precedence.
-    rules: Box<[MarkRule]>,
+    marks: Marks,
     /// Where a backend stands, by its id: service and place in its list. `u32::MAX` for one that is not in the tables.
     by_backend: Vec<(u32, u32)>,
     list: Vec<Service>,
@@ -212,6 +212,15 @@ pub struct Services {
     addresses: HashSet<(u128, bool), ahash::RandomState>,
     snat: HashMap<(u128, bool), PoolId, ahash::RandomState>,
     pools: Vec<SnatPool>,
+}
+
+/// Port of FTP's control connections.
+pub const FTP: u16 = 21;
+
+/// Whether packets to this address and port may be data of FTP: active, answers to port 20; passive, to a port that
+/// any process may listen on.
+fn may_be_ftp_data(vip: &VipKey) -> bool {
+    vip.proto == key::TCP && (vip.port == FTP - 1 || vip.port >= 1024)
 }
 
 /// Of a backend that is not in the tables.
@@ -256,12 +265,12 @@ impl Services {
     /// These tables with rules that give marks; the first that matches a packet counts.
     #[must_use]
     pub fn with_rules(self, rules: Vec<MarkRule>) -> Self {
-        Self { rules: rules.into(), ..self }
+        Self { marks: Marks::new(rules), ..self }
     }
 
     /// The rules that give marks.
     pub fn rules(&self) -> &[MarkRule] {
-        &self.rules
+        self.marks.rules()
     }
 
     /// The service of a mark.
@@ -276,12 +285,24 @@ impl Services {
         self.list.get(*self.by_vip.get(vip)? as usize)
     }
 
-    /// The service that takes packets with `key`, which came in by `port`: that of its address, port and protocol,
-    /// else that of all ports of its address.
+    /// The service that takes packets with `key`, which came in by `port`: that of their mark, else that of their
+    /// address, port and protocol, else the one whose FTP data they may be, else that of all ports of their address
+    /// (`ip_vs_service_find`).
     #[inline]
-    pub fn find(&self, key: &FlowKey, _port: PortId) -> Option<&Service> {
+    pub fn find(&self, key: &FlowKey, port: PortId) -> Option<&Service> {
         let vip = key.vip();
-        self.exact(&vip).or_else(|| self.exact(&VipKey { port: 0, ..vip }))
+        let marked = self.marks.mark(key, port).and_then(|mark| self.marked(mark));
+        marked.or_else(|| self.exact(&vip)).or_else(|| self.other(vip))
+    }
+
+    /// The service of an address that has none on this port.
+    fn other(&self, vip: VipKey) -> Option<&Service> {
+        let ftp = may_be_ftp_data(&vip).then(|| self.exact(&VipKey { port: FTP, ..vip })).flatten();
+        match ftp {
+            // Without persistence nothing says whose data it is: no service, not even one of all ports, has it.
+            Some(service) => service.persistence.is_some().then_some(service),
+            None => self.exact(&VipKey { port: 0, ..vip }),
+        }
     }
 
     /// The backend with this id and its service; `None` for one that was removed.

@@ -1,0 +1,195 @@
+//! Persistence: a client's flows go where its first one went (IPVS: persistent services).
+
+use super::{Core, FlowRecord};
+use crate::flow::key::{FlowKey, UDP};
+use crate::flow::table::Slot;
+use crate::flow::templates::{self, NewTemplate, Template};
+use crate::frame::Frame;
+use crate::ids::WorkerId;
+use crate::schedule::schedule;
+use crate::snapshot::{Backend, FTP, Mode, Persistence, Service, Snapshot};
+use crate::time::Tick;
+
+/// Protocol of a mark's templates (`IPPROTO_IP`): all protocols have them in common.
+const ANY: u8 = 0;
+
+/// Where a new flow goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choice<'t> {
+    pub(super) backend: &'t Backend,
+    /// The backend's port, as packets of this flow carry it.
+    pub(super) port: u16,
+    /// The template that keeps the client there; [`templates::NONE`] without persistence.
+    pub(super) template: templates::Index,
+    /// Whether the choice is for one packet only, and no flow is kept.
+    pub(super) once: bool,
+}
+
+impl Core {
+    /// The worker that keeps the template of the client of `key`, if that is another one: all flows of a client of a
+    /// persistent service are that worker's.
+    pub(super) fn keeper(
+        &self,
+        frame: &Frame<'_>,
+        key: &FlowKey,
+        service: &Service,
+        tables: &Snapshot,
+    ) -> Option<WorkerId> {
+        let persistence = service.persistence?;
+        if self.setup.workers < 2 || frame.handed_over {
+            return None;
+        }
+        let hash = template_key(key, service, persistence, tables).hash(self.setup.seed);
+        let keeper = (u128::from(hash) * u128::from(self.setup.workers)) >> 64;
+        u8::try_from(keeper).ok().map(WorkerId).filter(|keeper| *keeper != self.setup.worker)
+    }
+
+    /// The backend for a new flow with `key`: by the client's template, else by the scheduler.
+    pub(super) fn choose<'t>(
+        &mut self,
+        service: &'t Service,
+        key: &FlowKey,
+        now: Tick,
+        tables: &'t Snapshot,
+    ) -> Option<Choice<'t>> {
+        let (backend, template) = match service.persistence {
+            None => (schedule(service, &self.setup.state, key)?, templates::NONE),
+            Some(persistence) => self.choose_again(service, persistence, key, now, tables)?,
+        };
+        let keeps_port =
+            backend.port == 0 || service.persistence.is_some() && !is_exact(service, key, tables);
+        let port = if keeps_port { key.dport } else { backend.port };
+        // Where the SNAT port is, the reply needs the flow.
+        let once = service.one_packet && key.proto == UDP && backend.mode != Mode::FullNat;
+        Some(Choice { backend, port, template, once })
+    }
+
+    fn choose_again<'t>(
+        &mut self,
+        service: &'t Service,
+        persistence: Persistence,
+        key: &FlowKey,
+        now: Tick,
+        tables: &'t Snapshot,
+    ) -> Option<(&'t Backend, templates::Index)> {
+        let template = template_key(key, service, persistence, tables);
+        if let Some(index) = self.templates.find(&template, now) {
+            if let Some(backend) = self.kept(index, tables) {
+                return Some((backend, index));
+            }
+            self.templates.retire(index);
+        }
+        let backend = schedule(service, &self.setup.state, key)?;
+        let port = if template.dport == 0 { 0 } else { backend.port };
+        let new = NewTemplate {
+            key: template,
+            service: service.id,
+            backend: backend.id,
+            to: (backend.addr, port),
+            mode: backend.mode,
+            timeout_s: persistence.timeout_s,
+        };
+        Some((backend, self.open_template(&new, now)))
+    }
+
+    /// The backend of a template, if it still takes the client: it has to be in the tables, and may be drained or
+    /// overloaded, but for `expire_quiescent_template`.
+    fn kept<'t>(&self, index: templates::Index, tables: &'t Snapshot) -> Option<&'t Backend> {
+        let (_, backend) = tables.services.backend(self.templates.get(index)?.backend)?;
+        let expired = tables.settings.expire_quiescent_template && backend.weight == 0;
+        (!expired).then_some(backend)
+    }
+
+    /// Makes a template and counts it. Without room the client's flow is served all the same.
+    fn open_template(&mut self, new: &NewTemplate, now: Tick) -> templates::Index {
+        let opened = self.templates.open(new, now).or_else(|| {
+            let unwanted = self.templates.evictable(now)?;
+            self.close_template(unwanted);
+            self.templates.open(new, now)
+        });
+        let Some(index) = opened else {
+            self.setup.stats.templates_full.add(1);
+            return templates::NONE;
+        };
+        if let Some(counts) = self.setup.state.backend(new.backend) {
+            counts.remembered();
+        }
+        index
+    }
+
+    pub(super) fn close_template(&mut self, index: templates::Index) {
+        let Some(template) = self.templates.close(index) else { return };
+        if let Some(counts) = self.setup.state.backend(template.backend) {
+            counts.forgotten();
+        }
+    }
+
+    /// The template that the flow in `slot` holds.
+    pub(super) fn template(&self, slot: Slot) -> templates::Index {
+        self.flows.extra(slot).map_or(templates::NONE, |extra| extra.template)
+    }
+
+    /// Has the flow in `slot` hold its client's template.
+    pub(super) fn hold_template(&mut self, slot: Slot, template: templates::Index, now: Tick) {
+        if template == templates::NONE {
+            return;
+        }
+        if let Some(extra) = self.flows.extra_mut(slot) {
+            extra.template = template;
+            self.templates.hold(template, now);
+        }
+    }
+
+    /// The flow in `slot` is established, or answered: its template is worth keeping.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn assure_template(&mut self, slot: Slot) {
+        self.templates.assure(self.template(slot));
+    }
+
+    /// Forgets templates whose time is up: a bounded number in one turn.
+    pub(super) fn sweep_templates(&mut self, now: Tick) {
+        for _ in 0..self.templates.owed(now) {
+            if let Some(index) = self.templates.next_over(now) {
+                self.close_template(index);
+            }
+        }
+    }
+}
+
+/// Whether packets with `key` reach `service` by its own address and port: not by a mark, and neither as data of FTP
+/// nor because it is on every port.
+fn is_exact(service: &Service, key: &FlowKey, tables: &Snapshot) -> bool {
+    service.mark.is_none() && tables.services.exact(&key.vip()).is_some()
+}
+
+/// What a client's template is found by (`ip_vs_sched_persist`): of a service on one port, that port is part of it; of
+/// FTP, of a service on every port, and of a mark, all the client's flows to the VIP, or of the mark, have one.
+fn template_key(key: &FlowKey, service: &Service, persistence: Persistence, tables: &Snapshot) -> FlowKey {
+    let client = FlowKey { src: key.src & persistence.mask, sport: 0, dport: 0, ..*key };
+    if let Some(mark) = service.mark {
+        // The mark stands where an IPv4 address would.
+        let value = u128::from(mark.value.get());
+        return FlowKey { dst: if key.v6 { value << 96 } else { value }, proto: ANY, ..client };
+    }
+    let own_port = key.dport != FTP && is_exact(service, key, tables);
+    FlowKey { dport: if own_port { key.dport } else { 0 }, ..client }
+}
+
+/// A template as output shows it: the client's port is 0. One that is retired leads nowhere (`ip_vs_check_template`).
+pub(super) fn record(template: &Template, now: Tick) -> FlowRecord {
+    let (key, (addr, port)) = (&template.key, template.to);
+    let (vport, port) = if template.is_retired() { (u16::MAX, u16::MAX) } else { (key.dport, port) };
+    FlowRecord {
+        proto: key.proto,
+        client: (key.source(), 0),
+        vip: (key.destination(), vport),
+        snat: (key.source(), 0),
+        backend: (addr, port),
+        service_id: template.service,
+        backend_id: template.backend,
+        mode: template.mode,
+        state: if template.assured { "ASSURED" } else { "NONE" },
+        expires_s: template.expires.seconds_from(now),
+    }
+}
