@@ -66,6 +66,8 @@ const V6_REPLY: u16 = 1 << 5;
 const MODE_SHIFT: u16 = 6;
 /// A packet of the backend was seen. Only kept for what is not TCP.
 const ANSWERED: u16 = 1 << 9;
+/// It gets [`PLAIN`] once it is established.
+const PLAIN_LATER: u16 = 1 << 10;
 const PACKETS_SHIFT: u16 = 12;
 
 /// A flow: its keys both ways, state, timeout, and all that forwarding one of its packets needs.
@@ -212,7 +214,21 @@ impl Entry {
 
     /// Has its packets pass the general path from now on, on which they are given what is not for every flow.
     pub fn leave_plain_path(&mut self) {
-        self.flags &= !PLAIN;
+        self.flags &= !(PLAIN | PLAIN_LATER);
+    }
+
+    /// Has the packets of its handshake pass the general path, if later ones take the plain one.
+    pub fn defer_plain_path(&mut self) {
+        if self.flags & PLAIN != 0 {
+            self.flags ^= PLAIN | PLAIN_LATER;
+        }
+    }
+
+    /// Ends what [`Self::defer_plain_path`] has begun.
+    pub fn resume_plain_path(&mut self) {
+        if self.flags & PLAIN_LATER != 0 {
+            self.flags ^= PLAIN | PLAIN_LATER;
+        }
     }
 
     /// IP protocol number.

@@ -143,6 +143,9 @@ impl Core {
         nat::Deltas::prepare(entry, &tuple);
         entry.count_packet();
         if entry.proto() == key::TCP {
+            if service.options.mss.is_some() {
+                entry.defer_plain_path();
+            }
             let first = entry.state.next(entry.direction(Way::Forward), packet.tcp_flags);
             enter(entry, slot, first, &self.setup, &mut self.half_open);
         }

@@ -5,15 +5,20 @@ use crate::flow::entry::{Entry, NO_HOP, Way};
 use crate::flow::key;
 use crate::flow::table::Slot;
 use crate::frame::Frame;
+use crate::ids::PortId;
 use crate::packet::Packet;
 use crate::rewrite::encap::Outer;
-use crate::rewrite::{family, l2, nat};
+use crate::rewrite::{family, l2, mss, nat};
 use crate::snapshot::Snapshot;
 use crate::snapshot::net::{Hop, NoHop, Path};
 use crate::trace::{Answer, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::tcp::SYN;
 use crate::wire::view;
+
+/// The segment size that every TCP must accept (RFC 9293, section 3.7.1): none smaller is computed.
+const LEAST_MSS: u16 = 536;
 
 impl Core {
     /// Sends a packet of the flow in `slot`, whose next hop has to be looked up.
@@ -64,6 +69,9 @@ impl Core {
             };
         }
         count(entry, way, packet, &self.setup);
+        if packet.tcp_flags & SYN != 0 {
+            self.clamp(frame, packet, slot, way, largest, unfinished, tables)?;
+        }
         let deltas = entry.deltas(way);
         let bytes = frame.bytes_mut();
         if let Some(outer) = outer {
@@ -121,6 +129,53 @@ impl Core {
             (None, Some(entry)) if entry.is_v6(way) => path.saturating_add(family::DIFFERENCE),
             (None, Some(_)) => path.saturating_sub(family::DIFFERENCE),
             (None, None) => path,
+        }
+    }
+
+    /// Lowers the segment size that a SYN or SYN-ACK announces, where its service wants that.
+    #[cold]
+    #[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
+    fn clamp(
+        &self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        slot: Slot,
+        way: Way,
+        largest: u16,
+        unfinished: bool,
+        tables: &Snapshot,
+    ) -> Result<(), DropReason> {
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
+        let service = tables.services.backend(entry.backend).map(|(service, _)| service);
+        let Some(mss) = service.and_then(|service| service.options.mss) else { return Ok(()) };
+        let most = if mss != 0 {
+            mss
+        } else {
+            let back = self.largest_back(slot, entry, way, frame.port, tables);
+            let headers = |v6| if v6 { 60 } else { 40 };
+            let here = largest.saturating_sub(headers(entry.is_v6(way)));
+            here.min(back).max(LEAST_MSS)
+        };
+        let range = packet.l4.into()..packet.end.into();
+        let segment = frame.bytes_mut().get_mut(range).ok_or(DropReason::Truncated)?;
+        mss::clamp(segment, most, unfinished);
+        Ok(())
+    }
+
+    /// The largest segment that fits the way back. Where that is not known, or does not lead through here, what comes in
+    /// by this port could go out by it.
+    fn largest_back(&self, slot: Slot, entry: &Entry, way: Way, port: PortId, tables: &Snapshot) -> u16 {
+        let back = if way == Way::Forward { Way::Reply } else { Way::Forward };
+        let hop = tables.net.hop(entry.hop(back)).filter(|_| entry.epoch == tables.net.epoch);
+        match hop.filter(|_| entry.mode().has_replies()) {
+            Some(hop) => {
+                let headers = if entry.is_v6(back) { 60 } else { 40 };
+                self.largest(slot, back, hop, None, false).saturating_sub(headers)
+            }
+            None => {
+                let headers = if entry.is_v6(way) { 60 } else { 40 };
+                tables.net.port(port).map_or(0, |port| port.mtu).saturating_sub(headers)
+            }
         }
     }
 

@@ -157,6 +157,9 @@ pub(super) fn enter(
 ) {
     let was_half_open = entry.is_half_open();
     entry.state = next;
+    if next == tcp::State::Established {
+        entry.resume_plain_path();
+    }
     if entry.is_half_open() != was_half_open {
         if was_half_open {
             half_open.ended();

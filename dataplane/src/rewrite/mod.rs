@@ -5,4 +5,5 @@ pub mod encap;
 pub mod family;
 pub mod icmp;
 pub mod l2;
+pub mod mss;
 pub mod nat;

@@ -116,6 +116,13 @@ impl Delta {
         Self(!self.0)
     }
 
+    /// The same change at an odd offset (RFC 1071, section 2B).
+    #[inline]
+    #[must_use]
+    pub fn swapped(self) -> Self {
+        Self(self.0.swap_bytes())
+    }
+
     /// The checksum after the change (RFC 1624, equation 3).
     #[inline]
     pub fn apply(self, checksum: u16) -> u16 {

@@ -220,7 +220,8 @@ fn the_other_familys_mtu_is_told_in_the_senders_own_measure() {
 #[test]
 fn an_icmp_error_is_told_in_the_other_familys_words() {
     // Type, code and the word behind the checksum, as a router of the backend's family says it and as the client hears it.
-    let to_v6: [(&str, [u8; 6], Option<[u8; 6]>); 7] = [
+    type Case = (&'static str, [u8; 6], Option<[u8; 6]>);
+    let to_v6: [Case; 7] = [
         ("port unreachable", [3, 3, 0, 0, 0, 0], Some([1, 4, 0, 0, 0, 0])),
         ("network unreachable", [3, 0, 0, 0, 0, 0], Some([1, 0, 0, 0, 0, 0])),
         ("prohibited", [3, 13, 0, 0, 0, 0], Some([1, 1, 0, 0, 0, 0])),
@@ -229,7 +230,7 @@ fn an_icmp_error_is_told_in_the_other_familys_words() {
         ("time exceeded", [11, 0, 0, 0, 0, 0], Some([3, 0, 0, 0, 0, 0])),
         ("source quench", [4, 0, 0, 0, 0, 0], None),
     ];
-    let to_v4: [(&str, [u8; 6], Option<[u8; 6]>); 5] = [
+    let to_v4: [Case; 5] = [
         ("port unreachable", [1, 4, 0, 0, 0, 0], Some([3, 3, 0, 0, 0, 0])),
         ("no route", [1, 0, 0, 0, 0, 0], Some([3, 1, 0, 0, 0, 0])),
         ("too big", [2, 0, 0, 0, 5, 120], Some([3, 4, 0, 0, 5, 100])),
@@ -278,4 +279,68 @@ fn error([kind, code, word @ ..]: [u8; 6], quote: &[u8], v6: bool) -> Vec<u8> {
         ip.icmpv4_raw(kind, code, word).write(&mut bytes, quote).unwrap();
     }
     bytes
+}
+
+/// A SYN or SYN-ACK that announces segments of `mss` bytes.
+fn announcing(mss: u16, flags: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let link = PacketBuilder::ethernet2([2, 0, 0, 0, 9, 9], [2, 0, 0, 0, 0, 1]);
+    let ip = match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => link.ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => link.ipv6(from.octets(), to.octets(), 64),
+        _ => panic!("families differ"),
+    };
+    let mut tcp = ip.tcp(from.port(), to.port(), 1000, 5000).syn();
+    if flags & ACK != 0 {
+        tcp = tcp.ack(77);
+    }
+    let mut bytes = Vec::new();
+    let options = [etherparse::TcpOptionElement::Noop, etherparse::TcpOptionElement::MaximumSegmentSize(mss)];
+    tcp.options(&options).unwrap().write(&mut bytes, &[]).unwrap();
+    bytes
+}
+
+/// The segment size that a frame announces, found from its end.
+fn announced(bytes: &[u8]) -> u16 {
+    let option = &bytes[bytes.len() - 8..];
+    assert_eq!(option[..3], [1, 2, 4]);
+    u16::from_be_bytes([option[3], option[4]])
+}
+
+#[test]
+fn both_sides_are_told_of_segments_that_fit() {
+    let tables = tables();
+    // The service; the client's family; what a SYN and a SYN-ACK that say 9000 say afterwards.
+    for (port, v6, want) in
+        [(81, false, 9000), (98, false, 1200), (98, true, 1200), (96, false, 1440), (96, true, 1440)]
+    {
+        let mut engine = engines(1, 64).remove(0);
+        let (from, to) = (client(1, v6), at(vip(v6), port));
+        let mut snat = from;
+        // A repeated SYN is treated like the first.
+        for _ in 0..2 {
+            let mut syn = Wire::new(&announcing(9000, SYN, from, to), UPLINK);
+            assert_eq!(syn.through(&mut engine, &tables, Tick(0)), Verdict::Tx(LAN));
+            assert_eq!(announced(syn.bytes()), want, "{port} {v6}");
+            (snat, ..) = syn.seen();
+        }
+        let server = at(backend(1, v6 != (port == 96)), 8000 + port);
+        let mut answer = Wire::new(&announcing(9000, SYN | ACK, server, snat), LAN);
+        assert_eq!(answer.through(&mut engine, &tables, Tick(0)), Verdict::Tx(UPLINK));
+        assert_eq!(announced(answer.bytes()), want, "{port} {v6}");
+        answer.seen();
+        let mut small = Wire::new(&announcing(500, SYN | ACK, server, snat), LAN);
+        assert_eq!(small.through(&mut engine, &tables, Tick(0)), Verdict::Tx(UPLINK));
+        assert_eq!(announced(small.bytes()), 500, "{port} {v6}: never raised");
+    }
+}
+
+#[test]
+fn through_a_tunnel_what_fits_is_less() {
+    for (v6, want) in [(false, 1440), (true, 1400)] {
+        let mut engine = engines(1, 64).remove(0);
+        let syn = announcing(9000, SYN, client(1, v6), at(vip(v6), 90));
+        let mut wire = Wire::new(&syn, UPLINK);
+        assert_eq!(wire.through(&mut engine, &tables(), Tick(0)), Verdict::Tx(LAN));
+        assert_eq!(announced(wire.bytes()), want);
+    }
 }
