@@ -324,7 +324,7 @@ fn service(shape: &Shape, index: u32, ids: &mut impl Iterator<Item = u32>) -> Se
         id: ServiceId(index),
         name: format!("service-{index}").into(),
         vips: vec![vip],
-        scheduler: Scheduler::compile(Kind::Rr, Flags::default(), &backends).expect("rr is available"),
+        scheduler: Scheduler::compile(Kind::Rr, Flags::default(), &backends),
         backends,
         pool: (shape.mode == Mode::FullNat).then_some(PoolId(0)),
         ..Service::default()

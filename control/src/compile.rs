@@ -11,17 +11,17 @@ mod tests;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use dataplane::flow::key::VipKey;
-use dataplane::ids::{BackendId, PoolId};
-use dataplane::schedule::{self, Kind, Scheduler};
+use dataplane::ids::{BackendId, PoolId, ServiceId};
+use dataplane::schedule;
 use dataplane::snapshot::{Backend, Mark, Persistence, Service, Services, Settings, SnatPool, Timeouts};
 use dataplane::state::State;
 use dataplane::time::Tick;
 use thiserror::Error;
 use xdp_prog::Ours;
 
+use ids::Assigned;
 pub use ids::{Fresh, IdTable};
 pub use ours::ours;
 
@@ -64,14 +64,6 @@ pub enum CompileError {
         /// How many of them wait for the last flow of a removed backend.
         removed: usize,
     },
-    /// The engine cannot run this scheduler.
-    #[error("service {service}: scheduler {kind} is not available in this version")]
-    Scheduler {
-        /// The service's name.
-        service: Arc<str>,
-        /// The scheduler.
-        kind: Kind,
-    },
 }
 
 /// Compiles `desired`, going on from the ids in use before. Pure: equal input, equal tables.
@@ -91,15 +83,16 @@ pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, Com
     for (service, identity) in desired.services().iter().zip(identities) {
         let Some(identity) = identity else { continue };
         let (id, backends) = ids.assign(identity, service, &mut fresh)?;
-        let backends: Box<[_]> = backends.into_iter().map(|(id, backend)| compiled(id, backend)).collect();
-        let kind = service.scheduling.kind;
-        let unavailable = || CompileError::Scheduler { service: Arc::clone(&service.name), kind };
-        let scheduler =
-            Scheduler::compile(kind, service.scheduling.flags, &backends).ok_or_else(unavailable)?;
+        let backends: Box<[_]> = backends.into_iter().map(compiled).collect();
+        let vips = reached_by(service, desired);
+        let model::Scheduling { kind, flags } = service.scheduling;
+        // What has a mark is reached by any address that a rule says.
+        let addresses = service.mark().is_none().then_some(vips.len());
+        let scheduler = ids.schedulers.compile(id, kind, flags, &backends, addresses);
         list.push(Service {
             id,
             name: Arc::clone(&service.name),
-            vips: reached_by(service, desired),
+            vips,
             mark: service.mark(),
             scheduler,
             backends,
@@ -120,13 +113,11 @@ pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, Com
 
 impl Compiled {
     /// Makes `state` ready for these tables: empties the slots that have a new owner, sets thresholds and the ends of
-    /// drained backends, and carries the schedulers' positions over from `old`, the tables published last. Called at
+    /// drained backends, and carries over what schedulers remember from `old`, the tables published last. Called at
     /// `now`, right before publishing.
     pub fn prepare(&self, old: &Services, state: &State, now: Tick) {
-        for slot in self.fresh.services.iter().filter_map(|id| state.service(*id)) {
-            slot.cursor.store(0, Relaxed);
-            slot.aux.store(0, Relaxed);
-        }
+        let fresh: HashSet<ServiceId, ahash::RandomState> = self.fresh.services.iter().copied().collect();
+        let reused: HashSet<BackendId, ahash::RandomState> = self.fresh.backends.iter().copied().collect();
         for slot in self.fresh.backends.iter().filter_map(|id| state.backend(*id)) {
             slot.clear();
         }
@@ -134,8 +125,14 @@ impl Compiled {
             for backend in &service.backends {
                 bound(old.backend(backend.id), (service, backend), state, now);
             }
+            let Some(slot) = state.service(service.id) else { continue };
+            if fresh.contains(&service.id) {
+                schedule::start(service, slot);
+                continue;
+            }
+            service.scheduler.forget(|id| reused.contains(&id));
             let before = find(old, service).filter(|old| old.id == service.id);
-            if let (Some(before), Some(slot)) = (before, state.service(service.id))
+            if let Some(before) = before
                 && (before.backends != service.backends
                     || before.scheduler.kind() != service.scheduler.kind())
             {
@@ -189,9 +186,10 @@ fn reached_by(service: &model::Service, desired: &DesiredState) -> Vec<VipKey> {
     service.keys().chain(on_node).collect()
 }
 
-fn compiled(id: BackendId, backend: model::Backend) -> Backend {
+fn compiled(Assigned { id, last_weight, backend }: Assigned) -> Backend {
+    let port = backend.port_number();
     let model::Backend { addr, port: _, weight, mode, tunnel, upper, lower } = backend;
-    Backend { id, addr: addr.ip(), port: backend.port_number(), weight: weight.0, mode, tunnel, upper, lower }
+    Backend { id, addr: addr.ip(), port, weight: weight.0, last_weight, mode, tunnel, upper, lower }
 }
 
 fn persistence(of: model::Persistence) -> Persistence {

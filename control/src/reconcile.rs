@@ -420,7 +420,7 @@ mod tests {
         let current = reader.read().clone();
         let mut backends = current.services.iter().flat_map(|service| &service.backends);
         let removed = backends.find(|backend| backend.addr == IpAddr::from([10, 1, 0, 2])).unwrap().id;
-        reconciler.state.backend(removed).unwrap().active.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        reconciler.state.backend(removed).unwrap().opened();
         reconciler.set_desired(desired(&[80], &["10.1.0.1"]), &mut gate).unwrap();
         reader.read();
         reconciler.advance(&mut gate, false).unwrap();
@@ -428,7 +428,7 @@ mod tests {
         reconciler.advance(&mut gate, false).unwrap();
         assert_eq!(reconciler.tidy(), 1);
         assert_eq!((reconciler.ours.nat_backends.len(), reconciler.is_waiting()), (2, false));
-        reconciler.state.backend(removed).unwrap().active.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        reconciler.state.backend(removed).unwrap().closed(false);
         reconciler.tidy();
         assert_eq!((reconciler.ours.nat_backends.len(), reconciler.is_waiting()), (1, true));
     }

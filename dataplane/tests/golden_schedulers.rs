@@ -15,16 +15,37 @@
 #[path = "golden/mod.rs"]
 mod golden;
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::Ordering::Relaxed;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 
-use dataplane::flow::key::{self, FlowKey, TCP, UDP};
-use dataplane::ids::BackendId;
-use dataplane::schedule::{Flags, Kind, Scheduler, carry, schedule};
-use dataplane::snapshot::{Backend, Mode, Service};
-use dataplane::state::{BackendState, State};
+use dataplane::flow::directory::Directory;
+use dataplane::flow::key::{TCP, UDP, VipKey, bits};
+use dataplane::frame::Frame;
+use dataplane::ids::{BackendId, HopId, PortId, WorkerId};
+use dataplane::pipeline::{Engine, Setup};
+use dataplane::schedule::{Compiler, Flags, Kind, carry};
+use dataplane::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
+use dataplane::snapshot::{Backend, Mode, Persistence, Service, Services, Settings, Snapshot};
+use dataplane::state::State;
+use dataplane::stats::WorkerStats;
+use dataplane::time::Tick;
+use dataplane::verdict::Verdict;
+use dataplane::wanted::Wanted;
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
 use serde_json::Value;
+
+/// The port towards clients and the one towards backends.
+const SIDES: [PortId; 2] = [PortId(0), PortId(1)];
+const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+/// What lies behind the port towards backends.
+const BACKENDS: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 1, 0, 0), 16);
+/// Who forwards to everybody on either side.
+const GATEWAYS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 0, 0, 254), Ipv4Addr::new(10, 1, 0, 254)];
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
 
 #[test]
 fn the_schedulers_choose_as_the_kernel_did() {
@@ -33,12 +54,14 @@ fn the_schedulers_choose_as_the_kernel_did() {
 
 /// Replays a recording; the error names the step that differs.
 fn replay(recording: &Value) -> Result<(), String> {
-    let mut balancer = Balancer::new();
+    let steps = recording["steps"].as_array().unwrap();
+    let mut balancer = Balancer::new(steps.iter().filter_map(|step| address(&step["dst"])).collect());
     for command in recording["setup"].as_array().unwrap() {
         balancer.ipvsadm(command.as_str().unwrap());
     }
-    for (number, step) in recording["steps"].as_array().unwrap().iter().enumerate() {
+    for (number, step) in steps.iter().enumerate() {
         let differs = |got: &dyn std::fmt::Debug| Err(format!("step {number} {step}: got {got:?}"));
+        balancer.now = Tick(balancer.now.0 + 1);
         match step["op"].as_str().unwrap() {
             "open" | "udp" => {
                 let chosen = balancer.open(step);
@@ -61,7 +84,7 @@ fn replay(recording: &Value) -> Result<(), String> {
 }
 
 /// Weight, active and inactive connections by backend.
-type Counts = BTreeMap<SocketAddr, (u32, u32, u32)>;
+type Counts = BTreeMap<SocketAddrV4, (u32, u32, u32)>;
 
 fn recorded_counts(dests: &Value) -> Counts {
     let number = |value: &Value| u32::try_from(value.as_u64().unwrap()).unwrap();
@@ -70,33 +93,51 @@ fn recorded_counts(dests: &Value) -> Counts {
     dests.as_array().unwrap().iter().map(count).collect()
 }
 
-fn address(value: &Value) -> Option<SocketAddr> {
+fn address(value: &Value) -> Option<SocketAddrV4> {
     value.as_str().map(|text| text.parse().unwrap())
 }
 
-/// One service, changed by commands, and the connections through it.
+/// One engine with one service, changed by commands, and the connections through it.
 struct Balancer {
-    vip: Option<SocketAddr>,
+    engine: Engine,
+    state: Arc<State>,
+    now: Tick,
+    tables: Snapshot,
     service: Service,
     flags: Flags,
-    state: State,
+    compiler: Compiler,
+    /// What clients connect to: the addresses that a mark stands for.
+    reached: BTreeSet<SocketAddrV4>,
     /// Ids are for good: the kernel, too, finds the counts again when a backend comes back.
-    ids: HashMap<SocketAddr, BackendId>,
-    /// By client and protocol: the backend and whether the connection is active.
-    flows: HashMap<(SocketAddr, u8), (Backend, bool)>,
-    opened: HashMap<u64, SocketAddr>,
+    ids: HashMap<SocketAddrV4, BackendId>,
+    /// By the step's id: client, VIP, backend.
+    opened: HashMap<u64, [SocketAddrV4; 3]>,
 }
 
 impl Balancer {
-    fn new() -> Self {
-        let scheduler = Scheduler::compile(Kind::Wlc, Flags::default(), &[]).unwrap();
+    fn new(reached: BTreeSet<SocketAddrV4>) -> Self {
+        let state = Arc::new(State::new(1, 256));
+        let setup = Setup {
+            worker: WorkerId(0),
+            workers: 1,
+            flow_limit: 4096,
+            state: Arc::clone(&state),
+            directory: Arc::new(Directory::new(4096, 1)),
+            stats: Arc::new(WorkerStats::new(1, 256)),
+            wanted: Arc::new(Wanted::new(16)),
+            seed: 1,
+        };
+        let settings = Settings { drop_removed: true, ..Settings::default() };
         Self {
-            vip: None,
-            service: Service { name: "recorded".into(), scheduler, ..Service::default() },
+            engine: Engine::new(setup),
+            state,
+            now: Tick(0),
+            tables: Snapshot { net: Arc::new(net()), settings, ..Snapshot::default() },
+            service: Service { name: "recorded".into(), ..Service::default() },
             flags: Flags::default(),
-            state: State::new(1, 256),
+            compiler: Compiler::default(),
+            reached,
             ids: HashMap::new(),
-            flows: HashMap::new(),
             opened: HashMap::new(),
         }
     }
@@ -105,22 +146,37 @@ impl Balancer {
     fn ipvsadm(&mut self, line: &str) {
         let words: Vec<_> = line.split_whitespace().collect();
         let option = |name: &str| words.windows(2).find(|pair| pair[0] == name).map(|pair| pair[1]);
-        let vip = option("-t").or(option("-u")).unwrap().parse().unwrap();
-        assert_eq!(*self.vip.get_or_insert(vip), vip, "one service a recording");
-        let mut backends = self.service.backends.to_vec();
-        let mut kind = self.service.scheduler.kind();
-        match words[0] {
+        let number = |name: &str| option(name).map(|value| value.parse::<u32>().unwrap());
+        let Some(command) = words.first().filter(|word| **word != "#") else { return };
+        let vip = option("-t").or(option("-u")).map(|vip| vip.parse::<SocketAddrV4>().unwrap());
+        let before = self.service.clone();
+        let mut backends = before.backends.to_vec();
+        let mut kind = before.scheduler.kind();
+        match *command {
             "-A" | "-E" => {
                 kind = option("-s").map_or(Kind::Wlc, |name| name.parse().unwrap());
-                self.flags = option("-b").map_or(Flags::default(), |names| names.parse().unwrap());
+                self.flags =
+                    option("-b").map_or(Flags::default(), |names| Flags::parse(kind, names).unwrap());
+                let proto = if option("-u").is_some() { UDP } else { TCP };
+                let reached = vip.map_or_else(|| self.reached.clone(), |vip| [vip].into());
+                let (key, timeout) = (|vip: &SocketAddrV4| vip_key(*vip, proto), number("-p"));
+                self.service.vips = reached.iter().map(key).collect();
+                self.service.persistence =
+                    timeout.map(|timeout_s| Persistence { timeout_s, mask: u32::MAX.into() });
+                self.service.one_packet = words.contains(&"-o");
             }
             command => {
-                let addr = real_server(option("-r").unwrap(), vip.port());
-                let weight = option("-w").map_or(1, |weight| weight.parse().unwrap());
+                let addr = real_server(option("-r").unwrap(), vip.map_or(0, |vip| vip.port()));
                 let next = BackendId(u32::try_from(self.ids.len()).unwrap());
                 let id = *self.ids.entry(addr).or_insert(next);
-                let backend = Backend::new(id, addr.ip(), addr.port(), weight, Mode::Nat);
+                let weight = number("-w").unwrap_or(1);
+                let mut backend = Backend::new(id, (*addr.ip()).into(), addr.port(), weight, Mode::Nat);
+                (backend.upper, backend.lower) = (number("-x").unwrap_or(0), number("-y").unwrap_or(0));
                 let place = backends.iter().position(|backend| backend.id == id);
+                if let (Some(before), 0) = (place, weight) {
+                    backend.last_weight = backends[before].last_weight;
+                }
+                self.state.backend(id).unwrap().set_thresholds(backend.upper, backend.lower);
                 match (command, place) {
                     ("-a", None) => backends.insert(0, backend),
                     ("-e", Some(place)) => backends[place] = backend,
@@ -129,65 +185,121 @@ impl Balancer {
                 }
             }
         }
-        let scheduler = Scheduler::compile(kind, self.flags, &backends).unwrap();
-        let next = Service { scheduler, backends: backends.into(), ..self.service.clone() };
-        carry(&self.service, &next, self.state.service(next.id).unwrap());
-        self.service = next;
+        let service = &mut self.service;
+        service.scheduler = self.compiler.compile(service.id, kind, self.flags, &backends, None);
+        service.backends = backends.into();
+        // An edit of the service alone leaves a scheduler of the same kind as it is.
+        if !["-A", "-E"].contains(command) || before.scheduler.kind() != kind {
+            carry(&before, service, self.state.service(service.id).unwrap());
+        }
+        self.tables.generation += 1;
+        self.tables.services = Arc::new(Services::new(vec![service.clone()], Vec::new(), []));
     }
 
-    /// A first packet: the backend chosen for it, or that of the connection it belongs to.
-    fn open(&mut self, step: &Value) -> Option<SocketAddr> {
+    /// A connection or a datagram: the backend that it reaches.
+    fn open(&mut self, step: &Value) -> Option<SocketAddrV4> {
         let [client, vip] = ["src", "dst"].map(|field| address(&step[field]).unwrap());
-        if self.vip != Some(vip) {
-            return None;
+        let first = if step["op"] == "udp" { None } else { Some(SYN) };
+        let [_, backend] = self.pass(0, [client, vip], first)?;
+        if first.is_some() {
+            assert_eq!(self.pass(1, [backend, client], Some(SYN | ACK)), Some([vip, client]));
+            assert_eq!(self.pass(0, [client, vip], Some(ACK)), Some([client, backend]));
         }
-        let proto = if step["op"] == "udp" { UDP } else { TCP };
-        if let Some((backend, active)) = self.flows.get(&(client, proto)).cloned() {
-            if proto == UDP {
-                return Some(SocketAddr::new(backend.addr, backend.port));
-            }
-            // A new connection on the client port of one that has ended replaces it.
-            assert!(!active, "{client} is in use");
-            self.count(&backend).inactive.fetch_sub(1, Relaxed);
-            self.flows.remove(&(client, proto));
-        }
-        let backend = schedule(&self.service, &self.state, &flow_key(client, vip, proto))?.clone();
-        let counts = self.count(&backend);
-        if proto == TCP { &counts.active } else { &counts.inactive }.fetch_add(1, Relaxed);
-        let addr = SocketAddr::new(backend.addr, backend.port);
-        self.flows.insert((client, proto), (backend, proto == TCP));
-        self.opened.extend(step["id"].as_u64().map(|id| (id, client)));
-        Some(addr)
+        self.opened.extend(step["id"].as_u64().map(|id| (id, [client, vip, backend])));
+        Some(backend)
     }
 
     fn close(&mut self, id: u64) {
-        let client = self.opened[&id];
-        let (backend, active) = self.flows.get_mut(&(client, TCP)).unwrap();
-        assert!(std::mem::take(active), "closed once");
-        let backend = backend.clone();
-        self.count(&backend).active.fetch_sub(1, Relaxed);
-        self.count(&backend).inactive.fetch_add(1, Relaxed);
+        let [client, vip, backend] = self.opened[&id];
+        assert_eq!(self.pass(0, [client, vip], Some(FIN | ACK)), Some([client, backend]));
+        assert_eq!(self.pass(1, [backend, client], Some(FIN | ACK)), Some([vip, client]));
+        assert_eq!(self.pass(0, [client, vip], Some(ACK)), Some([client, backend]));
     }
 
-    fn count(&self, backend: &Backend) -> &BackendState {
-        self.state.backend(backend.id).unwrap()
+    /// A packet with these TCP flags, without any a datagram, comes in from a side. Its addresses when it leaves on
+    /// the other; `None` where it does not.
+    fn pass(
+        &mut self,
+        side: usize,
+        [from, to]: [SocketAddrV4; 2],
+        flags: Option<u8>,
+    ) -> Option<[SocketAddrV4; 2]> {
+        let builder = PacketBuilder::ethernet2(MACS[1 - side], MACS[side]).ipv4(
+            from.ip().octets(),
+            to.ip().octets(),
+            64,
+        );
+        let mut chunk = Vec::new();
+        match flags {
+            Some(flags) => {
+                let mut header = TcpHeader::new(from.port(), to.port(), 1, 1000);
+                (header.fin, header.syn, header.ack) = (flags & FIN != 0, flags & SYN != 0, flags & ACK != 0);
+                builder.tcp_header(header).write(&mut chunk, &[]).unwrap();
+            }
+            None => builder.udp(from.port(), to.port()).write(&mut chunk, b"hello").unwrap(),
+        }
+        let len = chunk.len();
+        let mut frames = [Frame::new(&mut chunk, 0, len, SIDES[side]).unwrap()];
+        let mut verdicts = [Verdict::Kernel];
+        self.engine.process(&mut frames, &mut verdicts, self.now, &self.tables);
+        match verdicts[0] {
+            Verdict::Tx(port) if port == SIDES[1 - side] => Some(ends(frames[0].bytes())),
+            Verdict::Reply(Some(_)) | Verdict::Drop(_) | Verdict::Kernel => None,
+            other => panic!("{from} to {to}: {other:?}"),
+        }
     }
 
     fn counts(&self) -> Counts {
         let count = |backend: &Backend| {
-            let (active, inactive) = self.count(backend).counts();
-            (SocketAddr::new(backend.addr, backend.port), (backend.weight, active, inactive))
+            let (active, inactive) = self.state.backend(backend.id).unwrap().counts();
+            let IpAddr::V4(addr) = backend.addr else { panic!("the recordings are of IPv4") };
+            (SocketAddrV4::new(addr, backend.port), (backend.weight, active, inactive))
         };
         self.service.backends.iter().map(count).collect()
     }
 }
 
 /// An address with or without a port, which then is the service's.
-fn real_server(text: &str, port: u16) -> SocketAddr {
-    text.parse().unwrap_or_else(|_| SocketAddr::new(text.parse::<IpAddr>().unwrap(), port))
+fn real_server(text: &str, port: u16) -> SocketAddrV4 {
+    text.parse().unwrap_or_else(|_| SocketAddrV4::new(text.parse().unwrap(), port))
 }
 
-fn flow_key(client: SocketAddr, vip: SocketAddr, proto: u8) -> FlowKey {
-    let ((src, v6), (dst, _)) = (key::bits(client.ip()), key::bits(vip.ip()));
-    FlowKey { src, dst, sport: client.port(), dport: vip.port(), proto, v6 }
+fn vip_key(vip: SocketAddrV4, proto: u8) -> VipKey {
+    let (addr, v6) = bits((*vip.ip()).into());
+    VipKey { addr, port: vip.port(), proto, v6 }
+}
+
+/// Source and destination of a frame.
+fn ends(frame: &[u8]) -> [SocketAddrV4; 2] {
+    let packet = SlicedPacket::from_ethernet(frame).unwrap();
+    let Some(NetSlice::Ipv4(ip)) = packet.net else { panic!("no IPv4 packet") };
+    let ports = match packet.transport {
+        Some(TransportSlice::Tcp(tcp)) => [tcp.source_port(), tcp.destination_port()],
+        Some(TransportSlice::Udp(udp)) => [udp.source_port(), udp.destination_port()],
+        other => panic!("{other:?}"),
+    };
+    let header = ip.header();
+    [
+        SocketAddrV4::new(header.source_addr(), ports[0]),
+        SocketAddrV4::new(header.destination_addr(), ports[1]),
+    ]
+}
+
+/// Everybody is reached through the gateway of his side.
+fn net() -> Net {
+    let mut net = Net { epoch: 1, ..Net::default() };
+    for (place, mac) in MACS.into_iter().enumerate() {
+        let link = u32::try_from(place).unwrap() + 1;
+        let (port, gateway) = (SIDES[place], IpAddr::V4(GATEWAYS[place]));
+        let name = if place == 0 { "clients" } else { "backends" };
+        net.ports.push(Port { name: name.into(), ifindex: link, mac, mtu: 1500, partial_checksums: false });
+        let over = Link { port, vlans: Default::default(), mtu: 1500 };
+        net.hops.push(Some(Hop::new(&over, mac, MACS[1 - place])));
+        net.links.insert(link, over);
+        net.neighbours.insert(Neighbour { link, addr: gateway }, HopId(u32::try_from(place).unwrap()));
+        let via = Route::Via(vec![Path::new(link, Some(gateway))]);
+        let (addr, len) = if place == 0 { (Ipv4Addr::UNSPECIFIED, 0) } else { BACKENDS };
+        net.routes4.insert((addr.to_bits(), len), via);
+    }
+    net
 }

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 
 use dataplane::ids::{BackendId, ServiceId};
+use dataplane::schedule::Compiler;
 use dataplane::snapshot::Mode;
 use dataplane::state::State;
 
@@ -25,6 +26,8 @@ pub struct IdTable {
     owners: Map<Identity, Owner>,
     /// How many services and backends are still here although they were removed.
     removed: usize,
+    /// What schedulers of several generations and services share.
+    pub(super) schedulers: Compiler,
 }
 
 /// A service that has an id, or had one whose backends still have flows.
@@ -44,6 +47,8 @@ struct Slot {
     mode: Mode,
     /// See [`tunnel`].
     tunnel: Option<(IpAddr, u16)>,
+    /// The latest weight that was not 0 since it was added.
+    last_weight: u32,
     left: Option<Left>,
 }
 
@@ -64,6 +69,15 @@ pub(super) struct Removed {
     pub port: u16,
     pub mode: Mode,
     pub tunnel: Option<(IpAddr, u16)>,
+}
+
+/// A backend with its id.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Assigned {
+    pub id: BackendId,
+    /// Its latest weight that was not 0; 0 where it had none.
+    pub last_weight: u32,
+    pub backend: model::Backend,
 }
 
 /// Ids given to new owners by one compilation: their slots hold what earlier owners left.
@@ -106,6 +120,7 @@ impl IdTable {
             backends: Slots::new(backends),
             owners: Map::default(),
             removed: 0,
+            schedulers: Compiler::default(),
         }
     }
 
@@ -167,40 +182,53 @@ impl IdTable {
         })
     }
 
-    /// The id of the service that is `key` and its backends with their ids, newest first.
+    /// The id of the service that is `key`, and its backends, newest first.
     pub(super) fn assign(
         &mut self,
         key: Identity,
         service: &Service,
         fresh: &mut Fresh,
-    ) -> Result<(ServiceId, Vec<(BackendId, model::Backend)>), CompileError> {
+    ) -> Result<(ServiceId, Vec<Assigned>), CompileError> {
         let mut owner = match self.owners.remove(&key) {
             Some(owner) => owner,
             None => {
                 let limit = self.services.capacity;
                 let id = ServiceId(self.services.take().ok_or(CompileError::Services { limit })?);
                 fresh.services.push(id);
+                self.schedulers.forget(id);
                 Owner { id, left: None, backends: Vec::new() }
             }
         };
         let before = std::mem::take(&mut owner.backends);
-        let slot_of = |slot: &Slot| ((slot.addr, slot.port, slot.mode), slot.id);
+        let slot_of = |slot: &Slot| {
+            ((slot.addr, slot.port, slot.mode), (slot.id, slot.left.map_or(slot.last_weight, |_| 0)))
+        };
         let known: Map<_, _> = before.iter().map(slot_of).collect();
         let mut ids = Vec::with_capacity(service.backends.len());
         for backend in newest_first(&before, &service.backends) {
             let (addr, port, mode) = (backend.addr.ip(), backend.port_number(), backend.mode);
-            let id = match known.get(&(addr, port, mode)) {
-                Some(id) => *id,
+            let (id, before) = match known.get(&(addr, port, mode)) {
+                Some(known) => *known,
                 None => {
                     let id = BackendId(self.backends.take().ok_or_else(|| self.backends_full(&before))?);
                     fresh.backends.push(id);
-                    id
+                    (id, 0)
                 }
             };
-            owner.backends.push(Slot { id, addr, port, mode, tunnel: tunnel(backend), left: None });
-            ids.push((id, *backend));
+            let weight = backend.weight.0;
+            let last_weight = if weight > 0 { weight } else { before };
+            owner.backends.push(Slot {
+                id,
+                addr,
+                port,
+                mode,
+                tunnel: tunnel(backend),
+                last_weight,
+                left: None,
+            });
+            ids.push(Assigned { id, last_weight, backend: *backend });
         }
-        let kept: HashSet<BackendId, ahash::RandomState> = ids.iter().map(|(id, _)| *id).collect();
+        let kept: HashSet<BackendId, ahash::RandomState> = ids.iter().map(|assigned| assigned.id).collect();
         let removed = before.into_iter().filter(|slot| !kept.contains(&slot.id));
         owner.backends.extend(removed.map(|slot| slot.leaving()));
         owner.left = None;

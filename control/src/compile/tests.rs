@@ -1,5 +1,7 @@
 //! What stays the same from generation to generation, and what the XDP program is told.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
@@ -86,8 +88,9 @@ impl History {
 
     fn flows(&self, id: BackendId, active: u32, inactive: u32) {
         let slot = self.state.backend(id).unwrap();
-        slot.active.store(active, Relaxed);
-        slot.inactive.store(inactive, Relaxed);
+        slot.clear();
+        (0..active + inactive).for_each(|_| slot.opened());
+        (0..active).for_each(|_| slot.moved(true));
     }
 }
 
@@ -217,7 +220,7 @@ fn schedulers_go_on_where_they_were_when_backends_change() {
     let packet = key::FlowKey::default();
     let mut tables = history.next(&services(&["1: 1 2 3"])).unwrap();
     let pick = |tables: &Compiled, state: &State| {
-        let backend = schedule::schedule(service(tables, 1), state, &packet).unwrap();
+        let backend = schedule::schedule(service(tables, 1), state, &packet, Tick::default()).unwrap();
         match backend.addr {
             IpAddr::V4(v4) => v4.octets()[3],
             IpAddr::V6(_) => unreachable!(),

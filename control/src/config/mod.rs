@@ -202,7 +202,6 @@ impl Places<'_> {
             Place::Persistence(service) => with(self.of_service(service, "persistence"), "netmask"),
             Place::OnePacket(service) => self.of_service(service, "one_packet"),
             Place::Option(service, name) => self.of_service(service, name),
-            Place::Flags(service) => self.of_service(service, "scheduler_flags"),
             Place::PoolOf(service) => self.of_service(service, "snat_pool"),
             Place::Backend(service, backend) => self.backend(service, backend),
             Place::BackendAddress(service, backend) => with(self.backend(service, backend), "address"),

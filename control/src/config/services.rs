@@ -215,15 +215,18 @@ fn read_syn_proxy(field: &Field<'_, '_>) -> Option<SynProxy> {
 }
 
 fn read_scheduling(map: &Map<'_, '_>) -> Scheduling {
-    let kind = map.optional("scheduler").and_then(|field| read_kind(&field));
+    let kind = map.optional("scheduler").map_or(Some(Kind::Rr), |field| read_kind(&field));
     let mut flags = Flags::default();
-    if let Some(list) = map.optional("scheduler_flags") {
+    // The names of flags depend on the scheduler: without it there is nothing to say about them.
+    if let (Some(kind), Some(list)) = (kind, map.optional("scheduler_flags")) {
         for field in list.list(FLAGS_MAX) {
             let Some(name) = field.text() else { continue };
-            match flags.with(name) {
+            match flags.with(kind, name) {
                 Ok(with) if with == flags => field.refuse(format_args!("{name} is already in this list")),
                 Ok(with) => flags = with,
-                Err(error) => field.refuse(format_args!("{error}, known are {}", Flags::NAMES.join(", "))),
+                Err(error) => {
+                    field.refuse(format_args!("{error}, known are {}", Flags::known(kind).join(", ")));
+                }
             }
         }
     }
@@ -233,8 +236,7 @@ fn read_scheduling(map: &Map<'_, '_>) -> Scheduling {
 fn read_kind(field: &Field<'_, '_>) -> Option<Kind> {
     let name = field.text()?;
     match name.parse::<Kind>() {
-        Ok(kind) if kind.is_available() => return Some(kind),
-        Ok(kind) => field.refuse(format_args!("scheduler {kind} is not available in this version")),
+        Ok(kind) => return Some(kind),
         Err(error) => {
             let names: Vec<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
             field.refuse(format_args!("{error}, known are {}", names.join(", ")));

@@ -303,17 +303,17 @@ fn services_that_cannot_serve_are_refused() {
         ),
         (
             "schedulers and flags",
-            "..\nservices:\n  - {name: a, vip: 10.0.0.1, port: 1, scheduler: mh}\n  \
+            "..\nservices:\n  - {name: a, vip: 10.0.0.1, port: 1, scheduler: twos}\n  \
              - {name: b, vip: 10.0.0.2, port: 1, scheduler: best}\n  \
              - {name: c, vip: 10.0.0.3, port: 1, scheduler: rr, scheduler_flags: [sh-port]}\n  \
              - {name: d, vip: 10.0.0.4, port: 1, scheduler: sh, scheduler_flags: [sh-port, sh-port, sh]}\n",
             &[
-                "3:50: services[0].scheduler: scheduler mh is not available in this version",
                 "4:50: services[1].scheduler: unknown scheduler \"best\", known are rr, wrr, lc, wlc, lblc, lblcr, dh, \
                  sh, sed, nq, fo, ovf, mh, twos",
-                "5:71: services[2].scheduler_flags: scheduler rr does not have these flags",
+                "5:72: services[2].scheduler_flags[0]: scheduler flag sh-port is not one of rr's, known are flag-1, \
+                 flag-2, flag-3",
                 "6:81: services[3].scheduler_flags[1]: sh-port is already in this list",
-                "6:90: services[3].scheduler_flags[2]: unknown scheduler flag \"sh\", known are sh-fallback, sh-port",
+                "6:90: services[3].scheduler_flags[2]: unknown scheduler flag \"sh\", known are sh-fallback, sh-port, flag-3",
             ],
         ),
         (
@@ -471,7 +471,7 @@ fn the_examples_say_what_they_mean() {
     assert_eq!(shares, want.map(|(addr, port, weight)| (addr.to_owned(), port, weight)));
     assert_eq!((web.scheduling.kind, web.backends[0].mode), (Kind::Wrr, Mode::Nat));
     assert_eq!(nat.desired.services()[1].protocol(), Some(Protocol::Udp));
-    let sticky = Flags { sh_fallback: true, ..Flags::default() };
+    let sticky = Flags { fallback: true, ..Flags::default() };
     assert_eq!(nat.desired.services()[2].scheduling.flags, sticky);
     assert_eq!(nat.settings.workers.cores, Some(vec![0, 1]));
 

@@ -33,8 +33,6 @@ pub enum Place {
     OnePacket(usize),
     /// One of a service's options, by its name in the configuration.
     Option(usize, &'static str),
-    /// A service's scheduler flags.
-    Flags(usize),
     /// A service's reference to a SNAT pool.
     PoolOf(usize),
     /// The backend (second) of a service (first).
@@ -107,8 +105,6 @@ pub enum Reason {
     OptionProtocol { option: &'static str, protocol: &'static str },
     #[error("{option} needs nat or fullnat, and backend {backend} is {mode}")]
     OptionMode { option: &'static str, backend: SocketAddr, mode: &'static str },
-    #[error("scheduler {0} does not have these flags")]
-    FlagsWithout(&'static str),
     #[error("there is no SNAT pool {0}")]
     UnknownPool(Arc<str>),
     #[error("fullnat needs a SNAT pool: set snat_pool")]

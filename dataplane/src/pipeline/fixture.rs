@@ -140,7 +140,7 @@ fn service(index: usize, v6: bool, proto: u8, port: u16, mode: Mode, backends: u
         id: ServiceId(id),
         name: format!("service-{id}").into(),
         vips: vec![VipKey { addr, port, proto, v6 }],
-        scheduler: Scheduler::compile(Kind::Rr, Flags::default(), &backends).expect("rr is available"),
+        scheduler: Scheduler::compile(Kind::Rr, Flags::default(), &backends),
         backends: backends.into(),
         pool: Some(PoolId(0)),
         ..Service::default()

@@ -53,7 +53,7 @@ impl Core {
         tables: &'t Snapshot,
     ) -> Option<Choice<'t>> {
         let (backend, template) = match service.persistence {
-            None => (schedule(service, &self.setup.state, key)?, templates::NONE),
+            None => (schedule(service, &self.setup.state, key, now)?, templates::NONE),
             Some(persistence) => self.choose_again(service, persistence, key, now, tables)?,
         };
         let keeps_port =
@@ -79,7 +79,7 @@ impl Core {
             }
             self.templates.retire(index);
         }
-        let backend = schedule(service, &self.setup.state, key)?;
+        let backend = schedule(service, &self.setup.state, key, now)?;
         let port = if template.dport == 0 { 0 } else { backend.port };
         let new = NewTemplate {
             key: template,

@@ -56,13 +56,6 @@ kinds! {
     Twos => "twos",
 }
 
-impl Kind {
-    /// Whether [`Scheduler::compile`](super::Scheduler::compile) knows it.
-    pub fn is_available(self) -> bool {
-        matches!(self, Self::Rr | Self::Wrr | Self::Lc | Self::Wlc | Self::Sh)
-    }
-}
-
 impl fmt::Display for Kind {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.pad(self.name())
@@ -83,47 +76,72 @@ impl FromStr for Kind {
     }
 }
 
-/// Scheduler flags (ipvsadm: `-b`). A scheduler ignores those that are not its own.
+/// Scheduler flags (ipvsadm: `-b`): three bits that every scheduler has, and of which sh and mh use two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Flags {
-    /// sh: the source port belongs to the hash, not the source address alone.
-    pub sh_port: bool,
-    /// sh: where the backend that the hash names takes no new flows, another one does.
-    pub sh_fallback: bool,
+    /// `sh-fallback`, `mh-fallback`, `flag-1`: where the backend that the hash names takes no new flows, another does.
+    pub fallback: bool,
+    /// `sh-port`, `mh-port`, `flag-2`: the source port belongs to the hash, not the source address alone.
+    pub port: bool,
+    /// `flag-3`: nobody uses it.
+    pub third: bool,
 }
 
-/// No flag has this name.
+/// A flag that a scheduler cannot have.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("unknown scheduler flag {0:?}")]
-pub struct UnknownFlag(pub String);
+pub enum FlagError {
+    /// No flag has this name.
+    #[error("unknown scheduler flag {0:?}")]
+    Unknown(String),
+    /// It is another scheduler's.
+    #[error("scheduler flag {flag} is not one of {kind}'s")]
+    Incompatible {
+        /// The flag.
+        flag: &'static str,
+        /// The scheduler.
+        kind: Kind,
+    },
+}
+
+/// The flags by the names that every scheduler takes, in the order of their bits.
+const PLAIN: [&str; 3] = ["flag-1", "flag-2", "flag-3"];
+const SH: [&str; 3] = ["sh-fallback", "sh-port", "flag-3"];
+const MH: [&str; 3] = ["mh-fallback", "mh-port", "flag-3"];
 
 impl Flags {
-    /// Every flag's name.
-    pub const NAMES: [&'static str; 2] = ["sh-fallback", "sh-port"];
+    /// What this scheduler's flags are called, in ipvsadm's order.
+    pub fn known(kind: Kind) -> [&'static str; 3] {
+        match kind {
+            Kind::Sh => SH,
+            Kind::Mh => MH,
+            _ => PLAIN,
+        }
+    }
 
-    /// These flags and the one called `name`.
-    pub fn with(mut self, name: &str) -> Result<Self, UnknownFlag> {
-        match name {
-            "sh-port" => self.sh_port = true,
-            "sh-fallback" => self.sh_fallback = true,
-            _ => return Err(UnknownFlag(name.to_owned())),
+    /// These flags and the one called `name`, for a scheduler of `kind`.
+    pub fn with(mut self, kind: Kind, name: &str) -> Result<Self, FlagError> {
+        let of = |names: [&'static str; 3]| names.into_iter().zip(0..).find(|(known, _)| *known == name);
+        match of(Self::known(kind)).or(of(PLAIN)) {
+            Some((_, 0)) => self.fallback = true,
+            Some((_, 1)) => self.port = true,
+            Some(_) => self.third = true,
+            None => {
+                let other = of(SH).or(of(MH)).map(|(flag, _)| FlagError::Incompatible { flag, kind });
+                return Err(other.unwrap_or_else(|| FlagError::Unknown(name.to_owned())));
+            }
         }
         Ok(self)
     }
 
-    /// The names of the flags that are set, in ipvsadm's order.
-    pub fn names(self) -> impl Iterator<Item = &'static str> {
-        let set = [self.sh_fallback, self.sh_port];
-        Self::NAMES.into_iter().zip(set).filter_map(|(name, set)| set.then_some(name))
+    /// Reads names parted by commas, as ipvsadm takes them.
+    pub fn parse(kind: Kind, names: &str) -> Result<Self, FlagError> {
+        names.split(',').try_fold(Self::default(), |flags, name| flags.with(kind, name))
     }
-}
 
-impl FromStr for Flags {
-    type Err = UnknownFlag;
-
-    /// Names parted by commas, as ipvsadm takes them.
-    fn from_str(names: &str) -> Result<Self, UnknownFlag> {
-        names.split(',').try_fold(Self::default(), Self::with)
+    /// The names of the flags that are set, in ipvsadm's order.
+    pub fn names(self, kind: Kind) -> impl Iterator<Item = &'static str> {
+        let set = [self.fallback, self.port, self.third];
+        Self::known(kind).into_iter().zip(set).filter_map(|(name, set)| set.then_some(name))
     }
 }
 
@@ -142,25 +160,33 @@ mod tests {
     }
 
     #[test]
-    fn what_is_available_compiles_and_nothing_else_does() {
+    fn every_scheduler_compiles() {
         for kind in Kind::ALL {
-            let compiled = Scheduler::compile(*kind, Flags::default(), &[]);
-            assert_eq!(compiled.map(|scheduler| scheduler.kind()), kind.is_available().then_some(*kind));
+            assert_eq!(Scheduler::compile(*kind, Flags::default(), &[]).kind(), *kind);
         }
     }
 
     #[test]
     fn flags_are_read_as_they_are_written() {
-        let both = Flags { sh_port: true, sh_fallback: true };
-        for (text, want) in [
-            ("sh-port", Ok(Flags { sh_port: true, sh_fallback: false })),
-            ("sh-port,sh-fallback", Ok(both)),
-            ("sh-fallback,sh-port", Ok(both)),
-            ("sh-port,", Err(UnknownFlag(String::new()))),
-            ("mh-port", Err(UnknownFlag("mh-port".to_owned()))),
+        let flags = |fallback, port, third| Ok(Flags { fallback, port, third });
+        let foreign = |flag, kind| Err(FlagError::Incompatible { flag, kind });
+        for (kind, text, want) in [
+            (Kind::Sh, "sh-port", flags(false, true, false)),
+            (Kind::Sh, "sh-fallback,sh-port", flags(true, true, false)),
+            (Kind::Sh, "sh-port,flag-1", flags(true, true, false)),
+            (Kind::Sh, "mh-port", foreign("mh-port", Kind::Sh)),
+            (Kind::Mh, "mh-fallback", flags(true, false, false)),
+            (Kind::Mh, "sh-fallback", foreign("sh-fallback", Kind::Mh)),
+            (Kind::Rr, "flag-1,flag-3", flags(true, false, true)),
+            (Kind::Rr, "sh-port", foreign("sh-port", Kind::Rr)),
+            (Kind::Sh, "sh-port,", Err(FlagError::Unknown(String::new()))),
+            (Kind::Mh, "mh", Err(FlagError::Unknown("mh".to_owned()))),
         ] {
-            assert_eq!(text.parse::<Flags>(), want, "{text}");
+            assert_eq!(Flags::parse(kind, text), want, "{kind} {text}");
         }
-        assert_eq!(both.names().collect::<Vec<_>>(), Flags::NAMES);
+        let all = Flags { fallback: true, port: true, third: true };
+        for kind in Kind::ALL {
+            assert_eq!(all.names(*kind).collect::<Vec<_>>(), Flags::known(*kind));
+        }
     }
 }

@@ -6,5 +6,5 @@ use crate::state::State;
 
 #[inline]
 pub(super) fn least<'a>(backends: &'a [Backend], state: &State) -> Option<&'a Backend> {
-    backends.iter().filter(|backend| eligible(backend)).min_by_key(|backend| overhead(backend, state))
+    backends.iter().filter(|backend| eligible(backend, state)).min_by_key(|backend| overhead(backend, state))
 }

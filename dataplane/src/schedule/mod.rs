@@ -1,26 +1,43 @@
 //! The schedulers: which backend takes a new flow. One file a scheduler.
 //!
 //! Formulas and the order of iteration are the kernel's (`net/netfilter/ipvs/ip_vs_*.c`): with one worker the
-//! choices are the ones that IPVS makes, in the same order. Several workers share the position of rr and wrr and
-//! the connection counts of lc and wlc, so the choice is made on the whole and not on one core's view.
+//! choices are the ones that IPVS makes, in the same order. Several workers share positions, caches and the backends'
+//! connection counts, so the choice is made on the whole and not on one core's view.
 //!
-//! What a scheduler computes from the backends alone is compiled into the [`Scheduler`]; what it remembers from
-//! flow to flow lies in [`ServiceState`] and outlives the snapshot, see [`carry`].
+//! What a scheduler computes from the backends alone is compiled into the [`Scheduler`], by way of a [`Compiler`] that
+//! shares what is equal; what it remembers from flow to flow outlives the snapshot, see [`carry`]: positions in
+//! [`ServiceState`], the caches of lblc and lblcr beside their scheduler.
 
+mod cache;
+mod compiler;
 mod cursor;
+mod dh;
+mod fo;
+mod hash;
 mod kind;
+mod lblc;
+mod lblcr;
 mod lc;
+mod mh;
+mod nq;
+mod ovf;
 mod rr;
+mod sed;
 mod sh;
+mod twos;
 mod wlc;
 mod wrr;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::flow::key::FlowKey;
+use crate::ids::{BackendId, ServiceId};
 use crate::snapshot::{Backend, Service};
 use crate::state::{ServiceState, State};
-pub use kind::{Flags, Kind, UnknownFlag, UnknownScheduler};
+use crate::time::Tick;
+pub use compiler::Compiler;
+pub use kind::{FlagError, Flags, Kind, UnknownScheduler};
 
 /// A scheduler with the tables that it needs, compiled for one list of backends.
 #[derive(Clone, Debug, Default)]
@@ -34,22 +51,33 @@ pub enum Scheduler {
     Lc,
     /// Weighted least connections.
     Wlc,
+    /// Locality-based least connections.
+    Lblc(Arc<lblc::Cache>),
+    /// Locality-based least connections with replication.
+    Lblcr(Arc<lblcr::Cache>),
+    /// Destination hashing.
+    Dh(dh::Table),
     /// Source hashing.
     Sh(sh::Table),
+    /// Shortest expected delay.
+    Sed,
+    /// Never queue.
+    Nq,
+    /// Weighted failover.
+    Fo,
+    /// Weighted overflow.
+    Ovf,
+    /// Maglev hashing.
+    Mh(mh::Lookup),
+    /// Power of two choices.
+    Twos,
 }
 
 impl Scheduler {
-    /// The scheduler of this kind over `backends` (newest first); `None` where the kind is not available.
-    pub fn compile(kind: Kind, flags: Flags, backends: &[Backend]) -> Option<Self> {
-        match kind {
-            Kind::Rr => Some(Self::Rr),
-            Kind::Wrr => Some(Self::Wrr(wrr::Levels::of(backends))),
-            Kind::Lc => Some(Self::Lc),
-            Kind::Wlc => Some(Self::Wlc),
-            Kind::Sh => Some(Self::Sh(sh::Table::over(backends, flags))),
-            Kind::Lblc | Kind::Lblcr | Kind::Dh | Kind::Sed | Kind::Nq | Kind::Fo | Kind::Ovf => None,
-            Kind::Mh | Kind::Twos => None,
-        }
+    /// The scheduler of this kind over `backends` (newest first), with tables of its own. Where schedulers follow each
+    /// other, a [`Compiler`] makes them.
+    pub fn compile(kind: Kind, flags: Flags, backends: &[Backend]) -> Self {
+        Compiler::default().compile(ServiceId::default(), kind, flags, backends, None)
     }
 
     /// Which scheduler it is.
@@ -59,7 +87,26 @@ impl Scheduler {
             Self::Wrr(_) => Kind::Wrr,
             Self::Lc => Kind::Lc,
             Self::Wlc => Kind::Wlc,
+            Self::Lblc(_) => Kind::Lblc,
+            Self::Lblcr(_) => Kind::Lblcr,
+            Self::Dh(_) => Kind::Dh,
             Self::Sh(_) => Kind::Sh,
+            Self::Sed => Kind::Sed,
+            Self::Nq => Kind::Nq,
+            Self::Fo => Kind::Fo,
+            Self::Ovf => Kind::Ovf,
+            Self::Mh(_) => Kind::Mh,
+            Self::Twos => Kind::Twos,
+        }
+    }
+
+    /// Forgets the backends of which `gone` says so: their ids have new owners.
+    pub fn forget(&self, gone: impl Fn(BackendId) -> bool) {
+        let gone = |id| gone(BackendId(id));
+        match self {
+            Self::Lblc(cache) => cache.forget(&gone),
+            Self::Lblcr(cache) => cache.forget(&gone),
+            _ => {}
         }
     }
 }
@@ -67,21 +114,30 @@ impl Scheduler {
 /// The backend that takes the flow which `key` (client to VIP) opens; `None` where none may.
 ///
 /// `service.scheduler` was compiled for `service.backends`. The caller counts the flow in `state` before it
-/// schedules the next one. rr, wrr and sh take constant time as long as few backends are drained; lc and wlc read
-/// every backend's counts.
+/// schedules the next one. rr, wrr, dh, sh and mh take constant time as long as few backends are drained or
+/// overloaded; the others read every backend's counts, lblc and lblcr only where they do not know the destination.
 #[inline]
-pub fn schedule<'a>(service: &'a Service, state: &State, key: &FlowKey) -> Option<&'a Backend> {
+pub fn schedule<'a>(service: &'a Service, state: &State, key: &FlowKey, now: Tick) -> Option<&'a Backend> {
     let backends = &service.backends;
     match &service.scheduler {
-        Scheduler::Rr => rr::next(backends, &state.service(service.id)?.cursor),
-        Scheduler::Wrr(levels) => wrr::next(backends, *levels, &state.service(service.id)?.cursor),
+        Scheduler::Rr => rr::next(backends, state, &state.service(service.id)?.cursor),
+        Scheduler::Wrr(levels) => wrr::next(backends, *levels, state, &state.service(service.id)?.cursor),
         Scheduler::Lc => lc::least(backends, state),
         Scheduler::Wlc => wlc::least(backends, state),
-        Scheduler::Sh(table) => table.find(backends, key),
+        Scheduler::Lblc(cache) => lblc::find(cache, backends, state, key, now),
+        Scheduler::Lblcr(cache) => lblcr::find(cache, backends, state, key, now),
+        Scheduler::Dh(table) => table.find(backends, state, key),
+        Scheduler::Sh(table) => table.find(backends, state, key),
+        Scheduler::Sed => sed::least(backends, state),
+        Scheduler::Nq => nq::first_idle(backends, state),
+        Scheduler::Fo => fo::heaviest(backends, state),
+        Scheduler::Ovf => ovf::heaviest_with_room(backends, state),
+        Scheduler::Mh(lookup) => lookup.find(backends, state, key),
+        Scheduler::Twos => twos::better(backends, state, key, &state.service(service.id)?.cursor),
     }
 }
 
-/// Takes the position of rr and wrr over from `old` to `new`, two generations of one service.
+/// Takes what a scheduler remembers over from `old` to `new`, two generations of one service.
 ///
 /// Called once for each service whose backends or scheduler a change touches, right before the snapshot with `new`
 /// is published. It applies what the kernel does on a change of the list:
@@ -89,27 +145,44 @@ pub fn schedule<'a>(service: &'a Service, state: &State, key: &FlowKey) -> Optio
 /// - rr: when the backend chosen last is removed, the position moves to the one before it, so that the one behind
 ///   it is next. Removals count as made before additions. Additions and edits leave the position alone.
 /// - wrr: any change, also an edit to the same weight, starts over at the head of the list, at the level reached.
+/// - lblc, lblcr: a removed backend is not chosen, and keeps its destinations should it come back with its id.
 /// - another scheduler than before: starts afresh.
 ///
 /// Workers may go on scheduling meanwhile, by the old list or the new: a position that their list does not have
 /// resumes at the place where that backend stood.
 pub fn carry(old: &Service, new: &Service, state: &ServiceState) {
     if old.scheduler.kind() != new.scheduler.kind() {
-        state.cursor.store(0, Relaxed);
-        state.aux.store(0, Relaxed);
+        start(new, state);
         return;
     }
     match &new.scheduler {
         Scheduler::Rr => rr::carry(&old.backends, &new.backends, &state.cursor),
         Scheduler::Wrr(levels) => wrr::carry(*levels, &state.cursor),
-        Scheduler::Lc | Scheduler::Wlc | Scheduler::Sh(_) => {}
+        _ => {}
     }
 }
 
-/// Whether the backend takes new flows at all: the one test that every scheduler makes.
+/// Has the scheduler of `service` start afresh.
+pub fn start(service: &Service, state: &ServiceState) {
+    state.cursor.store(0, Relaxed);
+    state.aux.store(0, Relaxed);
+    match &service.scheduler {
+        Scheduler::Lblc(cache) => cache.clear(),
+        Scheduler::Lblcr(cache) => cache.clear(),
+        _ => {}
+    }
+}
+
+/// Whether the backend takes new flows at all: it is not drained, and its thresholds let it.
 #[inline]
-fn eligible(backend: &Backend) -> bool {
-    backend.weight > 0
+fn eligible(backend: &Backend, state: &State) -> bool {
+    backend.weight > 0 && state.backend(backend.id).is_none_or(|counts| !counts.is_overloaded())
+}
+
+/// A backend's active connections.
+#[inline]
+fn active(backend: &Backend, state: &State) -> u32 {
+    state.backend(backend.id).map_or(0, |counts| counts.counts().0)
 }
 
 /// What a backend's connections cost by IPVS's reckoning (`ip_vs_dest_conn_overhead`): 256 for each active one, as

@@ -6,14 +6,15 @@ use std::sync::atomic::AtomicU64;
 use super::cursor::Cursor;
 use super::eligible;
 use crate::snapshot::Backend;
+use crate::state::State;
 
 /// Moves on to the next backend. Once around the list, the backend chosen last comes at the end.
 #[inline]
-pub(super) fn next<'a>(backends: &'a [Backend], cell: &AtomicU64) -> Option<&'a Backend> {
+pub(super) fn next<'a>(backends: &'a [Backend], state: &State, cell: &AtomicU64) -> Option<&'a Backend> {
     Cursor::advance(cell, |cursor| {
         let (behind, before) = cursor.split(backends);
         let mut places = (before.len()..).zip(behind).chain((0..).zip(before));
-        let (place, backend) = places.find(|(_, backend)| eligible(backend))?;
+        let (place, backend) = places.find(|(_, backend)| eligible(backend, state))?;
         Some((Cursor::at(place, backend.id, 0), backend))
     })
 }

@@ -1,14 +1,12 @@
 //! Source hashing (`ip_vs_sh.c`): a client stays with one backend as long as the list of backends stays the same.
 
-use super::{Flags, eligible};
+use super::{Flags, eligible, hash};
 use crate::flow::key::FlowKey;
 use crate::snapshot::Backend;
+use crate::state::State;
 
 /// Buckets of the table, the kernel's default (`CONFIG_IP_VS_SH_TAB_BITS` 8): a hash is a byte.
 const BUCKETS: usize = 256;
-
-/// The golden ratio's hash multiplier (`include/linux/hash.h`, `GOLDEN_RATIO_32`).
-const GOLDEN_RATIO: u32 = 0x61c8_8647;
 
 /// Which backend each hash names.
 #[derive(Clone, Debug)]
@@ -35,20 +33,25 @@ impl Table {
 
     /// The backend for the client of `key`.
     #[inline]
-    pub(super) fn find<'a>(&self, backends: &'a [Backend], key: &FlowKey) -> Option<&'a Backend> {
+    pub(super) fn find<'a>(
+        &self,
+        backends: &'a [Backend],
+        state: &State,
+        key: &FlowKey,
+    ) -> Option<&'a Backend> {
         let hash = self.hash(key);
         let named = self.backend(backends, hash)?;
-        if eligible(named) {
+        if eligible(named, state) {
             return Some(named);
         }
-        if !self.flags.sh_fallback {
+        if !self.flags.fallback {
             return None;
         }
         // The kernel adds the hash to the offset, and the sum to the hash: its walk starts twice the hash along. Over
         // all 256 offsets it passes every bucket.
         (0..=u8::MAX).find_map(|offset| {
             let bucket = hash.wrapping_add(hash).wrapping_add(offset);
-            self.backend(backends, bucket).filter(|backend| eligible(backend))
+            self.backend(backends, bucket).filter(|backend| eligible(backend, state))
         })
     }
 
@@ -57,15 +60,9 @@ impl Table {
         backends.get(usize::from(*self.places.get(usize::from(bucket))?))
     }
 
-    /// The upper byte of the product: of an IPv6 address its four words are folded first, of an IPv4 address the
-    /// upper three are 0 anyway.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "the fold takes the words one by one")]
     fn hash(&self, key: &FlowKey) -> u8 {
-        let halves = key.src ^ key.src >> 64;
-        let folded = (halves ^ halves >> 32) as u32;
-        let port = if self.flags.sh_port { u32::from(key.sport) } else { 0 };
-        let [top, ..] = folded.wrapping_add(port).wrapping_mul(GOLDEN_RATIO).to_be_bytes();
-        top
+        let port = if self.flags.port { u32::from(key.sport) } else { 0 };
+        hash::byte(hash::fold(key.src).wrapping_add(port))
     }
 }

@@ -6,13 +6,22 @@ use crate::state::State;
 
 #[inline]
 pub(super) fn least<'a>(backends: &'a [Backend], state: &State) -> Option<&'a Backend> {
-    let loaded = |backend: &'a Backend| (backend, u128::from(overhead(backend, state)));
-    let mut candidates = backends.iter().filter(|backend| eligible(backend)).map(loaded);
+    let candidates = backends.iter().filter(|backend| eligible(backend, state));
+    lightest(candidates.map(|backend| (backend, overhead(backend, state))))
+}
+
+/// The backend with the smallest load for its weight, of equals the first.
+#[inline]
+pub(super) fn lightest<'a>(mut candidates: impl Iterator<Item = (&'a Backend, u64)>) -> Option<&'a Backend> {
     let first = candidates.next()?;
-    let (least, _) = candidates.fold(first, |least, other| {
-        // overhead / weight compared without division; 128 bits hold the product whatever the weight.
-        let lighter = least.1 * u128::from(other.0.weight) > other.1 * u128::from(least.0.weight);
-        if lighter { other } else { least }
-    });
+    let (least, _) =
+        candidates.fold(first, |least, other| if outweighs(least, other) { other } else { least });
     Some(least)
+}
+
+/// Whether `one` has more load for its weight than `other`.
+#[inline]
+pub(super) fn outweighs(one: (&Backend, u64), other: (&Backend, u64)) -> bool {
+    // load / weight compared without division; 128 bits hold the product whatever the weight.
+    u128::from(one.1) * u128::from(other.0.weight) > u128::from(other.1) * u128::from(one.0.weight)
 }

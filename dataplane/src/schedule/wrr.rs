@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use super::cursor::Cursor;
 use super::eligible;
 use crate::snapshot::Backend;
+use crate::state::State;
 
 /// The levels of one list of backends. Weights above 65,535, the largest that IPVS's tools take, count as 65,535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,20 +46,37 @@ impl Levels {
 
 /// Moves on to the next backend.
 #[inline]
-pub(super) fn next<'a>(backends: &'a [Backend], levels: Levels, cell: &AtomicU64) -> Option<&'a Backend> {
+pub(super) fn next<'a>(
+    backends: &'a [Backend],
+    levels: Levels,
+    state: &State,
+    cell: &AtomicU64,
+) -> Option<&'a Backend> {
     Cursor::advance(cell, |cursor| {
         let (behind, before) = cursor.split(backends);
         let level = levels.clamp(cursor.level);
         let rest_of_pass = (before.len()..).zip(behind);
-        let (level, (place, backend)) = match reaching(level, rest_of_pass) {
+        let (level, (place, backend)) = match reaching(level, state, rest_of_pass) {
             Some(found) => (level, found),
-            None => {
-                let level = highest(backends, levels)?.min(levels.below(level));
-                (level, reaching(level, (0..).zip(backends))?)
-            }
+            None => match highest(backends, levels, state) {
+                Some(highest) => {
+                    let level = highest.min(levels.below(level));
+                    (level, reaching(level, state, (0..).zip(backends))?)
+                }
+                None => return given_up(cursor, levels).map(|moved| (moved, None)),
+            },
         };
-        Some((Cursor::at(place, backend.id, level), backend))
+        Some((Cursor::at(place, backend.id, level), Some(backend)))
     })
+    .flatten()
+}
+
+/// Where a search ends that finds nobody, where that is another position: the kernel walks the passes down to the
+/// lowest and starts over, except that a walk in the lowest pass comes back to the place where it began.
+fn given_up(cursor: Cursor, levels: Levels) -> Option<Cursor> {
+    let started_over = Cursor::head(levels.top);
+    let stays = cursor.last.is_some() && levels.clamp(cursor.level) <= levels.step;
+    (levels.top > 0 && !stays && cursor != started_over).then_some(started_over)
 }
 
 /// Back to the head of the list; the level stays where the new levels have it.
@@ -78,15 +96,16 @@ pub(super) fn carry(levels: Levels, cell: &AtomicU64) {
 #[inline]
 fn reaching<'a>(
     level: u16,
+    state: &State,
     mut places: impl Iterator<Item = (usize, &'a Backend)>,
 ) -> Option<(usize, &'a Backend)> {
-    places.find(|(_, backend)| eligible(backend) && weight(backend) >= level)
+    places.find(|(_, backend)| weight(backend) >= level && eligible(backend, state))
 }
 
 /// The highest level at which a pass chooses anything: passes above it find nobody and can be left out.
 #[inline]
-fn highest(backends: &[Backend], levels: Levels) -> Option<u16> {
-    let largest = backends.iter().filter(|backend| eligible(backend)).map(weight).max()?;
+fn highest(backends: &[Backend], levels: Levels, state: &State) -> Option<u16> {
+    let largest = backends.iter().filter(|backend| eligible(backend, state)).map(weight).max()?;
     Some(largest.saturating_sub(levels.step - 1).max(1))
 }
 

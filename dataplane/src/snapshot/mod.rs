@@ -99,6 +99,8 @@ pub struct Backend {
     pub port: u16,
     /// Share of new flows; 0 drains.
     pub weight: u32,
+    /// The latest weight that was not 0, or 0 where there was none: mh keeps a drained backend's places by it.
+    pub last_weight: u32,
     /// How it gets its packets.
     pub mode: Mode,
     /// How it gets them where `mode` is a tunnel.
@@ -113,7 +115,8 @@ pub struct Backend {
 impl Backend {
     /// A backend without thresholds or tunnel parameters.
     pub fn new(id: BackendId, addr: IpAddr, port: u16, weight: u32, mode: Mode) -> Self {
-        Self { id, addr, port, weight, mode, tunnel: Tunnel::default(), upper: 0, lower: 0 }
+        let tunnel = Tunnel::default();
+        Self { id, addr, port, weight, last_weight: weight, mode, tunnel, upper: 0, lower: 0 }
     }
 }
 

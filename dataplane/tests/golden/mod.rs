@@ -4,6 +4,13 @@
 //! The recordings lie in `ipvs/` beside this file, or below the folder that the environment variable `WEIR_GOLDEN`
 //! names, in the subfolders `schedulers`, `packets` and `ipvsadm` (or those below `ipvs`).
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and says why"
+)]
+
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs;

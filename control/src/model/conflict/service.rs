@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use dataplane::flow::key::VipKey;
-use dataplane::schedule::Kind;
 use dataplane::snapshot::{Mark, Mode, SynProxy, Tunnel, TunnelChecksum};
 
 use super::{Finder, Map, Place, Reason};
@@ -118,10 +117,6 @@ impl<'a> Finder<'a> {
     }
 
     fn scheduling(&mut self, index: usize, service: &Service, family: Family) {
-        let scheduling = service.scheduling;
-        if scheduling.flags != Default::default() && !matches!(scheduling.kind, Kind::Sh | Kind::Mh) {
-            self.refuse(Place::Flags(index), Reason::FlagsWithout(scheduling.kind.name()));
-        }
         let netmask = service.persistence.and_then(|persistence| persistence.netmask);
         if let Some(mask) = netmask.map(|mask| mask.family()).filter(|mask| *mask != family) {
             self.refuse(Place::Persistence(index), Reason::NetmaskFamily { mask, family });

@@ -188,8 +188,7 @@ fn reduced() -> Services {
         for (backend, weight) in service.backends.iter_mut().zip([3, 0, 1]) {
             backend.weight = weight;
         }
-        service.scheduler = Scheduler::compile(Scheduling::Wlc, Flags::default(), &service.backends)
-            .expect("wlc is available");
+        service.scheduler = Scheduler::compile(Scheduling::Wlc, Flags::default(), &service.backends);
         service
     });
     let pool = services.pool(PoolId(0)).expect("the pool of the fixture");

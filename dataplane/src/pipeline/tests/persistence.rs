@@ -27,7 +27,7 @@ fn service(proto: u8, port: u16, v6: bool, mode: Mode) -> Service {
         (0..3).map(|n| Backend::new(BackendId(n), backend(n as u8 + 1, v6), backend_port, 1, mode)).collect();
     Service {
         vips: vec![VipKey { addr, port, proto, v6 }],
-        scheduler: Scheduler::compile(Scheduling::Rr, Flags::default(), &backends).unwrap(),
+        scheduler: Scheduler::compile(Scheduling::Rr, Flags::default(), &backends),
         backends: backends.into(),
         pool: Some(PoolId(0)),
         ..Service::default()
