@@ -35,6 +35,10 @@ pub struct Frame<'a> {
     pub port: PortId,
     /// Set where another worker handed it over: it is not handed on again.
     pub handed_over: bool,
+    /// Set where it was kept for as long as a fragment is kept ([`Verdict::Early`]): it is decided on now.
+    ///
+    /// [`Verdict::Early`]: crate::verdict::Verdict::Early
+    pub overdue: bool,
     /// What the egress interface has still to fill in.
     pub checksum: Checksum,
 }
@@ -49,6 +53,7 @@ impl<'a> Frame<'a> {
             end,
             port,
             handed_over: false,
+            overdue: false,
             checksum: Checksum::Complete,
         })
     }

@@ -1,5 +1,6 @@
 //! A frame's headers as offsets and a key: read once, used by every later stage.
 
+use zerocopy::big_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, transmute};
 
 use crate::flow::key::{FlowKey, SCTP, TCP, UDP};
@@ -28,7 +29,10 @@ pub enum Kind {
     NeighbourSolicitation,
     /// An ARP request for IPv4 over Ethernet: `key.src` is the asker, `key.dst` the target.
     ArpRequest,
-    /// A fragment of an IP packet: `key` has addresses and protocol, no ports.
+    /// The first fragment of a TCP, UDP or SCTP packet, with all of its transport header: `key` is its five-tuple.
+    FirstFragment,
+    /// A later fragment, or one of another protocol: `key` has addresses and protocol, no ports. Of IPv6 the protocol is
+    /// the one that the fragment header names, which may be another extension header.
     Fragment,
     /// Anything else: another EtherType, IP protocol or ICMP type. `key` has the addresses where there are any.
     Other,
@@ -72,7 +76,10 @@ impl Packet {
 ///
 /// # Errors
 /// - `Truncated`: a header runs past the end of the frame, or of what its IP header says there is.
-/// - `BadLength`: a length field is smaller than its header or larger than what there is; an IPv6 jumbogram.
+/// - `BadLength`: a length field is smaller than its header or larger than what there is; an IPv6 jumbogram; a fragment
+///   that is empty, ends past 64 KiB, or is not the last and no multiple of 8 bytes long.
+/// - `TinyFragment`: a transport header that is cut off by the end of the first fragment, or a later fragment that starts
+///   inside of one (RFC 1858, RFC 7112).
 /// - `BadHeader`: IP version, IHL, TCP data offset, a third VLAN tag, misplaced hop-by-hop options, or a neighbour
 ///   solicitation that RFC 4861, section 7.1.1, has discarded.
 /// - `BadChecksum`: of an IPv4 header, an ICMP error, an echo request or a neighbour solicitation.
@@ -215,7 +222,11 @@ fn in_ipv4(frame: &[u8], l3: usize) -> Result<Packet, DropReason> {
     let (src, dst) = (ip.src.get().into(), ip.dst.get().into());
     let key = FlowKey { src, dst, proto: ip.protocol, ..FlowKey::default() };
     let packet = other(key, [l3, l4, end], ip.ttl)?;
-    if ip.is_fragment() { Ok(Packet { kind: Kind::Fragment, ..packet }) } else { in_segment(packet, segment) }
+    if !ip.is_fragment() {
+        return in_segment(packet, segment);
+    }
+    let (fragment, more) = (ip.fragment.get(), ip.fragment.get() & ipv4::MORE_FRAGMENTS != 0);
+    in_fragment(packet, Piece { offset: fragment & ipv4::OFFSET_MASK, more, len: segment.len() }, segment)
 }
 
 fn in_ipv6(frame: &[u8], l3: usize) -> Result<Packet, DropReason> {
@@ -233,11 +244,83 @@ fn in_ipv6(frame: &[u8], l3: usize) -> Result<Packet, DropReason> {
     let (src, dst) = (ip.src.get(), ip.dst.get());
     let key = FlowKey { src, dst, proto: upper.protocol, v6: true, ..FlowKey::default() };
     let packet = other(key, [l3, start + upper.offset, end], ip.hop_limit)?;
+    let segment = payload.get(upper.offset..).unwrap_or_default();
     match upper.part {
-        Part::First | Part::Later => Ok(Packet { kind: Kind::Fragment, ..packet }),
         Part::Whole if upper.en_route => Ok(packet),
-        Part::Whole => in_segment(packet, payload.get(upper.offset..).unwrap_or_default()),
+        Part::Whole => in_segment(packet, segment),
+        Part::First | Part::Later => {
+            let header: &ipv6::Fragment = view(payload, upper.fragment)?;
+            let data = payload.len() - (upper.fragment + size_of::<ipv6::Fragment>()).min(payload.len());
+            in_fragment(
+                packet,
+                Piece { offset: header.offset(), more: header.has_more(), len: data },
+                segment,
+            )
+        }
     }
+}
+
+/// What of a packet a fragment holds.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// Where it starts in the packet, in units of 8 bytes.
+    offset: u16,
+    /// Whether it is not the last.
+    more: bool,
+    /// Its bytes.
+    len: usize,
+}
+
+/// A fragment. `segment` is what follows all headers that could be read.
+fn in_fragment(packet: Packet, piece: Piece, segment: &[u8]) -> Result<Packet, DropReason> {
+    let start = usize::from(piece.offset) * 8;
+    if piece.len == 0
+        || start + piece.len > usize::from(u16::MAX)
+        || piece.more && !piece.len.is_multiple_of(8)
+    {
+        return Err(DropReason::BadLength);
+    }
+    let least = match packet.key.proto {
+        TCP => Tcp::LEN,
+        UDP => Udp::LEN,
+        SCTP => Sctp::LEN,
+        _ => return Ok(Packet { kind: Kind::Fragment, ..packet }),
+    };
+    if start > 0 {
+        let is_overlapping = start < least;
+        let later = Packet { kind: Kind::Fragment, ..packet };
+        return if is_overlapping { Err(DropReason::TinyFragment) } else { Ok(later) };
+    }
+    let ports: &[U16; 2] = view(segment, 0).map_err(|_| DropReason::TinyFragment)?;
+    let [sport, dport] = ports.map(U16::get);
+    let mut first =
+        Packet { kind: Kind::FirstFragment, key: FlowKey { sport, dport, ..packet.key }, ..packet };
+    let mut header_len = least;
+    if packet.key.proto == TCP {
+        let tcp: &Tcp = view(segment, 0).map_err(|_| DropReason::TinyFragment)?;
+        if tcp.header_len() < Tcp::LEN {
+            return Err(DropReason::BadHeader);
+        }
+        header_len = tcp.header_len();
+        first.tcp_flags = tcp.flags;
+    }
+    if header_len > segment.len() { Err(DropReason::TinyFragment) } else { Ok(first) }
+}
+
+/// What all fragments of one packet have in common and no other packet has for the time being (RFC 791, RFC 8200,
+/// section 4.5), as a key: the identification takes the place of the ports. IPv6 does not count the protocol in, because
+/// only the first fragment need tell it.
+pub fn fragment_key(frame: &[u8], packet: &Packet) -> Result<FlowKey, DropReason> {
+    let (id, proto) = if packet.key.v6 {
+        let ip: &Ipv6 = view(frame, packet.l3.into())?;
+        let payload = frame.get(usize::from(packet.l3) + Ipv6::LEN..).unwrap_or_default();
+        let upper = ipv6::upper(payload, ip.next_header)?;
+        (view::<ipv6::Fragment>(payload, upper.fragment)?.id.get(), ipv6::FRAGMENT)
+    } else {
+        (view::<Ipv4>(frame, packet.l3.into())?.id.get().into(), packet.key.proto)
+    };
+    let [high, low]: [U16; 2] = transmute!(U32::new(id));
+    Ok(FlowKey { sport: high.get(), dport: low.get(), proto, ..packet.key })
 }
 
 fn in_arp(frame: &[u8], l3: usize) -> Result<Packet, DropReason> {

@@ -11,6 +11,7 @@ mod established;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, missing_docs, reason = "a fixture may panic")]
 pub mod fixture;
+mod fragment;
 mod icmp;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a check may panic")]
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use crate::flow::directory::Directory;
 use crate::flow::entry;
+use crate::flow::fragments::Fragments;
 use crate::flow::half_open::HalfOpen;
 use crate::flow::table::{FlowTable, Heap, Hit, MAX_FLOWS, Reserve};
 use crate::flow::templates::Templates;
@@ -129,6 +131,7 @@ struct Core {
     answers: answer::Allowance,
     half_open: HalfOpen,
     defence: defence::State,
+    fragments: Fragments,
     /// Searches for a SNAT port so far: spreads them.
     attempts: u64,
     /// IP headers made so far: numbers them.
@@ -146,6 +149,7 @@ impl Engine {
         let flows = FlowTable::new(setup.flow_limit, setup.seed, reserve);
         let half_open = HalfOpen::new(setup.flow_limit, reserve);
         let templates = Templates::new(templates_limit(setup.flow_limit), setup.seed, reserve);
+        let fragments = Fragments::new(setup.flow_limit);
         Self {
             core: Core {
                 setup,
@@ -155,6 +159,7 @@ impl Engine {
                 answers: Default::default(),
                 half_open,
                 defence: Default::default(),
+                fragments,
                 attempts: 0,
                 made: 0,
             },
@@ -206,6 +211,7 @@ impl Engine {
         match verdict {
             Verdict::Drop(reason) | Verdict::Reply(Some(reason)) => trace.step(Step::Refused(reason)),
             Verdict::Unresolved => trace.step(Step::Refused(DropReason::NoNeighbour)),
+            Verdict::Early => trace.step(Step::Refused(DropReason::FragmentUnmatched)),
             _ => {}
         }
         self.core.setup.stats.frames.add(1);
@@ -266,6 +272,12 @@ impl Engine {
         self.core.templates.len()
     }
 
+    /// A number that changes with every first fragment: then frames that were [`Verdict::Early`] are worth another try.
+    #[inline]
+    pub fn first_fragments(&self) -> u64 {
+        self.core.fragments.arrived()
+    }
+
     /// This worker's counters.
     pub fn stats(&self) -> &WorkerStats {
         &self.core.setup.stats
@@ -288,7 +300,7 @@ impl Core {
             Err(reason) => return Verdict::Drop(*reason),
         };
         if packet.kind != Kind::Transport {
-            return or_drop(self.other(frame, packet, tables, trace));
+            return or_drop(self.other(frame, packet, note.hash, now, tables, trace));
         }
         let probable =
             note.hit.and_then(|hit| self.forward(frame, packet, note.hash, hit, now, tables, trace));
@@ -311,12 +323,14 @@ impl Core {
         known.unwrap_or_else(|| or_drop(self.admit(frame, packet, hash, now, tables, trace)))
     }
 
-    /// Everything that is no TCP, UDP or SCTP packet.
+    /// Everything that is no whole TCP, UDP or SCTP packet.
     #[cold]
     fn other(
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Packet,
+        hash: u64,
+        now: Tick,
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
@@ -328,7 +342,8 @@ impl Core {
             {
                 self.respond(frame, packet, tables, trace)
             }
-            Kind::Fragment if services.is_virtual(packet.key.dst, packet.key.v6) => Err(DropReason::Fragment),
+            Kind::FirstFragment => Ok(self.first_fragment(frame, packet, hash, now, tables, trace)),
+            Kind::Fragment => self.later_fragment(frame, packet, now, tables, trace),
             _ => {
                 trace.step(Step::NotOurs);
                 Ok(self.to_kernel(frame, packet, tables))

@@ -88,6 +88,14 @@ pub struct WorkerStats {
     pub taken_over: Counter,
     /// Times that a frame was to be kept until its neighbour is known.
     pub waited: Counter,
+    /// First fragments.
+    pub fragmented: Counter,
+    /// Later fragments that were sent after their first one.
+    pub fragments_followed: Counter,
+    /// Times that a later fragment was to be kept until the first one comes.
+    pub fragments_early: Counter,
+    /// Fragmented packets that were forgotten before their time to make room for another.
+    pub fragments_evicted: Counter,
     /// Flows opened.
     pub flows_opened: Counter,
     /// Flows that ended by their timeout.
@@ -100,7 +108,8 @@ pub struct WorkerStats {
     pub half_open: Gauge,
     /// Clients of persistent services that were not remembered because the table of templates was full.
     pub templates_full: Counter,
-    /// Flows whose owner could not be published to the other workers (the directory's line was full).
+    /// Flows and fragmented packets whose owner could not be published to the other workers (the directory's line was
+    /// full).
     pub directory_full: Counter,
     /// Neighbours that could not be asked for because the request ring was full.
     pub wanted_lost: Counter,
@@ -120,6 +129,10 @@ impl WorkerStats {
             handed_over: Counter::default(),
             taken_over: Counter::default(),
             waited: Counter::default(),
+            fragmented: Counter::default(),
+            fragments_followed: Counter::default(),
+            fragments_early: Counter::default(),
+            fragments_evicted: Counter::default(),
             flows_opened: Counter::default(),
             flows_expired: Counter::default(),
             flows_evicted: Counter::default(),
@@ -161,7 +174,7 @@ impl WorkerStats {
             Verdict::Handoff(_) => self.handed_over.add(1),
             Verdict::Kernel => self.kernel.add(1),
             // Counted by who keeps it, or fails to.
-            Verdict::Unresolved => {}
+            Verdict::Unresolved | Verdict::Early => {}
             Verdict::Drop(reason) => self.drop(reason),
         }
     }

@@ -41,6 +41,10 @@ pub enum Step {
     Answered(Answer),
     /// An ICMP error about a known flow was translated.
     IcmpTranslated,
+    /// A later fragment goes where the first one of its packet went.
+    FragmentFollows,
+    /// A later fragment has come before the first one of its packet.
+    FragmentEarly,
     /// The packet was refused for this reason.
     Refused(DropReason),
 }

@@ -18,6 +18,12 @@ pub enum Verdict {
     /// moment and gives it to the engine again, once there are new tables; else it is dropped as
     /// [`DropReason::NoNeighbour`].
     Unresolved,
+    /// A later fragment, and what becomes of its packet is not known yet; unchanged. Whoever can keeps it for a moment and
+    /// gives it to the engine again once other fragments have come, at last with [`Frame::overdue`] set; else it is
+    /// dropped as [`DropReason::FragmentUnmatched`].
+    ///
+    /// [`Frame::overdue`]: crate::frame::Frame::overdue
+    Early,
     /// Not delivered.
     Drop(DropReason),
 }
@@ -60,8 +66,12 @@ reasons! {
     SourceIsVip => "source_is_vip",
     /// Source and destination are the same address and port.
     Land => "land",
-    /// A fragment: not followed yet.
+    /// A fragment of what Weir does not carry in fragments: ICMP, another protocol, a translation between IPv4 and IPv6.
     Fragment => "fragment",
+    /// A fragment that cuts a transport header off, or starts inside of one.
+    TinyFragment => "tiny_fragment",
+    /// A later fragment whose first one did not come, or came long ago.
+    FragmentUnmatched => "fragment_unmatched",
     /// An IP protocol or ICMP type that Weir does not carry for this address.
     Unsupported => "unsupported",
     /// The service has no backend that takes new flows.

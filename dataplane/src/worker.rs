@@ -1,6 +1,6 @@
 //! One core, one queue index, one loop.
 //!
-//! A turn reads the clock once and the snapshot once, takes frames that waited for their neighbour, from other workers
+//! A turn reads the clock once and the snapshot once, takes frames that waited, from other workers
 //! and from every port, has the [`Handler`] decide on them, and carries the verdicts out. Between turns with nothing to do the worker spins for a
 //! while and then sleeps in poll(2), from which frames, handoffs and control wake it; its beat goes on, for it never
 //! sleeps longer than a quarter of the beat's limit.
@@ -48,6 +48,11 @@ pub trait Handler {
 
     /// How many flows it knows.
     fn flows(&self) -> usize;
+
+    /// As [`Engine::first_fragments`].
+    fn first_fragments(&self) -> u64 {
+        0
+    }
 }
 
 impl Handler for Engine {
@@ -68,6 +73,11 @@ impl Handler for Engine {
     #[inline]
     fn flows(&self) -> usize {
         self.flows()
+    }
+
+    #[inline]
+    fn first_fragments(&self) -> u64 {
+        self.first_fragments()
     }
 }
 
@@ -169,11 +179,11 @@ impl<I: LiveIo, H: Handler, B: Fn(u64)> Worker<I, H, B> {
         let (stats, now) = (&**stats, Tick::from_ns(now_ns));
         let tables = snapshots.read();
         let is_behind = handler.sweep(now, tables);
-        for _ in 0..waiting.begin(tables.generation, now_ns) {
+        for _ in 0..waiting.begin(tables.generation, handler.first_fragments(), now_ns) {
             stats.drop(DropReason::NoNeighbour);
         }
         let injected = io.inject(|room| {
-            let again = waiting.retry(room, || stats.drop(DropReason::NoNeighbour));
+            let again = waiting.retry(room, |waits| stats.drop(waits.reason()));
             again.or_else(|| exchange.receive(room, || stats.drop(DropReason::HandoffTooLarge)))
         });
         stats.taken_over.add((injected - waiting.came_back()) as u64);

@@ -160,6 +160,8 @@ fn explain(imagined: &Imagined, verdict: Verdict, steps: &[Step]) -> Explanation
         Verdict::Tx(_) | Verdict::Reply(None) => ("forward", None),
         Verdict::Reply(Some(reason)) => ("reject", Some(reason)),
         Verdict::Unresolved => ("drop", Some(DropReason::NoNeighbour)),
+        // One packet is imagined, and no other fragment of it.
+        Verdict::Early => ("drop", Some(DropReason::FragmentUnmatched)),
         Verdict::Drop(reason) => ("drop", Some(reason)),
         // One worker hands nothing over, so what is left is the kernel's.
         Verdict::Kernel | Verdict::Handoff(_) => ("kernel", None),
@@ -211,6 +213,8 @@ fn sentence(imagined: &Imagined, service: Option<ServiceId>, step: Step) -> Opti
         Step::FlowKnown { reply, .. } => {
             format!("belongs to a flow, {} the backend", if reply { "from" } else { "to" })
         }
+        Step::FragmentFollows => "a later fragment, which goes where the first one went".into(),
+        Step::FragmentEarly => "a later fragment, whose first one has not come".into(),
         Step::IcmpTranslated => "an ICMP error about a flow, translated".into(),
         Step::FlowElsewhere(_) | Step::NextHop(_) => return None,
     })

@@ -1,6 +1,6 @@
 //! `weir replay`: a capture through the engine. No root; time is the capture's own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(status) => return Ok(status),
     };
-    let mut imagined = Imagined::new(&config, args.flows as usize)?;
+    let imagined = Imagined::new(&config, args.flows as usize)?;
     let names = Names::of(&imagined);
     if let Some(output) =
         [&args.out, &args.verdicts].into_iter().flatten().find(|path| is_same(path, &args.input))
@@ -63,31 +63,101 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         anyhow::bail!("{}: the capture itself would be overwritten", output.display());
     }
     let mut capture = pcap::Reader::open(&args.input)?;
-    let mut sent = args.out.as_deref().map(pcap::Writer::create).transpose()?;
-    let mut lines = lines(args)?;
-    let mut chunk = Vec::new();
+    let sent = args.out.as_deref().map(pcap::Writer::create).transpose()?;
+    let mut replay = Replay { names, sent, lines: lines(args)?, imagined, early: VecDeque::new() };
     let mut n = 0;
     while let Some(packet) = capture.next()? {
         n += 1;
-        chunk.clear();
-        chunk.resize(MIN_HEADROOM, 0);
-        chunk.extend_from_slice(packet.bytes);
-        chunk.resize(chunk.len() + TAILROOM, 0);
-        let mut frame = Frame::new(&mut chunk, MIN_HEADROOM, packet.bytes.len(), PortId(0))
-            .context("a frame lies in its own chunk")?;
-        let now = Tick::from_ns(packet.time_ns);
-        while imagined.engine.sweep(now, &imagined.tables) {}
-        let mut steps = Vec::new();
-        let verdict = imagined.engine.process_one(&mut frame, now, &imagined.tables, &mut steps);
-        if let (Verdict::Tx(_) | Verdict::Reply(_), Some(sent)) = (verdict, &mut sent) {
-            sent.write(packet.time_ns, frame.bytes())?;
+        replay.pass(packet.time_ns)?;
+        let known = replay.imagined.engine.first_fragments();
+        replay.take(
+            Packet { n, came_ns: packet.time_ns, bytes: packet.bytes.to_vec() },
+            packet.time_ns,
+            false,
+        )?;
+        if replay.imagined.engine.first_fragments() != known {
+            replay.retry(packet.time_ns)?;
         }
-        serde_json::to_writer(&mut lines, &names.line(n, verdict, &steps))?;
-        lines.write_all(b"\n")?;
     }
-    lines.flush()?;
-    sent.map(pcap::Writer::finish).transpose()?;
+    replay.finish()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A packet of the capture.
+struct Packet {
+    n: u64,
+    /// When it came.
+    came_ns: u64,
+    bytes: Vec<u8>,
+}
+
+/// How long a later fragment waits for the first one of its packet, and how many of them do, as under a worker.
+const PATIENCE_NS: u64 = 100_000_000;
+const PATIENT: usize = 64;
+
+/// A capture on its way through the engine.
+struct Replay {
+    imagined: Imagined,
+    names: Names,
+    sent: Option<pcap::Writer>,
+    lines: Box<dyn std::io::Write>,
+    /// Later fragments that came before the first one.
+    early: VecDeque<Packet>,
+}
+
+impl Replay {
+    /// Has the engine decide on a packet, or keeps it for later.
+    fn take(&mut self, packet: Packet, now_ns: u64, overdue: bool) -> anyhow::Result<()> {
+        let Packet { n, bytes, .. } = &packet;
+        let mut chunk = [vec![0; MIN_HEADROOM], bytes.clone(), vec![0; TAILROOM]].concat();
+        let mut frame = Frame::new(&mut chunk, MIN_HEADROOM, bytes.len(), PortId(0))
+            .context("a frame lies in its own chunk")?;
+        frame.overdue = overdue;
+        let now = Tick::from_ns(now_ns);
+        let Imagined { engine, tables, .. } = &mut self.imagined;
+        while engine.sweep(now, tables) {}
+        let mut steps = Vec::new();
+        let verdict = engine.process_one(&mut frame, now, tables, &mut steps);
+        if verdict == Verdict::Early {
+            self.early.push_back(packet);
+            if self.early.len() <= PATIENT {
+                return Ok(());
+            }
+            let Some(oldest) = self.early.pop_front() else { return Ok(()) };
+            return self.take(oldest, now_ns, true);
+        }
+        if let (Verdict::Tx(_) | Verdict::Reply(_), Some(sent)) = (verdict, &mut self.sent) {
+            sent.write(now_ns, frame.bytes())?;
+        }
+        serde_json::to_writer(&mut self.lines, &self.names.line(*n, verdict, &steps))?;
+        self.lines.write_all(b"\n")?;
+        Ok(())
+    }
+
+    /// Tries again what waits for a first fragment.
+    fn retry(&mut self, now_ns: u64) -> anyhow::Result<()> {
+        for packet in std::mem::take(&mut self.early) {
+            self.take(packet, now_ns, false)?;
+        }
+        Ok(())
+    }
+
+    /// Gives up what has waited long enough at this time.
+    fn pass(&mut self, now_ns: u64) -> anyhow::Result<()> {
+        let until_ns = |packet: &Packet| packet.came_ns.saturating_add(PATIENCE_NS);
+        while let Some(packet) = self.early.pop_front_if(|packet| until_ns(packet) <= now_ns) {
+            let now_ns = until_ns(&packet);
+            self.take(packet, now_ns, true)?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> anyhow::Result<()> {
+        self.pass(u64::MAX)?;
+        self.lines.flush()?;
+        self.sent.map(pcap::Writer::finish).transpose()?;
+        Ok(())
+    }
 }
 
 fn is_same(output: &Path, input: &Path) -> bool {
@@ -132,6 +202,8 @@ impl Names {
             Verdict::Kernel | Verdict::Handoff(_) => ("kernel", None),
             // Nobody keeps it here.
             Verdict::Unresolved => ("drop", Some(DropReason::NoNeighbour)),
+            // Kept and tried again, so never the last word.
+            Verdict::Early => ("drop", Some(DropReason::FragmentUnmatched)),
             Verdict::Drop(reason) => ("drop", Some(reason)),
         };
         let (mut service, mut backend, mut flow) = (None, None, None);

@@ -13,10 +13,14 @@
 //! above it 9 in 1,000.
 //!
 //! A flow whose entry finds no place works, unknown to the other workers; the caller counts it.
+//!
+//! Fragmented packets are told of here too, by hashes of their own: later fragments reach the worker that the first one
+//! reached by this. There are few of them at a time, and room for them besides.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::fragments;
 use crate::ids::WorkerId;
 
 /// Entries in a line.
@@ -46,10 +50,13 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Room for both directions of `flows` flows, of all workers together: 32 bytes a flow, all of it touched. With
-    /// one worker there is nothing to look up, and it takes no memory, has no owners and is never full.
+    /// Room for both directions of `flows` flows, of all workers together: 32 bytes a flow, all of it touched, and at
+    /// most 128 KiB a worker for fragmented packets. With one worker there is nothing to look up, and it takes no memory,
+    /// has no owners and is never full.
     pub fn new(flows: usize, workers: u8) -> Self {
-        let entries = if workers > 1 { flows.max(1).saturating_mul(DIRECTIONS) } else { 0 };
+        let fragments = flows.min(usize::from(workers) * fragments::MOST);
+        let entries = flows.max(1).saturating_mul(DIRECTIONS).saturating_add(fragments);
+        let entries = if workers > 1 { entries } else { 0 };
         Self { lines: (0..entries.div_ceil(LOAD)).map(|_| Line::default()).collect() }
     }
 
@@ -201,7 +208,7 @@ mod tests {
         assert_eq!(directory.bytes(), 0);
         assert!(directory.publish(hash(1), W[0]));
         assert_eq!(directory.owner(hash(1)), None);
-        assert_eq!(Directory::new(1_000_000, 2).bytes(), 32_000_000);
+        assert_eq!(Directory::new(1_000_000, 2).bytes(), 32_000_000 + 2 * 128 * 1024);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod bucket;
 pub mod directory;
 pub mod entry;
 pub mod extra;
+pub mod fragments;
 pub mod half_open;
 pub mod key;
 #[cfg(any(test, fuzzing))]

@@ -188,7 +188,7 @@ impl Exchange {
             self.next = if self.next + 1 < self.inboxes.len() { self.next + 1 } else { 0 };
             let inbox = self.inboxes.get_mut(self.next)?;
             while let Ok(parcel) = inbox.full.pop() {
-                let arrival = Arrival { len: parcel.len, port: parcel.port, checksum: parcel.checksum };
+                let arrival = Arrival::handed_over(parcel.len, parcel.port, parcel.checksum);
                 let fits = match (room.get_mut(..parcel.len), parcel.bytes.get(..parcel.len)) {
                     (Some(room), Some(bytes)) => {
                         room.copy_from_slice(bytes);
@@ -217,6 +217,11 @@ impl Exchange {
         self.frame_len
     }
 
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.outboxes.len()
+    }
+
     /// What wakes this worker.
     pub fn bell(&self) -> &Arc<Bell> {
         &self.bell
@@ -243,10 +248,8 @@ mod tests {
         let mut room = [0; 100];
         assert_eq!(b.receive(&mut room, || panic!()), None);
         let arrival = c.receive(&mut room, || panic!()).unwrap();
-        assert_eq!(
-            arrival,
-            Arrival { len: 60, port: PortId(1), checksum: Checksum::Partial { start: 34, offset: 16 } }
-        );
+        let checksum = Checksum::Partial { start: 34, offset: 16 };
+        assert_eq!(arrival, Arrival::handed_over(60, PortId(1), checksum));
         assert_eq!((&room[..60], &room[60..]), (&[7; 60][..], &[0; 40][..]));
     }
 

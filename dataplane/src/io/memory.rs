@@ -72,16 +72,8 @@ impl Io for MemoryIo {
         let mut frames: ArrayVec<Frame<'_>, BATCH> = ArrayVec::new();
         let mut injected = self.injected.drain(..);
         for chunk in self.chunks.chunks_exact_mut(CHUNK) {
-            let handed = injected.next();
-            let handed_over = handed.is_some();
-            let Some(Arrival { len, port, checksum }) = handed.or_else(|| take(&self.wire, chunk)) else {
-                break;
-            };
-            frames.extend(Frame::new(chunk, HEADROOM, len, port).map(|mut frame| {
-                frame.handed_over = handed_over;
-                frame.checksum = checksum;
-                frame
-            }));
+            let Some(arrival) = injected.next().or_else(|| take(&self.wire, chunk)) else { break };
+            frames.extend(arrival.frame(chunk, HEADROOM));
         }
         let mut turn = Turn { frames: frames.len(), ..Turn::default() };
         if frames.is_empty() {
@@ -109,7 +101,7 @@ fn take(wire: &Wire, chunk: &mut [u8]) -> Option<Arrival> {
         let Packet { port, bytes, checksum } = wire.inward.pop()?;
         if let Some(room) = chunk.get_mut(HEADROOM..).and_then(|room| room.get_mut(..bytes.len())) {
             room.copy_from_slice(&bytes);
-            return Some(Arrival { len: bytes.len(), port, checksum });
+            return Some(Arrival { handed_over: false, ..Arrival::handed_over(bytes.len(), port, checksum) });
         }
     }
 }
@@ -172,7 +164,7 @@ mod tests {
         let taken = io.inject(|room| {
             left -= 1;
             room[0] = 2;
-            Some(Arrival { len: 60, port: PortId(0), checksum: Checksum::Complete })
+            Some(Arrival::handed_over(60, PortId(0), Checksum::Complete))
         });
         assert_eq!((taken, left), (BATCH / 2, 100 - BATCH / 2));
         io.turn(|frames, _| {

@@ -26,14 +26,14 @@ pub trait Io {
     /// the same length; `work` fills `verdicts` in and is not called for no frames.
     ///
     /// [`Verdict::Tx`] and [`Verdict::Reply`] send the frame. Every other verdict ends it here: what
-    /// [`Verdict::Handoff`], [`Verdict::Kernel`] and [`Verdict::Unresolved`] ask for, `work` has done before it returns.
+    /// [`Verdict::Handoff`], [`Verdict::Kernel`], [`Verdict::Unresolved`] and [`Verdict::Early`] ask for, `work` has done
+    /// before it returns.
     fn turn(&mut self, work: impl FnOnce(&mut [Frame<'_>], &mut [Verdict])) -> Turn;
 }
 
 /// An [`Io`] under a worker: it takes frames from other workers in, and can be waited for.
 pub trait LiveIo: Io {
-    /// Lets `fill` write frames into free chunks. They are the first frames of the next turn, in this order, with
-    /// [`Frame::handed_over`] set. Asks again and again until `fill` has no more, or there is no chunk, or half a
+    /// Lets `fill` write frames into free chunks. They are the first frames of the next turn, in this order. Asks again and again until `fill` has no more, or there is no chunk, or half a
     /// batch waits. Returns how many frames were taken in.
     fn inject(&mut self, fill: impl FnMut(&mut [u8]) -> Option<Arrival>) -> usize;
 
@@ -50,6 +50,25 @@ pub struct Arrival {
     pub port: PortId,
     /// What its sender left to the egress interface.
     pub checksum: Checksum,
+    /// See [`Frame::handed_over`].
+    pub handed_over: bool,
+    /// See [`Frame::overdue`].
+    pub overdue: bool,
+}
+
+impl Arrival {
+    /// Of a frame from another worker.
+    pub fn handed_over(len: usize, port: PortId, checksum: Checksum) -> Self {
+        Self { len, port, checksum, handed_over: true, overdue: false }
+    }
+
+    /// The frame that starts at `start` in `chunk`; `None` where it does not lie inside.
+    #[inline]
+    pub fn frame<'a>(&self, chunk: &'a mut [u8], start: usize) -> Option<Frame<'a>> {
+        let mut frame = Frame::new(chunk, start, self.len, self.port)?;
+        (frame.checksum, frame.handed_over, frame.overdue) = (self.checksum, self.handed_over, self.overdue);
+        Some(frame)
+    }
 }
 
 /// What a turn came to.
@@ -80,7 +99,9 @@ fn egress(verdict: Verdict, frame: &Frame<'_>) -> Option<PortId> {
     match verdict {
         Verdict::Tx(port) => Some(port),
         Verdict::Reply(_) => Some(frame.port),
-        Verdict::Handoff(_) | Verdict::Kernel | Verdict::Unresolved | Verdict::Drop(_) => None,
+        Verdict::Handoff(_) | Verdict::Kernel | Verdict::Unresolved | Verdict::Early | Verdict::Drop(_) => {
+            None
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! How flows end: by their timeout, in a sweep of the whole table.
 
 use super::{Core, Engine};
+use crate::flow::fragments;
 use crate::flow::table::Slot;
 use crate::snapshot::Snapshot;
 use crate::time::{TICKS_PER_SECOND, Tick};
@@ -11,6 +12,9 @@ const ROUND_S: u32 = 10;
 /// Slots looked at in one call: some microseconds, so that a sweep never delays a batch much.
 const SLOTS_A_TURN: u32 = 256;
 
+/// Buckets of the fragment table looked at in one call.
+const BUCKETS_A_TURN: usize = 64;
+
 /// Where the sweep is.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
@@ -18,6 +22,8 @@ pub(super) struct Progress {
     next: Slot,
     due: u32,
     hand: Slot,
+    /// Buckets of the fragment table to be looked at.
+    buckets_due: usize,
 }
 
 impl Progress {
@@ -48,6 +54,7 @@ impl Core {
     fn sweep(&mut self, now: Tick) -> bool {
         let high = self.flows.high_water();
         let elapsed = now.0.wrapping_sub(self.sweep.now.0).min(ROUND_S * TICKS_PER_SECOND);
+        self.sweep_fragments(now, elapsed);
         self.sweep.now = now;
         let owed = (u64::from(high) * u64::from(elapsed)).div_ceil(u64::from(ROUND_S * TICKS_PER_SECOND));
         self.sweep.due = high.min(self.sweep.due.saturating_add(u32::try_from(owed).unwrap_or(u32::MAX)));
@@ -61,7 +68,20 @@ impl Core {
             }
         }
         self.sweep_templates(now);
-        self.sweep.due > 0
+        self.sweep.due > 0 || self.sweep.buckets_due > 0
+    }
+
+    /// The same for packets whose fragments have long come, in a round of the time that they live.
+    fn sweep_fragments(&mut self, now: Tick, elapsed: u32) {
+        const ROUND: u32 = fragments::LIFE_S * TICKS_PER_SECOND;
+        let buckets = self.fragments.buckets();
+        let owed = (buckets * elapsed.min(ROUND) as usize).div_ceil(ROUND as usize);
+        self.sweep.buckets_due = buckets.min(self.sweep.buckets_due.saturating_add(owed));
+        let count = self.sweep.buckets_due.min(BUCKETS_A_TURN);
+        self.sweep.buckets_due -= count;
+        for _ in 0..count {
+            self.forget_fragments(now);
+        }
     }
 
     /// Ends a flow whose time is up.

@@ -1,4 +1,5 @@
 mod floods;
+mod fragments;
 mod persistence;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -25,6 +26,7 @@ struct Wire {
     port: PortId,
     checksum: Checksum,
     handed_over: bool,
+    overdue: bool,
 }
 
 impl Wire {
@@ -37,12 +39,13 @@ impl Wire {
             port,
             checksum: Checksum::Complete,
             handed_over: false,
+            overdue: false,
         }
     }
 
     fn through(&mut self, engine: &mut Engine, tables: &Snapshot, now: Tick) -> Verdict {
         let mut frame = Frame::new(&mut self.chunk, self.start, self.len, self.port).unwrap();
-        frame.handed_over = self.handed_over;
+        (frame.handed_over, frame.overdue) = (self.handed_over, self.overdue);
         let mut verdict = [Verdict::Kernel];
         engine.process(std::slice::from_mut(&mut frame), &mut verdict, now, tables);
         let (start, len, checksum) = (frame.offset(), frame.len(), frame.checksum);

@@ -157,10 +157,10 @@ pub fn time_exceeded(frame: &mut Frame<'_>, packet: &Packet, own_mac: [u8; 6]) -
     error(frame, packet, own_mac, icmp_header(kind, 0, 0))
 }
 
-/// An ICMP error that quotes the packet. There is none about ICMP errors, fragments and what is not understood
+/// An ICMP error that quotes the packet. There is none about ICMP errors, later fragments and what is not understood
 /// (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
 fn error(frame: &mut Frame<'_>, packet: &Packet, own_mac: [u8; 6], icmp: Icmp) -> Result<(), DropReason> {
-    if !matches!(packet.kind, Kind::Transport | Kind::EchoRequest) {
+    if !matches!(packet.kind, Kind::Transport | Kind::FirstFragment | Kind::EchoRequest) {
         return Err(DropReason::Unsupported);
     }
     let mut header = Header::back(frame, packet)?;

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::flow::entry::{Entry, Tuple, Way};
 use crate::flow::key::{self, FlowKey};
 use crate::frame::{Checksum, Frame};
-use crate::packet::Packet;
+use crate::packet::{Kind, Packet};
 use crate::snapshot::net::Hop;
 use crate::verdict::DropReason;
 use crate::wire::checksum::{Delta, Sum, is_partial};
@@ -132,6 +132,9 @@ pub(super) fn transport(
     deltas: &Deltas,
     unfinished: bool,
 ) -> Result<(), DropReason> {
+    if packet.kind == Kind::Fragment {
+        return Ok(()); // the ports and the checksum are in the first one
+    }
     if packet.key.proto == key::TCP {
         let header: &mut Tcp = view_mut(bytes, packet.l4.into())?;
         (header.src_port, header.dst_port) = (sport.into(), dport.into());
@@ -168,10 +171,14 @@ pub fn pass(bytes: &mut [u8], packet: &Packet) -> Result<(), DropReason> {
 
 /// Notes in the frame where its sender has left the transport checksum to the interface. Returns whether so.
 ///
-/// Such a checksum is only the pseudo-header's sum. Where a complete checksum happens to look the same (1 in 65536),
+/// Such a checksum is only the pseudo-header's sum. A fragment has none such: who fragments has finished the checksum.
+/// Where a complete checksum happens to look the same (1 in 65536),
 /// the interface computes the same value anew.
 #[inline(never)]
 pub fn note_partial(frame: &mut Frame<'_>, packet: &Packet) -> bool {
+    if matches!(packet.kind, Kind::FirstFragment | Kind::Fragment) {
+        return false;
+    }
     let bytes = frame.bytes();
     let field = match packet.key.proto {
         key::TCP => view::<Tcp>(bytes, packet.l4.into()).map(|header| header.checksum.get()),

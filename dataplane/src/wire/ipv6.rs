@@ -90,6 +90,20 @@ pub struct Fragment {
     pub id: U32,
 }
 
+impl Fragment {
+    /// Where the fragment starts in the packet, in units of 8 bytes.
+    #[inline]
+    pub fn offset(&self) -> u16 {
+        self.offset_more.get() >> 3
+    }
+
+    /// Whether it is not the last.
+    #[inline]
+    pub fn has_more(&self) -> bool {
+        self.offset_more.get() & 1 != 0
+    }
+}
+
 /// Where the chain of extension headers ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Upper {
@@ -99,6 +113,8 @@ pub struct Upper {
     pub offset: usize,
     /// The packet's place among fragments.
     pub part: Part,
+    /// First byte of the fragment header, from the start of the bytes that were walked; only in a fragment.
+    pub fragment: usize,
     /// A routing header names nodes still to be visited: the destination address is not the last.
     pub en_route: bool,
 }
@@ -135,17 +151,18 @@ impl From<Truncated> for ChainError {
 ///
 /// Stops at a later fragment, and at a routing header with segments left, because what follows is not to be read.
 pub fn upper(payload: &[u8], first: u8) -> Result<Upper, ChainError> {
-    let mut upper = Upper { protocol: first, offset: 0, part: Part::Whole, en_route: false };
+    let mut upper = Upper { protocol: first, offset: 0, part: Part::Whole, fragment: 0, en_route: false };
     for position in 0..=MAX_EXTENSIONS {
         match upper.protocol {
             HOP_BY_HOP if position > 0 => return Err(ChainError::Misplaced),
             FRAGMENT => {
                 let header: &Fragment = view(payload, upper.offset)?;
                 upper.protocol = header.next_header;
+                upper.fragment = upper.offset;
                 upper.offset += size_of::<Fragment>();
-                match (header.offset_more.get() >> 3, header.offset_more.get() & 1) {
-                    (0, 0) => {}
-                    (0, _) => upper.part = Part::First,
+                match (header.offset(), header.has_more()) {
+                    (0, false) => {}
+                    (0, true) => upper.part = Part::First,
                     _ => return Ok(Upper { part: Part::Later, ..upper }),
                 }
             }

@@ -1,6 +1,6 @@
-//! The verdicts that concern other workers, the kernel and neighbours that are not known, carried out before the I/O sees them.
+//! The verdicts that concern other workers, the kernel and frames that have to wait, carried out before the I/O sees them.
 
-use super::waiting::Waiting;
+use super::waiting::{For, Waiting};
 use crate::frame::{Checksum, Frame};
 use crate::ids::PortId;
 use crate::io::handoff::Exchange;
@@ -11,7 +11,7 @@ use crate::wire::ethernet::{Ethernet, SERVICE_VLAN, VLAN, VlanTag};
 /// VLAN tags that a frame carries at most.
 const TAGS: usize = 2;
 
-/// Copies frames of other workers to them and frames without a known neighbour to `waiting`, and turns verdicts for the
+/// Copies frames of other workers to them and frames that cannot be decided on yet to `waiting`, and turns verdicts for the
 /// kernel into ones for the port that leads there. What is lost is counted in `stats`.
 #[inline]
 pub(super) fn settle(
@@ -29,7 +29,11 @@ pub(super) fn settle(
             Verdict::Kernel => to_kernel(frame, kernel).map(|port| *verdict = Verdict::Tx(port)),
             Verdict::Unresolved => {
                 stats.waited.add(1);
-                waiting.keep(position, frame, now_ns).map_err(|_| DropReason::NoNeighbour)
+                keep(waiting, position, frame, For::Neighbour, now_ns)
+            }
+            Verdict::Early => {
+                stats.fragments_early.add(1);
+                keep(waiting, position, frame, For::FirstFragment, now_ns)
             }
             Verdict::Tx(_) | Verdict::Reply(_) | Verdict::Drop(_) => Ok(()),
         };
@@ -37,6 +41,16 @@ pub(super) fn settle(
             stats.drop(reason);
         }
     }
+}
+
+fn keep(
+    waiting: &mut Waiting,
+    position: usize,
+    frame: &Frame<'_>,
+    waits: For,
+    now_ns: u64,
+) -> Result<(), DropReason> {
+    waiting.keep(position, frame, waits, now_ns).map_err(|_| waits.reason())
 }
 
 /// Addresses a frame to the local stack, without VLAN tags. One that came from there would only come again.
@@ -97,7 +111,7 @@ mod tests {
         let mut frame = Frame::new(bytes, 0, len, port).unwrap();
         frame.checksum = Checksum::Partial { start: 42, offset: 6 };
         let (mut frames, mut verdicts) = ([frame], [Verdict::Kernel]);
-        settle(&mut frames, &mut verdicts, kernel, &mut exchange, &mut Waiting::new(100), 0, &stats);
+        settle(&mut frames, &mut verdicts, kernel, &mut exchange, &mut Waiting::new(100, 1), 0, &stats);
         (verdicts[0], frames[0].bytes().to_vec(), frames[0].checksum, stats)
     }
 
@@ -137,7 +151,7 @@ mod tests {
     #[test]
     fn a_frame_without_a_neighbour_waits_or_is_counted() {
         let mut exchange = mesh(1, 1, 100).unwrap().remove(0);
-        let (stats, mut waiting) = (WorkerStats::new(0, 0), Waiting::new(18));
+        let (stats, mut waiting) = (WorkerStats::new(0, 0), Waiting::new(18, 1));
         let (mut fits, mut too_large) = (ethernet(&[]), ethernet(&[VLAN]));
         let mut frames = [&mut fits, &mut too_large].map(|bytes| {
             let len = bytes.len();
@@ -146,9 +160,9 @@ mod tests {
         let mut verdicts = [Verdict::Unresolved; 2];
         settle(&mut frames, &mut verdicts, None, &mut exchange, &mut waiting, 0, &stats);
         assert_eq!(stats.drops(DropReason::NoNeighbour), 1);
-        waiting.begin(1, 1);
+        waiting.begin(1, 0, 1);
         let mut room = [0; 100];
-        let arrival = waiting.retry(&mut room, || panic!("it fits")).unwrap();
+        let arrival = waiting.retry(&mut room, |_| panic!("it fits")).unwrap();
         assert_eq!((&room[..arrival.len], arrival.port), (&ethernet(&[])[..], UPLINK));
     }
 
@@ -162,7 +176,7 @@ mod tests {
             Frame::new(bytes, 0, len, UPLINK).unwrap()
         });
         let mut verdicts = [Verdict::Handoff(WorkerId(1)); 2];
-        settle(&mut frames, &mut verdicts, None, &mut here, &mut Waiting::new(100), 0, &stats);
+        settle(&mut frames, &mut verdicts, None, &mut here, &mut Waiting::new(100, 1), 0, &stats);
         assert_eq!(stats.drops(DropReason::HandoffFull), 1);
         let mut room = [0; 100];
         let arrival = there.receive(&mut room, || panic!()).unwrap();

@@ -73,7 +73,7 @@ where
     let worker = Worker {
         io,
         handler,
-        waiting: Waiting::new(exchange.frame_len()),
+        waiting: Waiting::new(exchange.frame_len(), exchange.workers()),
         exchange,
         snapshots,
         stats: Arc::clone(&stats),

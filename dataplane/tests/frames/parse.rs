@@ -2,7 +2,9 @@
 
 use dataplane::flow::key::{FlowKey, TCP, UDP};
 use dataplane::packet::{Kind, Packet, parse};
-use dataplane::verdict::DropReason::{self, BadChecksum, BadHeader, BadLength, Truncated, Unsupported};
+use dataplane::verdict::DropReason::{
+    self, BadChecksum, BadHeader, BadLength, TinyFragment, Truncated, Unsupported,
+};
 use etherparse::ArpOperation;
 
 use crate::samples::*;
@@ -59,6 +61,10 @@ fn ethernet_carries_what_it_says() {
 #[test]
 fn ipv4_faults_have_their_reasons() {
     let datagram = || udp(b"hello, hello");
+    let first = |proto, payload: &[u8]| edit(ip(proto, payload), |b| b[L3 + 6] = 0x20);
+    let later = |proto, offset: u16| {
+        edit(ip(proto, &[0; 13]), |b| b[L3 + 6..L3 + 8].copy_from_slice(&offset.to_be_bytes()))
+    };
     expect(vec![
         ("version 6", edit(datagram(), |b| b[L3] = 0x65), Err(BadHeader)),
         ("IHL 4", edit(datagram(), |b| b[L3] = 0x44), Err(BadHeader)),
@@ -76,8 +82,20 @@ fn ipv4_faults_have_their_reasons() {
             },
             Err(BadChecksum),
         ),
-        ("more fragments", edit(datagram(), |b| b[L3 + 6] = 0x20), Ok(Kind::Fragment)),
+        ("more fragments, 20 bytes", edit(datagram(), |b| b[L3 + 6] = 0x20), Err(BadLength)),
+        ("more fragments, 24 bytes", first(UDP, &[0; 24]), Ok(Kind::FirstFragment)),
+        ("more fragments of ICMP", first(1, &[8; 24]), Ok(Kind::Fragment)),
+        ("a cut UDP header", first(UDP, &[]), Err(BadLength)),
+        ("a cut TCP header", first(TCP, &[0x50; 16]), Err(TinyFragment)),
+        ("TCP options cut", first(TCP, &[0x70; 24]), Err(TinyFragment)),
+        ("a data offset of 4", first(TCP, &[0x40; 24]), Err(BadHeader)),
+        ("a whole TCP header", first(TCP, &[0x60; 24]), Ok(Kind::FirstFragment)),
+        ("a cut SCTP header", first(132, &[0; 8]), Err(TinyFragment)),
         ("a fragment offset", edit(datagram(), |b| b[L3 + 7] = 1), Ok(Kind::Fragment)),
+        ("a fragment inside the TCP header", later(TCP, 2), Err(TinyFragment)),
+        ("a fragment behind the TCP header", later(TCP, 3), Ok(Kind::Fragment)),
+        ("a fragment that ends at 64 KiB", later(UDP, 8191 - 1), Ok(Kind::Fragment)),
+        ("a fragment past 64 KiB", later(UDP, 8191), Err(BadLength)),
         ("do not fragment", edit(datagram(), |b| b[L3 + 6] = 0x40), Ok(Kind::Transport)),
         ("TTL 0 is only noted", edit(datagram(), |b| b[L3 + 8] = 0), Ok(Kind::Transport)),
         ("another protocol", ip(47, &[0; 8]), Ok(Kind::Other)),
@@ -85,8 +103,10 @@ fn ipv4_faults_have_their_reasons() {
     ]);
     let other = parse(&ip(47, &[0; 8])).unwrap();
     assert_eq!((other.key.src, other.key.dst, other.key.proto), (bits(CLIENT), bits(VIP), 47));
-    let fragment = parse(&edit(datagram(), |b| b[L3 + 6] = 0x20)).unwrap();
-    assert_eq!((fragment.key.sport, fragment.key.dport, fragment.key.proto), (0, 0, UDP));
+    let [whole, first] = [datagram(), first(UDP, &datagram()[L4..L4 + 16])].map(|b| parse(&b).unwrap());
+    assert_eq!(first.key, whole.key);
+    let later = parse(&later(UDP, 1)).unwrap();
+    assert_eq!((later.key.sport, later.key.dport, later.key.proto), (0, 0, UDP));
 }
 
 #[test]
@@ -110,7 +130,8 @@ fn ipv6_faults_have_their_reasons() {
         ("a routing header at its end", extended(&[(43, nothing)]), Ok(Kind::Transport)),
         ("a routing header under way", extended(&[(43, &[0, 4, 1, 0, 0, 0, 0])]), Ok(Kind::Other)),
         ("an atomic fragment", extended(&[(44, nothing)]), Ok(Kind::Transport)),
-        ("the first fragment", extended(&[(44, &[0, 0, 1, 0, 0, 0, 9])]), Ok(Kind::Fragment)),
+        ("the first fragment", first_fragment6(), Ok(Kind::FirstFragment)),
+        ("more fragments, 13 bytes", extended(&[(44, &[0, 0, 1, 0, 0, 0, 9])]), Err(BadLength)),
         ("a later fragment", extended(&[(44, &[0, 5, 0, 0, 0, 0, 9])]), Ok(Kind::Fragment)),
         ("ESP", ip6(50, &[0; 16]), Ok(Kind::Other)),
         ("AH", ip6(51, &[0; 16]), Ok(Kind::Other)),

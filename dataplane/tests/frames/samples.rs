@@ -104,6 +104,11 @@ pub fn extended(extensions: &[(u8, &[u8])]) -> Vec<u8> {
     ip6(extensions.first().map_or(17, |(kind, _)| *kind), &chain)
 }
 
+/// The first fragment of a datagram over IPv6.
+pub fn first_fragment6() -> Vec<u8> {
+    ip6(44, &[&[17, 0, 0, 1, 0, 0, 0, 9], &udp6(b"8 bytes!")[L4_V6..]].concat())
+}
+
 pub fn sctp() -> Vec<u8> {
     ip(132, &[0x0f, 0xa0, 0x00, 0x50, 1, 2, 3, 4, 5, 6, 7, 8, 1, 0, 0, 4])
 }
@@ -212,8 +217,9 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("udp_v6_extended", extended(&[(0, options), (60, options), (43, routed), (44, atomic)])),
         ("udp_padded", edit(udp(b"x"), |bytes| bytes.resize(60, 0xee))),
         ("sctp", sctp()),
-        ("fragment", edit(udp(b"hello"), |bytes| bytes[L3 + 6] = 0x20)),
-        ("fragment_v6", extended(&[(44, &[0, 0, 1, 0, 0, 0, 9])])),
+        ("fragment", edit(udp(b"8 bytes!"), |bytes| bytes[L3 + 6] = 0x20)),
+        ("fragment_v6", first_fragment6()),
+        ("fragment_later", edit(udp(b"hello"), |bytes| bytes[L3 + 7] = 2)),
         ("arp_request", arp(ArpOperation::REQUEST, CLIENT)),
         ("arp_probe", arp(ArpOperation::REQUEST, [0; 4])),
         ("arp_reply", arp(ArpOperation::REPLY, CLIENT)),

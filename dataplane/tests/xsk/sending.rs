@@ -45,7 +45,7 @@ fn send(io: &mut XskIo, port: PortId, frames: &[(&[u8], Checksum)]) -> Turn {
         let taken = io.inject(|room| {
             let (bytes, checksum) = left.next()?;
             room[..bytes.len()].copy_from_slice(bytes);
-            Some(Arrival { len: bytes.len(), port: UPLINK, checksum: *checksum })
+            Some(Arrival::handed_over(bytes.len(), UPLINK, *checksum))
         });
         if taken == 0 {
             return all;
@@ -191,7 +191,7 @@ fn what_the_kernel_would_choke_on_is_not_sent() {
         assert_eq!(turn.frames, 0);
         io.inject(|room| {
             room[..frame.len()].copy_from_slice(&frame);
-            Some(Arrival { len: frame.len(), port: UPLINK, checksum: Checksum::Complete })
+            Some(Arrival::handed_over(frame.len(), UPLINK, Checksum::Complete))
         });
         let turn = io.turn(|frames, verdicts| {
             // As encapsulation in the wrong place would: no room left for TX metadata.

@@ -24,10 +24,7 @@ const INJECTED: usize = BATCH / 2;
 struct Taken {
     chunk: Held,
     offset: usize,
-    len: usize,
-    port: PortId,
-    handed_over: bool,
-    checksum: Checksum,
+    arrival: Arrival,
 }
 
 /// What is sent and where, or nothing; or why it cannot be.
@@ -60,15 +57,8 @@ impl<W: Wake> Ports<W> {
             let room = self.umem.bytes(&mut chunk).get_mut(HEADROOM..).unwrap_or_default();
             let space = room.len();
             match fill(room) {
-                Some(Arrival { len, port, checksum }) if len <= space => {
-                    self.injected.push(Taken {
-                        chunk,
-                        offset: HEADROOM,
-                        len,
-                        port,
-                        handed_over: true,
-                        checksum,
-                    });
+                Some(arrival) if arrival.len <= space => {
+                    self.injected.push(Taken { chunk, offset: HEADROOM, arrival });
                 }
                 _ => {
                     self.umem.give_back(chunk);
@@ -109,17 +99,19 @@ impl<W: Wake> Ports<W> {
             let before = taken.len();
             while !taken.is_full() {
                 let Some((mut chunk, frame)) = port.receive(&mut self.umem) else { break };
-                let len = frame.len as usize;
                 if let Some(first) = self.umem.bytes(&mut chunk).get(frame.offset) {
                     prefetch(first);
                 }
                 taken.push(Taken {
                     chunk,
                     offset: frame.offset,
-                    len,
-                    port: PortId(id),
-                    handed_over: false,
-                    checksum: Checksum::Complete,
+                    arrival: Arrival {
+                        len: frame.len as usize,
+                        port: PortId(id),
+                        checksum: Checksum::Complete,
+                        handed_over: false,
+                        overdue: false,
+                    },
                 });
             }
             port.end_receive((taken.len() - before) as u64);
@@ -134,11 +126,9 @@ impl<W: Wake> Ports<W> {
         work: impl FnOnce(&mut [Frame<'_>], &mut [Verdict]),
     ) -> ArrayVec<Order, BATCH> {
         let mut frames: ArrayVec<Frame<'_>, BATCH> = ArrayVec::new();
-        for Taken { chunk, offset, len, port, handed_over, checksum } in taken {
+        for Taken { chunk, offset, arrival } in taken {
             // Whoever filled `taken` has seen to it that the frame lies in its chunk.
-            let Some(mut frame) = Frame::new(self.umem.bytes(chunk), *offset, *len, *port) else { break };
-            frame.handed_over = *handed_over;
-            frame.checksum = *checksum;
+            let Some(frame) = arrival.frame(self.umem.bytes(chunk), *offset) else { break };
             frames.push(frame);
         }
         let mut verdicts = [UNDECIDED; BATCH];

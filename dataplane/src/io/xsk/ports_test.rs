@@ -234,7 +234,7 @@ fn injected_frames_are_part_of_the_next_batch() {
     let taken = ports.inject(|room| {
         room_len = room.len();
         room[..60].fill(200);
-        Some(Arrival { len: 60, port: UPLINK, checksum: Checksum::Partial { start: 34, offset: 6 } })
+        Some(Arrival::handed_over(60, UPLINK, Checksum::Partial { start: 34, offset: 6 }))
     });
     assert_eq!((taken, room_len), (INJECTED, CHUNK as usize - HEADROOM));
     let turn = ports.turn(|frames, verdicts| {
@@ -247,11 +247,7 @@ fn injected_frames_are_part_of_the_next_batch() {
     assert_eq!(downlink.borrow().sent[..INJECTED], [(200, libc::XDP_TX_METADATA); INJECTED]);
     assert_eq!(ports.inject(|_| None), 0);
     assert_eq!(
-        ports.inject(|room| Some(Arrival {
-            len: room.len() + 1,
-            port: UPLINK,
-            checksum: Checksum::Complete
-        })),
+        ports.inject(|room| Some(Arrival::handed_over(room.len() + 1, UPLINK, Checksum::Complete))),
         0
     );
     ports.turn(|_, _| ());

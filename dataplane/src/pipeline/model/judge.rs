@@ -20,6 +20,9 @@ pub(super) fn judge(engine: &Engine, tables: &Snapshot, arrival: &Arrival, outco
     let before = parse(&arrival.bytes);
     match (outcome.verdict, before) {
         (verdict, Err(reason)) => assert_eq!(verdict, Verdict::Drop(reason)),
+        (Verdict::Tx(_), Ok(before)) if before.kind == Kind::Fragment => {
+            followed((arrival, &before), outcome)
+        }
         (Verdict::Tx(_), Ok(before)) => forwarded(engine, tables, (arrival, &before), outcome),
         (Verdict::Reply(_), Ok(before)) => replied((arrival, &before), outcome),
         (Verdict::Kernel, Ok(before)) => {
@@ -29,7 +32,7 @@ pub(super) fn judge(engine: &Engine, tables: &Snapshot, arrival: &Arrival, outco
                 assert_eq!(start, before.l4);
             }
         }
-        (Verdict::Handoff(_) | Verdict::Unresolved, Ok(_)) => {
+        (Verdict::Handoff(_) | Verdict::Unresolved | Verdict::Early, Ok(_)) => {
             assert_eq!(outcome.bytes, arrival.bytes, "{:?}, but changed", outcome.verdict);
             assert_eq!(outcome.checksum, Checksum::Complete);
         }
@@ -72,6 +75,16 @@ fn forwarded(engine: &Engine, tables: &Snapshot, (arrival, before): (&Arrival, &
     }
 }
 
+/// A later fragment goes on with other addresses and nothing else.
+fn followed((arrival, before): (&Arrival, &Packet), outcome: &Outcome) {
+    let after = parse(&outcome.bytes).expect("what is sent can be parsed");
+    assert_eq!((after.kind, after.key.proto), (before.kind, before.key.proto));
+    assert_eq!((after.ttl, after.end - after.l3), (before.ttl - 1, before.end - before.l3));
+    let data = |bytes: &[u8], packet: &Packet| bytes[packet.l4.into()..packet.end.into()].to_vec();
+    assert_eq!(data(&outcome.bytes, &after), data(&arrival.bytes, before), "data");
+    assert_eq!(outcome.checksum, Checksum::Complete);
+}
+
 /// What was right stays right, what was wrong wrong, what was missing missing, and what was partial partial.
 fn transport_checksum(
     tables: &Snapshot,
@@ -87,7 +100,8 @@ fn transport_checksum(
     let partial = |packet: &Packet| {
         Sum::pseudo_header(packet.key.src, packet.key.dst, packet.key.proto, packet.end - packet.l4).fold()
     };
-    if tables.net.leaves_checksums(arrival.port) && was == partial(before) {
+    let is_whole = before.kind == Kind::Transport;
+    if is_whole && tables.net.leaves_checksums(arrival.port) && was == partial(before) {
         let noted = Checksum::Partial { start: after.l4, offset: u16::try_from(offset).expect("16 or 6") };
         assert_eq!(outcome.checksum, noted);
         let mut finished = outcome.bytes.clone();

@@ -63,7 +63,7 @@ impl World {
         judge::judge(engine, self.tables, arrival, &outcome);
         let flows = &engine.core.flows;
         if let Some(key) =
-            parse(&arrival.bytes).ok().filter(|packet| packet.kind == Kind::Transport).map(|p| p.key)
+            parse(&arrival.bytes).ok().filter(|packet| has_ports(packet.kind)).map(|packet| packet.key)
         {
             let found = flows.lookup(flows.hash(&key), &key).and_then(|hit| flows.entry(hit.slot()));
             let tuple = found.map(|entry| flows.tuple(entry));
@@ -124,6 +124,10 @@ impl World {
             assert_eq!(owner, None, "{key:?} outlives its flow in the directory");
         }
     }
+}
+
+fn has_ports(kind: Kind) -> bool {
+    matches!(kind, Kind::Transport | Kind::FirstFragment)
 }
 
 fn chunk(bytes: &[u8]) -> Vec<u8> {

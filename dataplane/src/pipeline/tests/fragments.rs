@@ -1,0 +1,270 @@
+//! Packets in pieces: through every mode, both families and ways, in and out of order, across workers.
+
+use super::*;
+use crate::flow::fragments::LIFE_S;
+use crate::snapshot::Mode;
+use crate::wire::checksum::Sum;
+
+/// Data bytes of a fragment but the last.
+const PIECE: usize = 56;
+
+/// Cuts an IP packet into fragments of [`PIECE`] bytes.
+fn cut(frame: &[u8], id: u8) -> Vec<Vec<u8>> {
+    let v6 = frame[12..14] == [0x86, 0xdd];
+    let (head, data) = frame.split_at(if v6 { 54 } else { 34 });
+    let pieces: Vec<_> = data.chunks(PIECE).collect();
+    let fragment = |(number, piece): (usize, &&[u8])| {
+        let more = number + 1 < pieces.len();
+        let units = (number * PIECE / 8) as u16;
+        let mut head = head.to_vec();
+        if v6 {
+            head[18..20].copy_from_slice(&(piece.len() as u16 + 8).to_be_bytes());
+            let next = std::mem::replace(&mut head[20], 44);
+            let [high, low] = (units << 3 | u16::from(more)).to_be_bytes();
+            head.extend([next, 0, high, low, 0, 0, 0, id]);
+        } else {
+            head[16..18].copy_from_slice(&(piece.len() as u16 + 20).to_be_bytes());
+            head[18..20].copy_from_slice(&[0, id]);
+            head[20..22].copy_from_slice(&(units | if more { 0x2000 } else { 0 }).to_be_bytes());
+            head[24..26].fill(0);
+            let checksum = Sum::of(&head[14..34]).checksum();
+            head[24..26].copy_from_slice(&checksum.to_be_bytes());
+        }
+        [head, piece.to_vec()].concat()
+    };
+    pieces.iter().enumerate().map(fragment).collect()
+}
+
+/// The packet that these fragments are, as its receiver puts it together.
+fn whole(fragments: &[Wire]) -> Wire {
+    let v6 = fragments[0].bytes()[12..14] == [0x86, 0xdd];
+    let headers = if v6 { 62 } else { 34 };
+    let mut head = fragments[0].bytes()[..if v6 { 54 } else { 34 }].to_vec();
+    let data: Vec<u8> = fragments.iter().flat_map(|wire| wire.bytes()[headers..].to_vec()).collect();
+    for wire in fragments {
+        let same = if v6 { 22..54 } else { 26..34 };
+        assert_eq!(wire.bytes()[same.clone()], head[same], "all between the same hosts");
+        assert_eq!(wire.bytes()[..12], head[..12], "all by the same hop");
+        assert_eq!(wire.checksum, Checksum::Complete);
+        parse_header(wire);
+    }
+    if v6 {
+        head[20] = fragments[0].bytes()[54];
+        head[18..20].copy_from_slice(&(data.len() as u16).to_be_bytes());
+    } else {
+        head[16..18].copy_from_slice(&(data.len() as u16 + 20).to_be_bytes());
+        head[20..22].fill(0);
+        head[24..26].fill(0);
+        let checksum = Sum::of(&head[14..34]).checksum();
+        head[24..26].copy_from_slice(&checksum.to_be_bytes());
+    }
+    Wire::new(&[head, data].concat(), UPLINK)
+}
+
+/// Its header has the right checksum and one hop less.
+fn parse_header(wire: &Wire) {
+    assert_eq!(packet::parse(wire.bytes()).expect("right headers").ttl, 63);
+}
+
+/// A datagram or segment of 168 bytes of data: four fragments.
+fn long(proto: u8, flags: u8, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let link = PacketBuilder::ethernet2([2, 0, 0, 0, 9, 9], [2, 0, 0, 0, 0, 1]);
+    let ip = match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => link.ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => link.ipv6(from.octets(), to.octets(), 64),
+        _ => panic!("families differ"),
+    };
+    let (mut bytes, data) = (Vec::new(), [7; 168]);
+    if proto == UDP {
+        ip.udp(from.port(), to.port()).write(&mut bytes, &data).unwrap();
+    } else {
+        let mut tcp = ip.tcp(from.port(), to.port(), 1000, 5000);
+        if flags & SYN != 0 {
+            tcp = tcp.syn();
+        }
+        if flags & ACK != 0 {
+            tcp = tcp.ack(77);
+        }
+        tcp.write(&mut bytes, &data).unwrap();
+    }
+    bytes
+}
+
+fn wires(fragments: &[Vec<u8>], port: PortId) -> Vec<Wire> {
+    fragments.iter().map(|bytes| Wire::new(bytes, port)).collect()
+}
+
+#[test]
+fn fragments_go_where_the_first_one_goes_in_every_mode_and_both_ways() {
+    let tables = tables();
+    for v6 in [false, true] {
+        for proto in [TCP, UDP] {
+            for (port, mode) in fixture::MODES {
+                let name = format!("{mode:?} {proto} v6 {v6}");
+                let mut engine = engines(1, 64).remove(0);
+                let service = at(vip(v6), port);
+                let mut sent = wires(&cut(&long(proto, SYN, client(1, v6), service), 1), UPLINK);
+                for wire in &mut sent {
+                    assert_eq!(wire.through(&mut engine, &tables, Tick(0)), Verdict::Tx(LAN), "{name}");
+                }
+                let (src, dst, ttl) = whole(&sent).seen();
+                assert_eq!(ttl, 63);
+                if mode == Mode::Dr {
+                    assert_eq!((src, dst), (client(1, v6), service));
+                    continue;
+                }
+                assert_eq!(dst, at(backend(1, v6), 8000 + port), "{name}");
+                let mut replies = wires(&cut(&long(proto, SYN | ACK, dst, src), 2), LAN);
+                for wire in &mut replies {
+                    assert_eq!(wire.through(&mut engine, &tables, Tick(1)), Verdict::Tx(UPLINK), "{name}");
+                }
+                assert_eq!(whole(&replies).seen(), (service, client(1, v6), 63), "{name}");
+                let stats = engine.stats();
+                assert_eq!((stats.fragmented.get(), stats.fragments_followed.get()), (2, 6));
+                let backend = stats.backend(BackendId(0)).map(|_| engine.flows());
+                assert_eq!(backend, Some(1));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_comes_before_the_first_fragment_is_early_and_in_the_end_dropped() {
+    let tables = tables();
+    for v6 in [false, true] {
+        let mut engine = engines(1, 64).remove(0);
+        let pieces = cut(&long(UDP, 0, client(1, v6), at(vip(v6), 80)), 9);
+        let mut early = Wire::new(&pieces[2], UPLINK);
+        assert_eq!(early.through(&mut engine, &tables, Tick(0)), Verdict::Early);
+        assert_eq!(early.bytes(), pieces[2]);
+        let known = engine.first_fragments();
+        assert_eq!(Wire::new(&pieces[0], UPLINK).through(&mut engine, &tables, Tick(0)), Verdict::Tx(LAN));
+        assert_ne!(engine.first_fragments(), known, "worth another try");
+        assert_eq!(early.through(&mut engine, &tables, Tick(0)), Verdict::Tx(LAN));
+
+        let mut another = Wire::new(&cut(&pieces_of(client(1, v6), v6), 10)[1], UPLINK);
+        another.overdue = true;
+        let verdict = another.through(&mut engine, &tables, Tick(0));
+        assert_eq!(
+            verdict,
+            Verdict::Drop(DropReason::FragmentUnmatched),
+            "of another packet, and its time is up"
+        );
+        let mut foreign = Wire::new(&cut(&long(UDP, 0, at(backend(1, v6), 9), client(1, v6)), 11)[1], LAN);
+        assert_eq!(foreign.through(&mut engine, &tables, Tick(0)), Verdict::Early);
+        foreign.overdue = true;
+        assert_eq!(
+            foreign.through(&mut engine, &tables, Tick(0)),
+            Verdict::Kernel,
+            "the backend's own traffic"
+        );
+    }
+}
+
+fn pieces_of(from: SocketAddr, v6: bool) -> Vec<u8> {
+    long(UDP, 0, from, at(vip(v6), 80))
+}
+
+#[test]
+fn the_rest_of_a_refused_packet_is_refused_for_the_same_reason() {
+    let mut tables = tables();
+    let no_route = crate::snapshot::Net { routes4: Default::default(), ..fixture::net() };
+    let pieces = |port| cut(&long(UDP, 0, client(1, false), at(vip(false), port)), 3);
+    let mut engine = engines(1, 64).remove(0);
+    let mut run = |tables: &Snapshot, port, want: [Verdict; 2]| {
+        for (bytes, want) in pieces(port).iter().zip(want) {
+            assert_eq!(Wire::new(bytes, UPLINK).through(&mut engine, tables, Tick(0)), want);
+        }
+    };
+    let refused = Verdict::Reply(Some(DropReason::NoBackend));
+    run(&tables, 83, [refused, Verdict::Drop(DropReason::NoBackend)]);
+    run(&tables, 99, [Verdict::Kernel, Verdict::Kernel]);
+    tables.net = Arc::new(no_route);
+    run(&tables, 80, [Verdict::Drop(DropReason::NoRoute); 2]);
+}
+
+#[test]
+fn a_fragment_too_large_for_the_next_link_is_not_cut_again() {
+    let mut tables = tables();
+    let mut net = fixture::net();
+    net.hops.iter_mut().flatten().for_each(|hop| hop.mtu = 70);
+    tables.net = Arc::new(net);
+    let dropped = Verdict::Drop(DropReason::MtuExceeded);
+    for (name, flags, first) in
+        [("may be cut", 0, dropped), ("may not", 0x40, Verdict::Reply(Some(DropReason::MtuExceeded)))]
+    {
+        let mut engine = engines(1, 64).remove(0);
+        let pieces = cut(&long(UDP, 0, client(1, false), at(vip(false), 80)), 3);
+        let verdicts = [0, 1].map(|n| {
+            let mut bytes = pieces[n].clone();
+            bytes[20] |= flags;
+            bytes[24..26].fill(0);
+            let checksum = Sum::of(&bytes[14..34]).checksum();
+            bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+            Wire::new(&bytes, UPLINK).through(&mut engine, &tables, Tick(0))
+        });
+        assert_eq!(verdicts, [first, dropped], "{name}");
+    }
+}
+
+#[test]
+fn fragments_reach_the_worker_that_has_the_flow() {
+    let tables = tables();
+    for v6 in [false, true] {
+        let [mut here, mut there] = <[_; 2]>::try_from(engines(2, 64)).unwrap();
+        let service = at(vip(v6), 80);
+        let open =
+            |bytes: &[u8], engine: &mut Engine| Wire::new(bytes, UPLINK).through(engine, &tables, Tick(0));
+        assert_eq!(open(&packet(UDP, 0, client(1, v6), service, 64), &mut there), Verdict::Tx(LAN));
+
+        // All at the worker that does not have it, as an interface sends them that hashes addresses alone.
+        let pieces = cut(&long(UDP, 0, client(1, v6), service), 5);
+        let mut sent = wires(&pieces, UPLINK);
+        for wire in &mut sent {
+            assert_eq!(wire.through(&mut here, &tables, Tick(0)), Verdict::Handoff(WorkerId(1)));
+            wire.handed_over = true;
+            assert_eq!(wire.through(&mut there, &tables, Tick(0)), Verdict::Tx(LAN));
+        }
+        assert_eq!(whole(&sent).seen().1, at(backend(1, v6), 8080));
+
+        // The first at the one that has it, as one does that hashes ports where it sees some; the rest at the other.
+        let mut sent = wires(&cut(&long(UDP, 0, client(1, v6), service), 6), UPLINK);
+        let [first, rest @ ..] = &mut sent[..] else { unreachable!() };
+        assert_eq!(rest[0].through(&mut here, &tables, Tick(0)), Verdict::Early);
+        assert_eq!(first.through(&mut there, &tables, Tick(0)), Verdict::Tx(LAN));
+        for wire in rest {
+            assert_eq!(wire.through(&mut here, &tables, Tick(0)), Verdict::Handoff(WorkerId(1)));
+            wire.handed_over = true;
+            assert_eq!(wire.through(&mut there, &tables, Tick(0)), Verdict::Tx(LAN));
+        }
+        assert_eq!(whole(&sent).seen().1, at(backend(1, v6), 8080));
+
+        // After its time the directory may still name the owner, who does not hand it back; a sweep later it does not.
+        let late = Tick(LIFE_S * 10 + 1);
+        let mut stray = Wire::new(&pieces[1], UPLINK);
+        assert_eq!(stray.through(&mut here, &tables, late), Verdict::Handoff(WorkerId(1)));
+        stray.handed_over = true;
+        assert_eq!(stray.through(&mut there, &tables, late), Verdict::Early);
+        stray.handed_over = false;
+        for engine in [&mut here, &mut there] {
+            engine.sweep(Tick(0), &tables);
+            while engine.sweep(late, &tables) {}
+        }
+        assert_eq!(stray.through(&mut here, &tables, late), Verdict::Early);
+    }
+}
+
+#[test]
+fn a_fragment_of_icmp_to_a_vip_is_dropped_by_name() {
+    let tables = tables();
+    let mut engine = engines(1, 64).remove(0);
+    let mut ping = cut(&long(UDP, 0, client(1, false), at(vip(false), 80)), 3);
+    for bytes in &mut ping {
+        bytes[23] = 1;
+        bytes[24..26].fill(0);
+        let checksum = Sum::of(&bytes[14..34]).checksum();
+        bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+        let verdict = Wire::new(bytes, UPLINK).through(&mut engine, &tables, Tick(0));
+        assert_eq!(verdict, Verdict::Drop(DropReason::Fragment));
+    }
+}
