@@ -4,6 +4,7 @@ use zerocopy::big_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, transmute};
 
 use crate::flow::key::{FlowKey, SCTP, TCP, UDP};
+use crate::flow::sctp;
 use crate::verdict::DropReason;
 use crate::wire::arp::{self, Arp, Formats};
 use crate::wire::checksum::{Sum, ipv4_verifies};
@@ -12,7 +13,7 @@ use crate::wire::icmp::{self, Icmp, LinkLayerOption, Neighbour};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, ChainError, Ipv6, Part};
 use crate::wire::sctp::Sctp;
-use crate::wire::tcp::Tcp;
+use crate::wire::tcp::{SYN, Tcp};
 use crate::wire::udp::Udp;
 use crate::wire::{Truncated, view};
 
@@ -51,13 +52,23 @@ pub struct Packet {
     pub l4: u16,
     /// First byte behind the IP packet; what follows is Ethernet padding.
     pub end: u16,
-    /// TCP flags of a TCP segment, else 0.
+    /// TCP flags of a TCP segment; what an SCTP packet says ([`sctp::Event`]); else 0.
     pub tcp_flags: u8,
     /// TTL or hop limit.
     pub ttl: u8,
 }
 
 impl Packet {
+    /// Whether it starts a connection: a TCP segment with SYN, whatever else it has, or an SCTP INIT.
+    #[inline]
+    pub fn is_first(&self) -> bool {
+        match self.key.proto {
+            TCP => self.tcp_flags & SYN != 0,
+            SCTP => self.tcp_flags == sctp::Event::Init as u8,
+            _ => false,
+        }
+    }
+
     /// Source and destination of the IP header itself, which those of the key are not where the packet is an ICMP
     /// error or a neighbour solicitation. Only for IP packets.
     pub fn outer_addresses(&self, frame: &[u8]) -> Result<(u128, u128), DropReason> {
@@ -362,6 +373,7 @@ fn in_segment(mut packet: Packet, segment: &[u8]) -> Result<Packet, DropReason> 
         }
         (SCTP, _) => {
             let sctp: &Sctp = view(segment, 0)?;
+            packet.tcp_flags = sctp::Event::of(segment) as u8;
             (sctp.src_port, sctp.dst_port)
         }
         (ipv4::ICMP, false) => return in_icmp(packet, segment),

@@ -132,6 +132,8 @@ struct Core {
     half_open: HalfOpen,
     defence: defence::State,
     fragments: Fragments,
+    /// See [`established::routine`]: set once a batch.
+    routine: u8,
     /// Searches for a SNAT port so far: spreads them.
     attempts: u64,
     /// IP headers made so far: numbers them.
@@ -160,6 +162,7 @@ impl Engine {
                 half_open,
                 defence: Default::default(),
                 fragments,
+                routine: 0,
                 attempts: 0,
                 made: 0,
             },
@@ -184,6 +187,7 @@ impl Engine {
         for note in scratch.iter_mut().take(frames.len()) {
             note.probe(&core.flows);
         }
+        core.routine = established::routine(&tables.settings);
         let mut forwarded = 0;
         core.setup.stats.frames.add(frames.len() as u64);
         for ((frame, verdict), note) in frames.iter_mut().zip(verdicts).zip(scratch.iter()) {
@@ -204,6 +208,7 @@ impl Engine {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Verdict {
+        self.core.routine = established::routine(&tables.settings);
         let mut note = Scratch::EMPTY;
         note.read(frame.bytes(), &self.core.flows);
         note.probe(&self.core.flows);
@@ -382,7 +387,7 @@ impl Core {
             service_id: entry.service,
             backend_id: entry.backend,
             mode: entry.mode(),
-            state: if forward.proto == crate::flow::key::TCP { entry.state.name() } else { "UDP" },
+            state: entry.state.name(),
             expires_s: entry.expires.seconds_from(now),
         }
     }

@@ -102,6 +102,8 @@ pub struct WorkerStats {
     pub flows_expired: Counter,
     /// Flows that were ended to make room for another: half-open ones, and those of a single datagram.
     pub flows_evicted: Counter,
+    /// Flows that were ended because their drained backend's time was up.
+    pub flows_drained: Counter,
     /// Flows that `drop_entry` ended.
     pub flows_dropped: Counter,
     /// Flows whose handshake is not complete.
@@ -136,6 +138,7 @@ impl WorkerStats {
             flows_opened: Counter::default(),
             flows_expired: Counter::default(),
             flows_evicted: Counter::default(),
+            flows_drained: Counter::default(),
             flows_dropped: Counter::default(),
             half_open: Gauge::default(),
             templates_full: Counter::default(),

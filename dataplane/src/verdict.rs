@@ -76,6 +76,8 @@ reasons! {
     Unsupported => "unsupported",
     /// The service has no backend that takes new flows.
     NoBackend => "no_backend",
+    /// The flow's backend was removed, and the settings have such flows end (`drop_removed`).
+    BackendRemoved => "backend_removed",
     /// A packet in the middle of a flow that nobody knows.
     NoFlow => "no_flow",
     /// The flow table is full.

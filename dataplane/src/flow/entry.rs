@@ -2,6 +2,7 @@
 
 use crate::flow::key::{FlowKey, TCP, UDP};
 use crate::flow::pool;
+use crate::flow::state::State;
 use crate::flow::tcp;
 use crate::ids::{BackendId, HopId, ServiceId};
 use crate::rewrite::nat::Deltas;
@@ -64,7 +65,7 @@ const PLAIN: u16 = 1 << 3;
 const V6_FORWARD: u16 = 1 << 4;
 const V6_REPLY: u16 = 1 << 5;
 const MODE_SHIFT: u16 = 6;
-/// A packet of the backend was seen. Only kept for what is not TCP.
+/// A packet of the backend was seen. Only kept where a state may change.
 const ANSWERED: u16 = 1 << 9;
 /// It gets [`PLAIN`] once it is established.
 const PLAIN_LATER: u16 = 1 << 10;
@@ -100,8 +101,8 @@ pub struct Entry {
     pub(super) extra: pool::Index,
     pub(super) flags: u16,
     pub(super) proto: u8,
-    /// TCP state; UDP stays in NONE.
-    pub state: tcp::State,
+    /// Where its protocol is.
+    pub state: State,
 }
 
 const _: () = assert!(size_of::<Entry>() == 64 && size_of::<Wide>() == 64);
@@ -122,7 +123,7 @@ impl Entry {
         extra: pool::NONE,
         flags: 0,
         proto: 0,
-        state: tcp::State::None,
+        state: State::None,
     };
 
     /// Makes it live. `v6` says which ways are IPv6: forward, reply.
@@ -202,7 +203,7 @@ impl Entry {
     /// Whether its handshake has begun and is not complete.
     #[inline]
     pub fn is_half_open(&self) -> bool {
-        self.proto == TCP && self.state.is_half_open()
+        self.state.is_half_open()
     }
 
     /// Tells it from other flows that use the same slot before or after it, almost certainly.
@@ -266,6 +267,12 @@ impl Entry {
     #[inline]
     pub fn set_active(&mut self, active: bool) {
         self.flags = self.flags & !ACTIVE | if active { ACTIVE } else { 0 };
+    }
+
+    /// Whether the backend's packets have been seen, or will be.
+    #[inline]
+    pub fn sees_replies(&self) -> bool {
+        self.flags & NO_OUTPUT == 0
     }
 
     /// Which of the TCP tables applies to a packet on `way`: a flow whose replies do not pass here (`dr`) is

@@ -11,7 +11,9 @@ pub mod key;
 #[allow(clippy::indexing_slicing, reason = "a check may panic")]
 pub mod model;
 pub mod pool;
+pub mod sctp;
 pub mod snat;
+pub mod state;
 pub mod table;
 pub mod tcp;
 pub mod templates;

@@ -3,56 +3,9 @@
 //! A state is moved by the flags of single segments from either side. Sequence numbers are not followed: the state
 //! decides on timeouts and on what counts as an active connection, not on what may pass.
 
+pub use super::state::State;
+use super::state::TCP_STATES as STATES;
 pub use crate::wire::tcp::{ACK, FIN, RST, SYN};
-
-macro_rules! states {
-    ($($(#[$doc:meta])* $variant:ident = $number:literal => $name:literal,)*) => {
-        /// State of a TCP flow, with IPVS's numbers.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-        #[repr(u8)]
-        pub enum State {
-            $($(#[$doc])* $variant = $number,)*
-        }
-
-        impl State {
-            /// Every state, by number.
-            pub const ALL: [Self; STATES] = [$(Self::$variant),*];
-
-            /// The name as `ipvsadm -c` prints it.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)* }
-            }
-        }
-    };
-}
-
-const STATES: usize = 11;
-
-states! {
-    /// Nothing seen yet.
-    #[default]
-    None = 0 => "NONE",
-    /// Data flows.
-    Established = 1 => "ESTABLISHED",
-    /// The backend opens, the client has not answered.
-    SynSent = 2 => "SYN_SENT",
-    /// The client opens, the handshake is not complete.
-    SynRecv = 3 => "SYN_RECV",
-    /// The backend has closed its side.
-    FinWait = 4 => "FIN_WAIT",
-    /// Both sides have closed.
-    TimeWait = 5 => "TIME_WAIT",
-    /// Reset.
-    Close = 6 => "CLOSE",
-    /// The client has closed its side.
-    CloseWait = 7 => "CLOSE_WAIT",
-    /// The last acknowledgement is awaited. Only ever received from another balancer.
-    LastAck = 8 => "LAST_ACK",
-    /// Only ever received from another balancer.
-    Listen = 9 => "LISTEN",
-    /// The backend has answered under `secure_tcp`, the client not yet.
-    SynAck = 10 => "SYNACK",
-}
 
 /// Who sent a segment, and whether the other side's segments are seen at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,39 +15,38 @@ pub enum Direction {
     Input = 0,
     /// From the backend.
     Output = 1,
-    /// From the client, where the backend's answers pass Weir by (forwarding mode `dr`).
+    /// From the client, where the backend's answers pass Weir by (forwarding mode `dr` and tunnels).
     InputOnly = 2,
+}
+
+/// Which transitions apply (IPVS: `secure_tcp`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Strictness {
+    /// The client's acknowledgement alone establishes a flow.
+    #[default]
+    Normal = 0,
+    /// Under a flood: a flow stays half-open, with that state's short timeout, until the backend speaks again.
+    Secure = 1,
 }
 
 impl State {
     /// The state after a segment with these TCP flags (the header's byte 13). RST goes before SYN, SYN before FIN,
-    /// FIN before ACK; a segment with none of them changes nothing.
+    /// FIN before ACK; a segment with none of them closes the flow, as in the kernel.
     #[inline]
     #[must_use]
-    pub fn next(self, direction: Direction, flags: u8) -> Self {
+    pub fn next(self, strictness: Strictness, direction: Direction, flags: u8) -> Self {
         let event = EVENTS.get(usize::from(flags) % EVENTS.len()).copied().unwrap_or(Event::Other);
-        let index = index(direction as usize, event as usize, self as usize);
+        let index = index(strictness as usize, direction as usize, event as usize, self as usize);
         // The index has as many bits as the table needs, so the default is never taken.
         TRANSITIONS.get(index % TRANSITIONS.len()).copied().unwrap_or(self)
     }
-
-    /// Whether the flow counts as an active connection; all others are inactive.
-    #[inline]
-    pub fn is_active(self) -> bool {
-        matches!(self, Self::Established | Self::SynSent | Self::SynRecv | Self::SynAck)
-    }
-
-    /// Whether the handshake has begun and is not complete.
-    #[inline]
-    pub fn is_half_open(self) -> bool {
-        matches!(self, Self::SynSent | Self::SynRecv | Self::SynAck)
-    }
 }
 
-/// Whether a segment of no known flow opens one. A SYN-ACK does, as in the kernel.
+/// Whether a segment of no known flow opens one. A SYN-ACK does, as in the kernel; `sloppy` lets all but RST do so.
 #[inline]
-pub fn opens(flags: u8) -> bool {
-    flags & (SYN | RST) == SYN
+pub fn opens(flags: u8, sloppy: bool) -> bool {
+    flags & RST == 0 && (sloppy || flags & SYN != 0)
 }
 
 /// What a segment says.
@@ -113,11 +65,11 @@ type Rows = [[State; STATES]; 4];
 
 use State::{
     Close as CL, CloseWait as CW, Established as ES, FinWait as FW, LastAck as LA, Listen as LI,
-    SynRecv as SR, SynSent as SS, TimeWait as TW,
+    SynAck as SA, SynRecv as SR, SynSent as SS, TimeWait as TW,
 };
 
-/// By [`Direction`].
-const ROWS: [Rows; 3] = [INPUT, OUTPUT, INPUT_ONLY];
+/// By [`Strictness`] and [`Direction`].
+const ROWS: [[Rows; 3]; 2] = [[INPUT, OUTPUT, INPUT_ONLY], [SECURE_INPUT, SECURE_OUTPUT, SECURE_INPUT_ONLY]];
 
 //          NO  ES  SS  SR  FW  TW  CL  CW  LA  LI  SA
 #[rustfmt::skip]
@@ -144,16 +96,40 @@ const INPUT_ONLY: Rows = [
     /*rst*/ [CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, CL],
 ];
 
+#[rustfmt::skip]
+const SECURE_INPUT: Rows = [
+    /*syn*/ [SR, ES, ES, SR, SR, SR, SR, SR, SR, SR, SA],
+    /*fin*/ [CL, CW, SS, TW, TW, TW, CL, CW, LA, LI, SA],
+    /*ack*/ [ES, ES, SS, SR, FW, TW, CL, CW, CL, LI, SA],
+    /*rst*/ [CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, CL],
+];
+
+#[rustfmt::skip]
+const SECURE_OUTPUT: Rows = [
+    /*syn*/ [SS, ES, SS, SA, SS, SS, SS, SS, SS, LI, SA],
+    /*fin*/ [TW, FW, SS, TW, FW, TW, CL, TW, LA, LI, TW],
+    /*ack*/ [ES, ES, SS, ES, FW, TW, CL, CW, LA, ES, ES],
+    /*rst*/ [CL, CL, SS, CL, CL, TW, CL, CL, CL, CL, CL],
+];
+
+#[rustfmt::skip]
+const SECURE_INPUT_ONLY: Rows = [
+    /*syn*/ [SA, ES, ES, SR, SA, SA, SA, SA, SA, SA, SA],
+    /*fin*/ [CL, FW, SS, TW, FW, TW, CL, CW, LA, LI, TW],
+    /*ack*/ [ES, ES, SS, ES, FW, TW, CL, CW, CL, LI, ES],
+    /*rst*/ [CL, CL, CL, SR, CL, CL, CL, CL, LA, LI, CL],
+];
+
 /// By the five low flags: FIN, SYN, RST, PSH, ACK.
 const EVENTS: [Event; 32] = events();
 
-/// [`ROWS`] as [`index`] finds them, padded to powers of two; what is padded changes no state.
-static TRANSITIONS: [State; 512] = flatten(&ROWS);
+/// [`ROWS`] as [`index`] finds them, padded to powers of two.
+static TRANSITIONS: [State; 1024] = flatten(&ROWS);
 
-/// Two bits of direction, three of event, four of state.
+/// A bit of strictness, two of direction, three of event, four of state.
 #[inline]
-const fn index(direction: usize, event: usize, state: usize) -> usize {
-    direction << 7 | event << 4 | state
+const fn index(strictness: usize, direction: usize, event: usize, state: usize) -> usize {
+    strictness << 9 | direction << 7 | event << 4 | state
 }
 
 #[expect(clippy::indexing_slicing, reason = "evaluated at compile time")]
@@ -176,14 +152,13 @@ const fn events() -> [Event; 32] {
 }
 
 #[expect(clippy::indexing_slicing, reason = "evaluated at compile time")]
-const fn flatten(rows: &[Rows; 3]) -> [State; 512] {
-    let mut table = [State::None; 512];
+const fn flatten(rows: &[[Rows; 3]; 2]) -> [State; 1024] {
+    let mut table = [State::Close; 1024];
     let mut at = 0;
     while at < table.len() {
-        let (direction, event, state) = (at >> 7, at >> 4 & 7, at & 15);
-        if state < STATES {
-            let unchanged = direction >= rows.len() || event >= rows[direction].len();
-            table[at] = if unchanged { State::ALL[state] } else { rows[direction][event][state] };
+        let (strictness, direction, event, state) = (at >> 9, at >> 7 & 3, at >> 4 & 7, at & 15);
+        if state < STATES && direction < 3 && event < 4 {
+            table[at] = rows[strictness][direction][event][state];
         }
         at += 1;
     }
@@ -194,6 +169,7 @@ const fn flatten(rows: &[Rows; 3]) -> [State; 512] {
 mod tests {
     use serde_json::Value;
 
+    use super::Strictness::{Normal, Secure};
     use super::*;
     use crate::snapshot::Timeouts;
     use crate::wire::tcp::PSH;
@@ -202,7 +178,7 @@ mod tests {
     const RECORDED: &str = include_str!("../../tests/golden/ipvs/packets/tcp-state-table.json");
 
     fn state(name: &str) -> State {
-        State::ALL.into_iter().find(|state| state.name() == name).unwrap()
+        State::TCP.into_iter().find(|state| state.name() == name).unwrap()
     }
 
     fn flags(letters: &str) -> u8 {
@@ -224,7 +200,7 @@ mod tests {
         path.split_whitespace().fold(State::None, |state, step| {
             let (from, letters) = step.split_once(':').unwrap();
             let direction = if from == "c" { Direction::Input } else { Direction::Output };
-            state.next(direction, flags(letters))
+            state.next(Normal, direction, flags(letters))
         })
     }
 
@@ -237,18 +213,18 @@ mod tests {
             let text = |field: &str| row[field].as_str().unwrap_or_default();
             let (from_client, segment) = (text("from") == "client", flags(text("segment")));
             let Some(after) = row["after"].as_str().map(state) else {
-                let opened = from_client && opens(segment);
+                let opened = from_client && opens(segment, false);
                 assert!(text("path").is_empty() && !opened, "no flow afterwards: {row}");
                 continue;
             };
             let before = walk(text("path"));
             if text("path").is_empty() {
-                assert!(from_client && opens(segment), "a flow is opened: {row}");
+                assert!(from_client && opens(segment, false), "a flow is opened: {row}");
             } else {
                 assert_eq!(before, state(text("before")), "{row}");
             }
             let direction = if from_client { Direction::Input } else { Direction::Output };
-            assert_eq!(before.next(direction, segment), after, "{row}");
+            assert_eq!(before.next(Normal, direction, segment), after, "{row}");
             let known = i64::from(before.is_active());
             assert_eq!(row["active_inactive_change"][0], i64::from(after.is_active()) - known, "{row}");
             // A second boundary lies between the segment and the look at the table.
@@ -270,23 +246,36 @@ mod tests {
             ("FA", "FIN_WAIT"),
             ("A", "FIN_WAIT"),
         ] {
-            now = now.next(Direction::InputOnly, flags(letters));
+            now = now.next(Normal, Direction::InputOnly, flags(letters));
             assert_eq!(now.name(), want, "after {letters}");
         }
-        assert_eq!(now.next(Direction::InputOnly, RST), State::Close);
-        assert_eq!(now.next(Direction::InputOnly, SYN), State::SynRecv);
+        assert_eq!(now.next(Normal, Direction::InputOnly, RST), State::Close);
+        assert_eq!(now.next(Normal, Direction::InputOnly, SYN), State::SynRecv);
     }
 
     #[test]
     fn the_table_holds_each_row_where_next_looks_for_it() {
         let directions = [Direction::Input, Direction::Output, Direction::InputOnly];
-        for (direction, rows) in directions.into_iter().zip(ROWS) {
-            for (row, segment) in rows.into_iter().zip([SYN, FIN, ACK, RST]) {
-                for (before, after) in State::ALL.into_iter().zip(row) {
-                    assert_eq!(before.next(direction, segment), after, "{before:?} {direction:?} {segment}");
+        for (strictness, tables) in [Normal, Secure].into_iter().zip(ROWS) {
+            for (direction, rows) in directions.into_iter().zip(tables) {
+                for (row, segment) in rows.into_iter().zip([SYN, FIN, ACK, RST]) {
+                    for (before, after) in State::TCP.into_iter().zip(row) {
+                        let got = before.next(strictness, direction, segment);
+                        assert_eq!(got, after, "{before:?} {strictness:?} {direction:?} {segment}");
+                    }
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_secure_flow_is_established_by_the_backend_alone() {
+        let steps = [(Direction::Input, SYN), (Direction::Output, SYN | ACK), (Direction::Input, ACK)];
+        let walk = |strictness| {
+            steps.iter().fold(State::None, |state, (way, flags)| state.next(strictness, *way, *flags))
+        };
+        assert_eq!((walk(Normal), walk(Secure)), (State::Established, State::SynAck));
+        assert_eq!(State::SynAck.next(Secure, Direction::Output, ACK), State::Established);
     }
 
     #[test]
@@ -296,24 +285,15 @@ mod tests {
             ("syn over fin", "SFA", SYN),
             ("fin over ack", "FPA", FIN),
             ("ack alone", "PA", ACK),
-            ("flags beyond these do not count", "", 0),
         ] {
-            for before in State::ALL {
+            for before in State::TCP {
                 for direction in [Direction::Input, Direction::Output, Direction::InputOnly] {
-                    let want = if same_as == 0 { before } else { before.next(direction, same_as) };
+                    let want = before.next(Normal, direction, same_as);
                     // URG, ECE and CWR beside them.
-                    assert_eq!(before.next(direction, flags(letters) | 0xe0), want, "{name}");
+                    assert_eq!(before.next(Normal, direction, flags(letters) | 0xe0), want, "{name}");
+                    assert_eq!(before.next(Normal, direction, 0xe8), State::Close, "none of the four");
                 }
             }
         }
-    }
-
-    #[test]
-    fn numbers_are_ipvss() {
-        for (number, state) in State::ALL.into_iter().enumerate() {
-            assert_eq!(state as usize, number);
-        }
-        let active = State::ALL.map(State::is_active);
-        assert_eq!(active.map(u8::from), [0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1]);
     }
 }

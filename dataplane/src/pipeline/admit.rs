@@ -1,20 +1,20 @@
 //! A packet of no known flow: whose it is, and the flow that it may open.
 
 use super::Core;
-use super::established::{enter, expiry};
+use super::established::{enter, next_state};
 use super::persist::Choice;
 use crate::flow::entry::{Tuple, Way};
 use crate::flow::key::{self, FlowKey};
-use crate::flow::snat;
+use crate::flow::state::State;
 use crate::flow::table::{FlowTable, NewFlow, Slot};
+use crate::flow::{sctp, snat, tcp};
 use crate::frame::Frame;
 use crate::packet::Packet;
 use crate::rewrite::nat;
-use crate::snapshot::{FTP, Mode, Service, Snapshot};
+use crate::snapshot::{FTP, Mode, Service, Settings, Snapshot};
 use crate::time::Tick;
 use crate::trace::{Answer, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::tcp::{RST, SYN};
 use crate::wire::{ipv4, ipv6};
 
 impl Core {
@@ -40,8 +40,8 @@ impl Core {
         trace.step(Step::ServiceMatched(service.id));
         trace.step(Step::FlowUnknown);
         check_source(key, tables)?;
-        if key.proto == key::TCP && packet.tcp_flags & (SYN | RST) != SYN {
-            return self.refuse(frame, packet, DropReason::NoFlow, Answer::Reset, tables, trace);
+        if !opens(packet, &tables.settings) {
+            return self.mid_flow(frame, packet, tables, trace);
         }
         let unknown = if key.proto == key::TCP { Answer::Reset } else { Answer::PortUnreachable };
         if key.sport == FTP - 1 {
@@ -62,7 +62,8 @@ impl Core {
             if let Some(counter) = self.setup.stats.refused(service.id) {
                 counter.add(1);
             }
-            return self.refuse(frame, packet, DropReason::NoBackend, unknown, tables, trace);
+            let (reason, answer) = (DropReason::NoBackend, Answer::PortUnreachable);
+            return self.refuse(frame, packet, reason, answer, tables, trace);
         };
         trace.step(Step::Scheduled(choice.backend.id));
         let slot = self.open(packet, service, &choice, now, tables, trace)?;
@@ -75,6 +76,21 @@ impl Core {
             self.forget(slot);
         }
         outcome
+    }
+
+    /// A packet to a service that belongs to no flow and opens none. For TCP the kernel's own stack would answer it.
+    #[cold]
+    fn mid_flow(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        if packet.key.proto != key::TCP {
+            return Err(DropReason::NoFlow);
+        }
+        self.refuse(frame, packet, DropReason::NoFlow, Answer::Reset, tables, trace)
     }
 
     /// A packet to no service: a reply to a SNAT port, or the kernel's.
@@ -109,7 +125,7 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Slot, DropReason> {
-        if packet.key.proto == key::TCP {
+        if packet.key.proto != key::UDP {
             self.bound_half_open(&tables.settings)?;
         }
         let backend = choice.backend;
@@ -139,17 +155,17 @@ impl Core {
         if backend.mode.is_tunnel() {
             self.flows.extra_mut(slot).ok_or(DropReason::FlowTableFull)?.tunnel = backend.tunnel;
         }
+        let strictness = self.strictness();
         let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
         nat::Deltas::prepare(entry, &tuple);
         entry.count_packet();
-        if entry.proto() == key::TCP {
-            if service.options.mss.is_some() {
-                entry.defer_plain_path();
-            }
-            let first = entry.state.next(entry.direction(Way::Forward), packet.tcp_flags);
-            enter(entry, slot, first, &self.setup, &mut self.half_open);
+        if entry.proto() == key::TCP && service.options.mss.is_some() {
+            entry.defer_plain_path();
         }
-        entry.expires = expiry(entry, now, tables);
+        entry.state = first_state(packet);
+        let next = next_state(entry, Way::Forward, packet, strictness);
+        enter(entry, slot, next, &self.setup, &mut self.half_open);
+        entry.expires = now.after_seconds(tables.timeouts.of(next));
         Ok(slot)
     }
 
@@ -203,6 +219,24 @@ impl Core {
         if !(forward && reply) {
             self.setup.stats.directory_full.add(1);
         }
+    }
+}
+
+/// Whether a packet of no flow opens one.
+fn opens(packet: &Packet, settings: &Settings) -> bool {
+    match packet.key.proto {
+        key::TCP => tcp::opens(packet.tcp_flags, settings.sloppy_tcp),
+        key::SCTP => sctp::opens(sctp::Event::numbered(packet.tcp_flags), settings.sloppy_sctp),
+        _ => true,
+    }
+}
+
+/// The state of a flow that has seen nothing yet.
+fn first_state(packet: &Packet) -> State {
+    match packet.key.proto {
+        key::TCP => State::None,
+        key::SCTP => State::SctpNone,
+        _ => State::Udp,
     }
 }
 

@@ -5,10 +5,8 @@
 //! how many entries of the worker's table are.
 
 use super::Core;
-use super::established::expiry;
 use crate::flow::entry::Entry;
-use crate::flow::key::TCP;
-use crate::flow::tcp;
+use crate::flow::state::State as FlowState;
 use crate::snapshot::{Defence, Settings, Snapshot};
 use crate::time::{TICKS_PER_SECOND, Tick};
 
@@ -163,14 +161,13 @@ impl Core {
 
 /// Whether `drop_entry` takes this flow (`ip_vs_random_dropentry`).
 fn goes(entry: &Entry, state: &mut State, now: Tick, tables: &Snapshot) -> bool {
-    if entry.proto() == TCP {
-        match entry.state {
-            tcp::State::SynRecv | tcp::State::SynAck => return true,
-            tcp::State::Established => {}
-            _ => return false,
-        }
+    match entry.state {
+        FlowState::SynRecv | FlowState::SynAck | FlowState::SctpInit1 | FlowState::SctpInit => return true,
+        FlowState::Established | FlowState::SctpEstablished | FlowState::Udp => {}
+        _ => return false,
     }
-    let idle_ticks = expiry(entry, now, tables).0.wrapping_sub(entry.expires.0);
+    let full = now.after_seconds(tables.timeouts.of(entry.state));
+    let idle_ticks = full.0.wrapping_sub(entry.expires.0);
     // More than that is a flow whose time was longer than it is by now.
     (IDLE_TICKS..u32::MAX / 2).contains(&idle_ticks) && state.takes_idle(entry.packets())
 }

@@ -4,25 +4,26 @@ use super::deliver::count;
 use super::{Core, Setup};
 use crate::flow::entry::{Entry, Way};
 use crate::flow::half_open::HalfOpen;
-use crate::flow::key;
+use crate::flow::state::State;
 use crate::flow::table::{Hit, Slot};
-use crate::flow::{tcp, templates};
+use crate::flow::tcp::Strictness;
+use crate::flow::{key, sctp, templates};
 use crate::frame::Frame;
 use crate::packet::Packet;
 use crate::rewrite::nat;
-use crate::snapshot::Snapshot;
 use crate::snapshot::net::Hop;
+use crate::snapshot::{Settings, Snapshot};
 use crate::time::Tick;
 use crate::trace::{Step, Trace};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::tcp::{ACK, RST, SYN};
+use crate::wire::tcp::{ACK, FIN, RST, SYN};
 
 impl Core {
     /// Translates a packet of the flow `hit` and sends it on its way. `None` if it is not of that flow.
     ///
     /// The first half is what every packet of an established flow passes; whatever stands in its way (a flow whose
-    /// time is up, a connection that opens anew, a hop that is not known, a packet that may not go on) is left to
-    /// functions that are not inlined. Itself it is, or its many arguments would go through the stack.
+    /// time is up, a state that may change, a hop that is not known, a packet that may not go on) is left to functions
+    /// that are not inlined. Itself it is, or its many arguments would go through the stack.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
     pub(super) fn forward(
@@ -36,31 +37,24 @@ impl Core {
         trace: &mut impl Trace,
     ) -> Option<Verdict> {
         let way = hit.way();
-        let mut entry = self.flows.confirm(hit, &packet.key)?;
-        if entry.expires.is_due(now) || way == Way::Forward && reopens(entry.state, packet.tcp_flags) {
-            return Some(or_drop(self.open_anew(frame, packet, hash, hit.slot(), now, tables, trace)));
-        }
-        if entry.proto() == key::TCP {
-            let next = entry.state.next(entry.direction(way), packet.tcp_flags);
-            if next != entry.state {
-                enter(entry, hit.slot(), next, &self.setup, &mut self.half_open);
-                if next == tcp::State::Established && entry.has_extra() {
-                    self.assure_template(hit.slot());
-                    entry = self.flows.confirm(hit, &packet.key)?;
-                }
+        let entry = self.flows.confirm(hit, &packet.key)?;
+        let routine = entry.state == State::Established && packet.tcp_flags & CONTROLS == self.routine;
+        let entry = if routine && !entry.expires.is_due(now) {
+            if way == Way::Forward {
+                entry.count_packet();
             }
-        } else if way == Way::Reply && entry.set_answered() && entry.has_extra() {
-            self.assure_template(hit.slot());
-            entry = self.flows.confirm(hit, &packet.key)?;
-        }
-        if way == Way::Forward {
-            entry.count_packet();
-        }
-        let expires = expiry(entry, now, tables);
-        if entry.expires != expires {
-            // The packets of a busy flow mostly find it as it has to be, and leave the cache line clean.
-            entry.expires = expires;
-        }
+            let expires = now.after_seconds(tables.timeouts.of(State::Established));
+            if entry.expires != expires {
+                // The packets of a busy flow mostly find it as it has to be, and leave the cache line clean.
+                entry.expires = expires;
+            }
+            entry
+        } else {
+            if let Some(verdict) = self.advance(frame, packet, hash, hit, now, tables, trace) {
+                return Some(verdict);
+            }
+            self.flows.entry_mut(hit.slot())?
+        };
         trace.step(Step::FlowKnown {
             reply: way == Way::Reply,
             service: entry.service,
@@ -81,45 +75,87 @@ impl Core {
         Some(or_drop(self.deliver(frame, packet, hit.slot(), way, hop, tables, trace)))
     }
 
-    /// A packet whose flow is over: its time is up, or a SYN starts the next connection on the same tuple.
-    #[cold]
+    /// Moves a flow on by one of its packets, and starts its timeout anew. The verdict, where the packet is not to be
+    /// sent on as one of this flow.
     #[inline(never)]
     #[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
-    fn open_anew(
+    fn advance(
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Packet,
         hash: u64,
-        slot: Slot,
+        hit: Hit,
         now: Tick,
         tables: &Snapshot,
         trace: &mut impl Trace,
-    ) -> Result<Verdict, DropReason> {
-        if self.flows.entry(slot).is_some_and(|entry| entry.expires.is_due(now)) {
-            self.expire(slot);
-        } else if self.template(slot) == templates::NONE {
-            self.close(slot);
-        } else {
-            return self
-                .begin_again(packet, slot, now, tables)
-                .and_then(|()| self.send(frame, packet, slot, Way::Forward, tables, trace));
+    ) -> Option<Verdict> {
+        let (slot, way) = (hit.slot(), hit.way());
+        match self.fate(slot, way, packet, now, tables) {
+            Fate::GoesOn => {}
+            Fate::Expired => {
+                self.expire(slot);
+                return Some(or_drop(self.admit(frame, packet, hash, now, tables, trace)));
+            }
+            Fate::Anew => {
+                self.close(slot);
+                return Some(or_drop(self.admit(frame, packet, hash, now, tables, trace)));
+            }
+            Fate::Dropped => return Some(Verdict::Drop(DropReason::BackendRemoved)),
         }
-        self.admit(frame, packet, hash, now, tables, trace)
+        let strictness = self.strictness();
+        let entry = self.flows.entry_mut(slot)?;
+        let next = next_state(entry, way, packet, strictness);
+        let mut assured = false;
+        if next != entry.state {
+            enter(entry, slot, next, &self.setup, &mut self.half_open);
+            assured = matches!(next, State::Established | State::SctpEstablished);
+        }
+        match way {
+            Way::Forward => entry.count_packet(),
+            Way::Reply => assured |= entry.set_answered() && next == State::Udp,
+        }
+        let expires = now.after_seconds(tables.timeouts.of(next));
+        if entry.expires != expires {
+            entry.expires = expires;
+        }
+        if assured && entry.has_extra() {
+            self.assure_template(slot);
+        }
+        None
     }
 
-    /// A connection starts on the tuple of one that has ended, and persistence leaves it on its backend.
-    fn begin_again(
-        &mut self,
-        packet: &Packet,
-        slot: Slot,
-        now: Tick,
-        tables: &Snapshot,
-    ) -> Result<(), DropReason> {
-        let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
-        let next = entry.state.next(entry.direction(Way::Forward), packet.tcp_flags);
-        enter(entry, slot, next, &self.setup, &mut self.half_open);
-        entry.expires = expiry(entry, now, tables);
-        Ok(())
+    /// What a packet means for its flow. The rules and their order are those of IPVS (`ip_vs_in_hook`): what happens
+    /// to a backend concerns the packets that go to it, not those that come from it.
+    #[inline]
+    fn fate(&self, slot: Slot, way: Way, packet: &Packet, now: Tick, tables: &Snapshot) -> Fate {
+        let Some(entry) = self.flows.entry(slot) else { return Fate::GoesOn };
+        if entry.expires.is_due(now) {
+            return Fate::Expired;
+        }
+        let settings = &tables.settings;
+        if way == Way::Reply || !watches_backends(settings) && !packet.is_first() {
+            return Fate::GoesOn;
+        }
+        let backend = tables.services.backend(entry.backend);
+        if packet.is_first() {
+            let drains = backend.is_some_and(|(_, backend)| backend.weight == 0);
+            // A persistent client's next connection stays where it was.
+            let over = is_over(entry, settings.conn_reuse_mode) && self.template(slot) == templates::NONE;
+            if settings.expire_nodest_conn && drains || over {
+                return Fate::Anew;
+            }
+        }
+        match backend {
+            None if settings.expire_nodest_conn => Fate::Anew,
+            None if settings.drop_removed => Fate::Dropped,
+            _ => Fate::GoesOn,
+        }
+    }
+
+    /// Which of the TCP tables apply now.
+    #[inline]
+    pub(super) fn strictness(&self) -> Strictness {
+        if self.defence.secure_tcp() { Strictness::Secure } else { Strictness::Normal }
     }
 }
 
@@ -140,24 +176,60 @@ pub(super) fn or_drop(outcome: Result<Verdict, DropReason>) -> Verdict {
     }
 }
 
-/// Whether a segment starts a new connection on the tuple of one that has ended: it is scheduled anew at once.
-#[inline]
-fn reopens(state: tcp::State, flags: u8) -> bool {
-    flags & (SYN | ACK | RST) == SYN && matches!(state, tcp::State::TimeWait | tcp::State::Close)
+/// What a packet means for the flow that it belongs to.
+enum Fate {
+    /// It is one more of its packets.
+    GoesOn,
+    /// The flow's time was up.
+    Expired,
+    /// The flow is over, and the packet is one of no flow.
+    Anew,
+    /// The backend is gone, and the packet with it.
+    Dropped,
 }
 
-/// Moves a flow to a TCP state and its backend's counts with it.
+/// The flags of TCP that move states.
+const CONTROLS: u8 = FIN | SYN | RST | ACK;
+
+/// What the [`CONTROLS`] of a segment are where it leaves an established flow as it is. No segment has what is
+/// returned while every packet has to be looked at more closely.
+#[inline]
+pub(super) fn routine(settings: &Settings) -> u8 {
+    if watches_backends(settings) { u8::MAX } else { ACK }
+}
+
+/// Whether packets of a flow do not go on as they did once its backend was removed.
+#[inline]
+fn watches_backends(settings: &Settings) -> bool {
+    settings.expire_nodest_conn || settings.drop_removed
+}
+
+/// Whether a connection has ended, so that the next one on its tuple is scheduled anew at once.
+fn is_over(entry: &Entry, reuse_mode: u8) -> bool {
+    let ended = match entry.state {
+        State::TimeWait | State::Close | State::SctpClosed => true,
+        State::FinWait => reuse_mode & 2 != 0 && !entry.sees_replies(),
+        _ => false,
+    };
+    reuse_mode != 0 && ended
+}
+
+/// The state of a flow after a packet.
+#[inline]
+pub(super) fn next_state(entry: &mut Entry, way: Way, packet: &Packet, strictness: Strictness) -> State {
+    match entry.proto() {
+        key::TCP => entry.state.next(strictness, entry.direction(way), packet.tcp_flags),
+        key::SCTP => entry.state.after(entry.direction(way), sctp::Event::numbered(packet.tcp_flags)),
+        _ => entry.state,
+    }
+}
+
+/// Moves a flow to a state, and the counts of half-open flows and of its backend with it.
 #[inline(never)]
-pub(super) fn enter(
-    entry: &mut Entry,
-    slot: Slot,
-    next: tcp::State,
-    setup: &Setup,
-    half_open: &mut HalfOpen,
-) {
+pub(super) fn enter(entry: &mut Entry, slot: Slot, next: State, setup: &Setup, half_open: &mut HalfOpen) {
     let was_half_open = entry.is_half_open();
     entry.state = next;
-    if next == tcp::State::Established {
+    if next == State::Established {
         entry.resume_plain_path();
     }
     if entry.is_half_open() != was_half_open {
@@ -174,14 +246,4 @@ pub(super) fn enter(
             backend.moved(next.is_active());
         }
     }
-}
-
-/// When the flow is forgotten if this packet is its last.
-#[inline]
-pub(super) fn expiry(entry: &Entry, now: Tick, tables: &Snapshot) -> Tick {
-    now.after_seconds(if entry.proto() == key::TCP {
-        tables.timeouts.tcp_s.get(entry.state as usize).copied().unwrap_or_default()
-    } else {
-        tables.timeouts.udp_s
-    })
 }

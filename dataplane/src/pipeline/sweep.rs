@@ -3,7 +3,9 @@
 use super::{Core, Engine};
 use crate::flow::fragments;
 use crate::flow::table::Slot;
+use crate::ids::BackendId;
 use crate::snapshot::Snapshot;
+use crate::state::BackendState;
 use crate::time::{TICKS_PER_SECOND, Tick};
 
 /// Seconds in which the sweep passes over the whole table.
@@ -63,8 +65,12 @@ impl Core {
         for _ in 0..count {
             let slot = if self.sweep.next < high { self.sweep.next } else { 0 };
             self.sweep.next = slot + 1;
-            if self.flows.entry(slot).is_some_and(|entry| entry.expires.is_due(now)) {
+            let Some(entry) = self.flows.entry(slot) else { continue };
+            if entry.expires.is_due(now) {
                 self.expire(slot);
+            } else if self.is_drained(entry.backend, now) {
+                self.setup.stats.flows_drained.add(1);
+                self.close(slot);
             }
         }
         self.sweep_templates(now);
@@ -82,6 +88,12 @@ impl Core {
         for _ in 0..count {
             self.forget_fragments(now);
         }
+    }
+
+    /// Whether the time that a drained backend's flows were given is over.
+    fn is_drained(&self, backend: BackendId, now: Tick) -> bool {
+        let ends = self.setup.state.backend(backend).and_then(BackendState::ends);
+        ends.is_some_and(|ends| ends.is_due(now))
     }
 
     /// Ends a flow whose time is up.

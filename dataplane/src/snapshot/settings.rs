@@ -1,9 +1,11 @@
 //! What applies to all services: idle times, and what IPVS has as sysctls (`/proc/sys/net/ipv4/vs/`).
 
+use crate::flow::state::State;
+
 /// Idle times after which a flow is forgotten, in seconds, as IPVS names its states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// TCP, by the state numbers of [`crate::flow::tcp::State`].
+    /// TCP, by the state numbers of [`State`].
     pub tcp_s: [u32; 11],
     /// UDP.
     pub udp_s: u32,
@@ -15,6 +17,20 @@ impl Default for Timeouts {
     /// The kernel's: `net/netfilter/ipvs/ip_vs_proto_tcp.c`, `ip_vs_proto_udp.c` and `ip_vs_proto_sctp.c`.
     fn default() -> Self {
         Self { tcp_s: [2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120], udp_s: 300, sctp_s: SCTP_S }
+    }
+}
+
+impl Timeouts {
+    /// The idle time of a flow in this state, in seconds.
+    #[inline]
+    pub fn of(&self, state: State) -> u32 {
+        let number = usize::from(state.number());
+        let table: &[u32] = match state {
+            State::Udp => return self.udp_s,
+            state if state < State::SctpNone => &self.tcp_s,
+            _ => &self.sctp_s,
+        };
+        table.get(number).copied().unwrap_or_default()
     }
 }
 
