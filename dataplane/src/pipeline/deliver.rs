@@ -90,6 +90,22 @@ impl Core {
         Ok(Verdict::Tx(hop.port))
     }
 
+    /// Puts a packet that is not of the flow in `slot`, but about it, into the flow's tunnel.
+    pub(super) fn encapsulate(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        slot: Slot,
+        hop: &Hop,
+    ) -> Result<(), DropReason> {
+        let id = self.next_id();
+        let outer = self.outer(slot, id)?.ok_or(DropReason::NoFlow)?;
+        if packet.end - packet.l3 > self.largest(slot, Way::Forward, hop, Some(&outer), false) {
+            return Err(DropReason::MtuExceeded);
+        }
+        outer.encapsulate(frame, packet, false)
+    }
+
     /// The tunnel of a flow that goes by one.
     #[inline]
     fn outer(&self, slot: Slot, id: u16) -> Result<Option<Outer>, DropReason> {

@@ -50,7 +50,8 @@ impl Core {
             Mode::FullNat if !entry.keeps_family() => {
                 family::icmp::translate(frame, packet, [target.src, target.dst], &target.reversed())?;
             }
-            Mode::Dr | Mode::Ipip | Mode::Gue | Mode::Gre => nat::pass(frame.bytes_mut(), packet)?,
+            Mode::Ipip | Mode::Gue | Mode::Gre => self.encapsulate(frame, packet, hit.slot(), hop)?,
+            Mode::Dr => nat::pass(frame.bytes_mut(), packet)?,
             // Towards the backend of a `nat` flow the sender is kept, as the kernel keeps it.
             Mode::Nat if way == Way::Forward => {
                 icmp::translate(frame, packet, None, target.dst, &target.reversed(), 0)?;

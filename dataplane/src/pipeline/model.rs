@@ -7,6 +7,7 @@
 
 mod draft;
 mod judge;
+mod special;
 mod steps;
 mod world;
 

@@ -1,6 +1,6 @@
 //! What has to hold for one frame and what became of it.
 
-use super::{Arrival, Outcome};
+use super::{Arrival, Outcome, special};
 use crate::flow::entry::Way;
 use crate::flow::key::{FlowKey, TCP, UDP, address};
 use crate::frame::Checksum;
@@ -42,11 +42,6 @@ pub(super) fn judge(engine: &Engine, tables: &Snapshot, arrival: &Arrival, outco
 }
 
 fn forwarded(engine: &Engine, tables: &Snapshot, (arrival, before): (&Arrival, &Packet), outcome: &Outcome) {
-    let after = parse(&outcome.bytes).expect("what is sent can be parsed");
-    assert_eq!(after.kind, before.kind);
-    assert_eq!(after.ttl, before.ttl - 1, "one hop less");
-    assert_eq!((after.tcp_flags, after.end - after.l3), (before.tcp_flags, before.end - before.l3));
-
     // An error's receiver sent, or would have sent, packets the other way round.
     let is_error = before.kind == Kind::IcmpError;
     let turn = |key: FlowKey| if is_error { key.reversed() } else { key };
@@ -54,6 +49,18 @@ fn forwarded(engine: &Engine, tables: &Snapshot, (arrival, before): (&Arrival, &
     let hit = flows.lookup(flows.hash(&key), &key).expect("what is sent belongs to a flow");
     let entry = flows.entry(hit.slot()).expect("a flow that was found");
     let (tuple, way) = (flows.tuple(entry), hit.way());
+    if entry.mode().is_tunnel() {
+        let extra = flows.extra(hit.slot()).expect("a tunnel has parameters");
+        return special::tunnelled(tables, (&tuple, entry.mode(), extra), (arrival, before), outcome);
+    }
+    if !entry.keeps_family() {
+        return special::crossed(tables, (&tuple, way), (arrival, before), outcome);
+    }
+    let after = parse(&outcome.bytes).expect("what is sent can be parsed");
+    assert_eq!(after.kind, before.kind);
+    assert_eq!(after.ttl, before.ttl - 1, "one hop less");
+    assert_eq!((after.tcp_flags, after.end - after.l3), (before.tcp_flags, before.end - before.l3));
+
     let is_direct = entry.mode() == Mode::Dr;
     assert_eq!(turn(after.key), if is_direct { key } else { tuple.translated(way) }, "translation");
 
@@ -145,7 +152,7 @@ fn destination(outcome: &Outcome, after: &Packet) -> u128 {
 }
 
 /// Whether the TCP, UDP, ICMP or ICMPv6 checksum of a whole packet is right.
-fn verifies(bytes: &[u8], packet: &Packet) -> bool {
+pub(super) fn verifies(bytes: &[u8], packet: &Packet) -> bool {
     let proto = match packet.kind {
         Kind::IcmpError if packet.key.v6 => ipv6::ICMPV6,
         Kind::IcmpError => ipv4::ICMP,

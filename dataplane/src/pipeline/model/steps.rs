@@ -6,7 +6,7 @@ use super::{Arrival, Model, WORKERS};
 use crate::flow::key::{FlowKey, TCP, UDP, bits};
 use crate::ids::PortId;
 use crate::packet::{Kind, parse};
-use crate::pipeline::fixture::{LAN, MACS, SNAT4, SNAT6, UPLINK, backend, vip};
+use crate::pipeline::fixture::{LAN, MACS, SNAT4, SNAT6, SPECIAL, UPLINK, backend, vip};
 use crate::time::{TICKS_PER_SECOND, Tick};
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
 
@@ -75,7 +75,10 @@ fn to_vip(input: &mut Input<'_>) -> Vec<u8> {
     let who = input.byte();
     let (v6, proto) = (who & 1 != 0, if who & 2 != 0 { UDP } else { TCP });
     let (src, sport) = source(who >> 2, v6);
-    let dport = input.pick(&[80, 81, 82, 83, 84]);
+    let dport = match who & 0x80 {
+        0 => input.pick(&[80, 81, 82, 83, 84]),
+        _ => input.pick(&SPECIAL).port,
+    };
     transport(FlowKey { src, dst: bits(vip(v6)).0, sport, dport, proto, v6 }, input)
 }
 
