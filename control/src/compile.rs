@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use dataplane::flow::key::VipKey;
 use dataplane::ids::{BackendId, PoolId, ServiceId};
-use dataplane::schedule;
+use dataplane::schedule::{self, Kind, Scheduler};
 use dataplane::snapshot::{Backend, Mark, Persistence, Service, Services, Settings, SnatPool, Timeouts};
 use dataplane::state::State;
 use dataplane::time::Tick;
@@ -88,13 +88,19 @@ pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, Com
         let model::Scheduling { kind, flags } = service.scheduling;
         // What has a mark is reached by any address that a rule says.
         let addresses = service.mark().is_none().then_some(vips.len());
-        let scheduler = ids.schedulers.compile(id, kind, flags, &backends, addresses);
+        let steady =
+            service.options.stateless_fallback.then(|| ids.schedulers.steady(kind, flags, &backends));
+        let scheduler = match &steady {
+            Some(lookup) if kind == Kind::Mh => Scheduler::Mh(lookup.clone()),
+            _ => ids.schedulers.compile(id, kind, flags, &backends, addresses),
+        };
         list.push(Service {
             id,
             name: Arc::clone(&service.name),
             vips,
             mark: service.mark(),
             scheduler,
+            steady,
             backends,
             pool: service.pool.as_ref().and_then(|name| pools.get(&**name).copied()),
             persistence: service.persistence.map(persistence),

@@ -18,6 +18,7 @@ mod icmp;
 pub mod model;
 mod persist;
 mod room;
+mod stateless;
 mod sweep;
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, reason = "test numbers are small")]

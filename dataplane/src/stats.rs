@@ -110,6 +110,8 @@ pub struct WorkerStats {
     pub half_open: Gauge,
     /// Clients of persistent services that were not remembered because the table of templates was full.
     pub templates_full: Counter,
+    /// Packets without a flow that went where consistent hashing says.
+    pub stateless: Counter,
     /// Flows and fragmented packets whose owner could not be published to the other workers (the directory's line was
     /// full).
     pub directory_full: Counter,
@@ -142,6 +144,7 @@ impl WorkerStats {
             flows_dropped: Counter::default(),
             half_open: Gauge::default(),
             templates_full: Counter::default(),
+            stateless: Counter::default(),
             directory_full: Counter::default(),
             wanted_lost: Counter::default(),
             drops: DropReason::ALL.iter().map(|_| Counter::default()).collect(),

@@ -42,6 +42,9 @@ impl Hit {
 /// Flows to one line of IPv6 addresses, and of [`Extra`]s, that is faulted in at start.
 pub const READY: usize = 16;
 
+/// Slots beyond the limit, for a flow that is [not found](FlowTable::open_unlinked).
+const UNLINKED: usize = 1;
+
 /// What a flow is opened with.
 #[derive(Clone, Copy, Debug)]
 pub struct NewFlow {
@@ -88,11 +91,12 @@ impl FlowTable {
     pub fn new(limit: usize, seed: u64, reserve: &impl Reserve) -> Self {
         let limit = limit.clamp(1, MAX_FLOWS);
         let buckets = (limit * 2 / 4).next_power_of_two().max(2);
+        let slots = limit + UNLINKED;
         Self {
             buckets: filled(reserve, buckets, Bucket::EMPTY),
-            entries: filled(reserve, limit, Entry::FREE),
-            wide: Pool::new(limit, limit / READY, reserve),
-            extra: Pool::new(limit, limit / READY, reserve),
+            entries: filled(reserve, slots, Entry::FREE),
+            wide: Pool::new(slots, limit / READY, reserve),
+            extra: Pool::new(slots, limit / READY, reserve),
             free: NONE,
             high: 0,
             live: 0,
@@ -119,7 +123,7 @@ impl FlowTable {
 
     /// Flows that there is room for.
     pub fn capacity(&self) -> usize {
-        self.entries.len()
+        self.entries.len() - UNLINKED
     }
 
     /// Slots that may hold a live flow: all below this one.
@@ -207,6 +211,9 @@ impl FlowTable {
 
     /// Opens a flow. Both directions are found afterwards, or nothing has changed.
     pub fn open(&mut self, new: &NewFlow, expires: Tick) -> Result<Slot, Full> {
+        if self.live >= self.capacity() {
+            return Err(Full);
+        }
         let slot = self.take_slot(new)?;
         let (forward, reply) = (&new.tuple.forward, &new.tuple.reply);
         if !self.link(self.hash(forward), Reference::new(slot, Way::Forward)) {
@@ -222,7 +229,8 @@ impl FlowTable {
         Ok(slot)
     }
 
-    /// Opens a flow that is not found by its keys: for one packet. There may be another one with the same endpoints.
+    /// Opens a flow that is not found by its keys: for one packet, also in a full table. There may be another one with the
+    /// same endpoints.
     pub fn open_unlinked(&mut self, new: &NewFlow, expires: Tick) -> Result<Slot, Full> {
         let slot = self.take_slot(new)?;
         self.start(slot, new, expires);

@@ -2,7 +2,7 @@
 
 use super::Core;
 use super::established::{enter, next_state};
-use super::persist::Choice;
+use super::persist::{By, Choice, Keeps};
 use crate::flow::entry::{Tuple, Way};
 use crate::flow::key::{self, FlowKey};
 use crate::flow::state::State;
@@ -15,6 +15,7 @@ use crate::snapshot::{FTP, Mode, Service, Settings, Snapshot};
 use crate::time::Tick;
 use crate::trace::{Answer, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
+use crate::wire::tcp::SYN;
 use crate::wire::{ipv4, ipv6};
 
 impl Core {
@@ -35,13 +36,13 @@ impl Core {
             return Ok(Verdict::Handoff(owner));
         }
         let Some(service) = tables.services.find(key, frame.port) else {
-            return self.without_service(frame, packet, tables, trace);
+            return self.without_service(frame, packet, now, tables, trace);
         };
         trace.step(Step::ServiceMatched(service.id));
         trace.step(Step::FlowUnknown);
         check_source(key, tables)?;
         if !opens(packet, &tables.settings) {
-            return self.mid_flow(frame, packet, tables, trace);
+            return self.mid_flow(frame, packet, service, now, tables, trace);
         }
         let unknown = if key.proto == key::TCP { Answer::Reset } else { Answer::PortUnreachable };
         if key.sport == FTP - 1 {
@@ -56,9 +57,9 @@ impl Core {
             return Err(DropReason::DropPacket);
         }
         if !self.defence.lets_open(now, &tables.settings) {
-            return Err(DropReason::NewFlowLimit);
+            return self.stateless(frame, packet, service, DropReason::NewFlowLimit, now, tables, trace);
         }
-        let Some(choice) = self.choose(service, key, now, tables) else {
+        let Some(choice) = self.choose(service, key, By::Scheduler, now, tables) else {
             if let Some(counter) = self.setup.stats.refused(service.id) {
                 counter.add(1);
             }
@@ -66,13 +67,33 @@ impl Core {
             return self.refuse(frame, packet, reason, answer, tables, trace);
         };
         trace.step(Step::Scheduled(choice.backend.id));
-        let slot = self.open(packet, service, &choice, now, tables, trace)?;
-        if choice.backend.mode.has_replies() && !choice.once {
+        match self.let_through(frame, packet, service, &choice, now, tables, trace) {
+            Err(DropReason::FlowTableFull) => {
+                self.stateless(frame, packet, service, DropReason::FlowTableFull, now, tables, trace)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Opens the flow that was decided on and sends its packet.
+    #[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
+    pub(super) fn let_through(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        service: &Service,
+        choice: &Choice<'_>,
+        now: Tick,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        let slot = self.open(packet, service, choice, now, tables, trace)?;
+        if choice.backend.mode.has_replies() && choice.keeps.is_flow() {
             // The client's neighbour is asked for while the backend still thinks.
             let _ = self.find_hop(slot, Way::Reply, tables);
         }
         let outcome = self.send(frame, packet, slot, Way::Forward, tables, trace);
-        if choice.once {
+        if !choice.keeps.is_flow() {
             self.forget(slot);
         }
         outcome
@@ -84,11 +105,16 @@ impl Core {
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Packet,
+        service: &Service,
+        now: Tick,
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
         if packet.key.proto != key::TCP {
             return Err(DropReason::NoFlow);
+        }
+        if service.steady.is_some() {
+            return self.resume(frame, packet, service, now, tables, trace);
         }
         self.refuse(frame, packet, DropReason::NoFlow, Answer::Reset, tables, trace)
     }
@@ -98,6 +124,7 @@ impl Core {
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Packet,
+        now: Tick,
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
@@ -111,12 +138,15 @@ impl Core {
             trace.step(Step::FlowUnknown);
             return Err(DropReason::NoFlow);
         }
+        if let Some(resumed) = self.resume_reply(frame, packet, now, tables, trace) {
+            return resumed;
+        }
         trace.step(Step::NotOurs);
         Ok(self.to_kernel(frame, packet, tables))
     }
 
     /// Opens the flow that `packet` starts, both ways, and counts it. One for this packet alone is not found by others.
-    fn open(
+    pub(super) fn open(
         &mut self,
         packet: &Packet,
         service: &Service,
@@ -125,14 +155,15 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Slot, DropReason> {
-        if packet.key.proto != key::UDP {
+        let is_kept = choice.keeps.is_flow();
+        if is_kept && packet.key.proto != key::UDP {
             self.bound_half_open(&tables.settings)?;
         }
         let backend = choice.backend;
         let reply = self.reply_key(packet, service, choice, tables, trace)?;
         let tuple = Tuple { forward: packet.key, reply };
         let new = NewFlow { tuple, mode: backend.mode, service: service.id, backend: backend.id };
-        let open = if choice.once { FlowTable::open_unlinked } else { FlowTable::open };
+        let open = if is_kept { FlowTable::open } else { FlowTable::open_unlinked };
         let slot = match open(&mut self.flows, &new, now) {
             Ok(slot) => slot,
             Err(_) if self.make_room(now) => {
@@ -140,17 +171,19 @@ impl Core {
             }
             Err(_) => return Err(DropReason::FlowTableFull),
         };
-        trace.step(Step::FlowOpened(backend.mode));
-        self.setup.stats.flows_opened.add(1);
-        if !choice.once {
+        if choice.keeps != Keeps::Nothing {
+            trace.step(Step::FlowOpened(backend.mode));
+            self.setup.stats.flows_opened.add(1);
+            if let Some(counters) = self.setup.stats.backend(backend.id) {
+                counters.flows.add(1);
+            }
+        }
+        if is_kept {
             self.publish(&tuple, backend.mode);
         }
         self.hold_template(slot, choice.template, now);
         if let Some(counts) = self.setup.state.backend(backend.id) {
             counts.opened();
-        }
-        if let Some(counters) = self.setup.stats.backend(backend.id) {
-            counters.flows.add(1);
         }
         if backend.mode.is_tunnel() {
             self.flows.extra_mut(slot).ok_or(DropReason::FlowTableFull)?.tunnel = backend.tunnel;
@@ -163,8 +196,13 @@ impl Core {
             entry.defer_plain_path();
         }
         entry.state = first_state(packet);
+        // What is in the middle of a flow has to be followed by more before it counts for one, as a SYN has.
+        let first = Packet { tcp_flags: SYN, ..*packet };
+        let packet = if choice.keeps == Keeps::Middle { &first } else { packet };
         let next = next_state(entry, Way::Forward, packet, strictness);
-        enter(entry, slot, next, &self.setup, &mut self.half_open);
+        if is_kept {
+            enter(entry, slot, next, &self.setup, &mut self.half_open);
+        }
         entry.expires = now.after_seconds(tables.timeouts.of(next));
         Ok(slot)
     }
@@ -184,7 +222,7 @@ impl Core {
         let reply = FlowKey { src, dst: key.src, sport: choice.port, dport: key.sport, proto: key.proto, v6 };
         match backend.mode {
             Mode::Dr | Mode::Ipip | Mode::Gue | Mode::Gre => Ok(reply),
-            Mode::Nat if choice.once || self.is_free(&reply) => Ok(reply),
+            Mode::Nat if !choice.keeps.is_flow() || self.is_free(&reply) => Ok(reply),
             Mode::Nat => Err(DropReason::TupleInUse),
             Mode::FullNat => {
                 let pool = service.pool.and_then(|id| tables.services.pool(id));
@@ -241,7 +279,7 @@ fn first_state(packet: &Packet) -> State {
 }
 
 /// Refuses senders that cannot be: an answer to them would go astray or come back.
-fn check_source(key: &FlowKey, tables: &Snapshot) -> Result<(), DropReason> {
+pub(super) fn check_source(key: &FlowKey, tables: &Snapshot) -> Result<(), DropReason> {
     if key.src == key.dst && key.sport == key.dport {
         return Err(DropReason::Land);
     }

@@ -8,6 +8,7 @@ use crate::frame::Frame;
 use crate::ids::WorkerId;
 use crate::schedule::schedule;
 use crate::snapshot::{Backend, FTP, Mode, Persistence, Service, Snapshot};
+use crate::state::State;
 use crate::time::Tick;
 
 /// Protocol of a mark's templates (`IPPROTO_IP`): all protocols have them in common.
@@ -21,8 +22,51 @@ pub(super) struct Choice<'t> {
     pub(super) port: u16,
     /// The template that keeps the client there; [`templates::NONE`] without persistence.
     pub(super) template: templates::Index,
-    /// Whether the choice is for one packet only, and no flow is kept.
-    pub(super) once: bool,
+    pub(super) keeps: Keeps,
+}
+
+/// What is kept of a packet that is let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keeps {
+    /// The flow that it starts.
+    Flow,
+    /// The flow that it is in the middle of.
+    Middle,
+    /// Nothing: every packet is a flow of its own.
+    Single,
+    /// Nothing, and it counts for no flow.
+    Nothing,
+}
+
+impl Keeps {
+    /// Whether the packets that follow find a flow.
+    pub(super) fn is_flow(self) -> bool {
+        matches!(self, Self::Flow | Self::Middle)
+    }
+}
+
+/// Who says where a new flow goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// The service's scheduler.
+    Scheduler,
+    /// Consistent hashing.
+    Hash,
+}
+
+impl By {
+    fn choose<'t>(
+        self,
+        service: &'t Service,
+        state: &State,
+        key: &FlowKey,
+        now: Tick,
+    ) -> Option<&'t Backend> {
+        match self {
+            Self::Scheduler => schedule(service, state, key, now),
+            Self::Hash => service.steady.as_ref()?.home(&service.backends, key),
+        }
+    }
 }
 
 impl Core {
@@ -44,24 +88,30 @@ impl Core {
         u8::try_from(keeper).ok().map(WorkerId).filter(|keeper| *keeper != self.setup.worker)
     }
 
-    /// The backend for a new flow with `key`: by the client's template, else by the scheduler.
+    /// The backend for a flow with `key` that is not known: by the client's template, else as `by` says.
     pub(super) fn choose<'t>(
         &mut self,
         service: &'t Service,
         key: &FlowKey,
+        by: By,
         now: Tick,
         tables: &'t Snapshot,
     ) -> Option<Choice<'t>> {
         let (backend, template) = match service.persistence {
-            None => (schedule(service, &self.setup.state, key, now)?, templates::NONE),
-            Some(persistence) => self.choose_again(service, persistence, key, now, tables)?,
+            None => (by.choose(service, &self.setup.state, key, now)?, templates::NONE),
+            Some(persistence) => self.choose_again(service, persistence, key, by, now, tables)?,
         };
         let keeps_port =
             backend.port == 0 || service.persistence.is_some() && !is_exact(service, key, tables);
         let port = if keeps_port { key.dport } else { backend.port };
         // Where the SNAT port is, the reply needs the flow.
-        let once = service.one_packet && key.proto == UDP && backend.mode != Mode::FullNat;
-        Some(Choice { backend, port, template, once })
+        let is_single = service.one_packet && key.proto == UDP && backend.mode != Mode::FullNat;
+        let keeps = match by {
+            _ if is_single => Keeps::Single,
+            By::Scheduler => Keeps::Flow,
+            By::Hash => Keeps::Middle,
+        };
+        Some(Choice { backend, port, template, keeps })
     }
 
     fn choose_again<'t>(
@@ -69,6 +119,7 @@ impl Core {
         service: &'t Service,
         persistence: Persistence,
         key: &FlowKey,
+        by: By,
         now: Tick,
         tables: &'t Snapshot,
     ) -> Option<(&'t Backend, templates::Index)> {
@@ -79,7 +130,7 @@ impl Core {
             }
             self.templates.retire(index);
         }
-        let backend = schedule(service, &self.setup.state, key, now)?;
+        let backend = by.choose(service, &self.setup.state, key, now)?;
         let port = if template.dport == 0 { 0 } else { backend.port };
         let new = NewTemplate {
             key: template,

@@ -2,6 +2,7 @@ mod conntrack;
 mod floods;
 mod fragments;
 mod persistence;
+mod stateless;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

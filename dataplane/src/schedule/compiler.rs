@@ -82,6 +82,18 @@ impl Compiler {
         scheduler
     }
 
+    /// A Maglev table over `backends` that is the same on every gateway with the same backends: it depends neither on the
+    /// order in which they were added nor on what was before. For a service of this scheduler: mh's flags count, any
+    /// other's clients are told apart by address and port.
+    pub fn steady(&mut self, kind: Kind, flags: Flags, backends: &[Backend]) -> mh::Lookup {
+        let flags = if kind == Kind::Mh { flags } else { Flags { port: true, ..Flags::default() } };
+        let mut order: Vec<_> = (0..=u16::MAX).zip(backends).collect();
+        order.sort_by_key(|(_, backend)| (backend.addr, backend.port));
+        let shares = order.iter().map(|(_, backend)| Share::of(backend)).collect();
+        let table = self.table(mh::steady_size(backends.len()), shares);
+        mh::Lookup::ordered(table, flags, order.into_iter().map(|(place, _)| place).collect())
+    }
+
     /// Forgets what is kept of a service, whose id has a new owner.
     pub fn forget(&mut self, service: ServiceId) {
         self.kept.remove(&service);

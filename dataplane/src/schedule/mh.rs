@@ -14,6 +14,9 @@ use crate::state::State;
 /// The sizes of table that the kernel can be built with, from its default (`CONFIG_IP_VS_MH_TAB_INDEX` 12) on.
 const SIZES: [u32; 6] = [4093, 8191, 16_381, 32_749, 65_521, 131_071];
 
+/// The size of a table that does not grow up to 163 backends.
+const STEADY_SIZE: u32 = 16_381;
+
 /// Places for each backend that a table is to have, on average.
 const PLACES_EACH: usize = 100;
 
@@ -35,6 +38,8 @@ const DRAWS: u32 = 64;
 pub struct Lookup {
     table: Arc<Table>,
     flags: Flags,
+    /// The places in the list of backends that the table's names stand for; `None` where these are the places.
+    order: Option<Arc<[u16]>>,
 }
 
 /// Which backend each place names: 2 bytes a place, 8 KiB at the default size, 256 KiB at the largest.
@@ -68,6 +73,12 @@ pub(super) fn size_for(backends: usize, before: u32) -> u32 {
     let enough = |size: &&u32| **size as usize >= backends * PLACES_EACH;
     let [.., largest] = SIZES;
     SIZES.iter().find(enough).copied().unwrap_or(largest).max(before)
+}
+
+/// The size of a table that is to be the same wherever the same backends are, whatever there was before: larger than
+/// [`size_for`] would have it for most, since it should last.
+pub(super) fn steady_size(backends: usize) -> u32 {
+    size_for(backends, STEADY_SIZE)
 }
 
 impl Table {
@@ -144,7 +155,27 @@ impl Taker {
 
 impl Lookup {
     pub(super) fn new(table: Arc<Table>, flags: Flags) -> Self {
-        Self { table, flags }
+        Self { table, flags, order: None }
+    }
+
+    /// A lookup in a table over the backends in another `order` than that of the list.
+    pub(super) fn ordered(table: Arc<Table>, flags: Flags, order: Arc<[u16]>) -> Self {
+        Self { table, flags, order: Some(order) }
+    }
+
+    fn backend<'a>(&self, backends: &'a [Backend], name: u16) -> Option<&'a Backend> {
+        let place = match &self.order {
+            None => name,
+            Some(order) => *order.get(usize::from(name))?,
+        };
+        backends.get(usize::from(place))
+    }
+
+    /// The backend whose place the client of `key` has, also if that takes no new flows: where a flow that is not known
+    /// was opened, as long as the list of backends is the same.
+    pub fn home<'a>(&self, backends: &'a [Backend], key: &FlowKey) -> Option<&'a Backend> {
+        let port = if self.flags.port { key.sport } else { 0 };
+        self.backend(backends, self.table.name(hash::fold(key.src), port, 0)?)
     }
 
     /// The table, which services with equal backends share.
@@ -162,7 +193,7 @@ impl Lookup {
     ) -> Option<&'a Backend> {
         let addr = hash::fold(key.src);
         let port = if self.flags.port { key.sport } else { 0 };
-        let named = backends.get(usize::from(self.table.name(addr, port, 0)?))?;
+        let named = self.backend(backends, self.table.name(addr, port, 0)?)?;
         if eligible(named, state) {
             return Some(named);
         }
@@ -188,7 +219,7 @@ impl Lookup {
                 return None;
             }
             let name = self.table.name(addr, port, (first + drawn) % size)?;
-            let found = backends.get(usize::from(name)).filter(|backend| eligible(backend, state));
+            let found = self.backend(backends, name).filter(|backend| eligible(backend, state));
             if found.is_some() {
                 return found;
             }

@@ -38,6 +38,7 @@ use crate::state::{ServiceState, State};
 use crate::time::Tick;
 pub use compiler::Compiler;
 pub use kind::{FlagError, Flags, Kind, UnknownScheduler};
+pub use mh::Lookup;
 
 /// A scheduler with the tables that it needs, compiled for one list of backends.
 #[derive(Clone, Debug, Default)]
@@ -175,7 +176,7 @@ pub fn start(service: &Service, state: &ServiceState) {
 
 /// Whether the backend takes new flows at all: it is not drained, and its thresholds let it.
 #[inline]
-fn eligible(backend: &Backend, state: &State) -> bool {
+pub(crate) fn eligible(backend: &Backend, state: &State) -> bool {
     backend.weight > 0 && state.backend(backend.id).is_none_or(|counts| !counts.is_overloaded())
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::flow::key::{self, FlowKey, VipKey};
 use crate::ids::{BackendId, PoolId, PortId, ServiceId};
-use crate::schedule::Scheduler;
+use crate::schedule::{Lookup, Scheduler};
 use marks::Marks;
 pub use marks::{Mark, MarkRule};
 pub use net::Net;
@@ -173,6 +173,9 @@ pub struct Service {
     pub mark: Option<Mark>,
     /// How backends are chosen, with its prepared tables.
     pub scheduler: Scheduler,
+    /// Where consistent hashing sends clients, for a service with [`Options::stateless_fallback`]. Of a service whose
+    /// scheduler is mh this is its scheduler's table.
+    pub steady: Option<Lookup>,
     /// The backends, newest first: the order in which IPVS walks its list.
     pub backends: Box<[Backend]>,
     /// Where `fullnat` takes its source addresses from.
@@ -208,6 +211,8 @@ pub struct Services {
     marks: Marks,
     /// Where a backend stands, by its id: service and place in its list. `u32::MAX` for one that is not in the tables.
     by_backend: Vec<(u32, u32)>,
+    /// Backends of services whose flows consistent hashing tells, by address and port.
+    by_real: HashMap<VipKey, (u32, u32), ahash::RandomState>,
     list: Vec<Service>,
     /// VIPs and SNAT addresses that Weir answers ARP, neighbour discovery and ICMP echo for.
     owned: HashSet<(u128, bool), ahash::RandomState>,
@@ -215,6 +220,31 @@ pub struct Services {
     addresses: HashSet<(u128, bool), ahash::RandomState>,
     snat: HashMap<(u128, bool), PoolId, ahash::RandomState>,
     pools: Vec<SnatPool>,
+}
+
+/// The backends of services whose flows consistent hashing tells: over TCP, of one VIP, translated, and in no other
+/// service.
+fn by_real(list: &[Service]) -> HashMap<VipKey, (u32, u32), ahash::RandomState> {
+    let mut real = HashMap::default();
+    if list.iter().all(|service| service.steady.is_none()) {
+        return real;
+    }
+    for (position, service) in (0u32..).zip(list) {
+        let is_told = service.steady.is_some() && service.persistence.is_none() && service.vips.len() == 1;
+        for (place, backend) in (0u32..).zip(&service.backends) {
+            let (addr, v6) = key::bits(backend.addr);
+            let is_told = is_told
+                && backend.mode == Mode::Nat
+                && service.vips.iter().all(|vip| vip.proto == key::TCP && vip.v6 == v6);
+            let key = VipKey { addr, port: backend.port, proto: key::TCP, v6 };
+            let at = real.entry(key).or_insert((position, place));
+            if !is_told || *at != (position, place) {
+                *at = NOWHERE;
+            }
+        }
+    }
+    real.retain(|_, at| *at != NOWHERE);
+    real
 }
 
 /// Port of FTP's control connections.
@@ -260,6 +290,7 @@ impl Services {
                 tables.owned.insert(addr);
             }
         }
+        tables.by_real = by_real(&list);
         tables.list = list;
         tables.pools = pools;
         tables
@@ -312,6 +343,15 @@ impl Services {
     #[inline]
     pub fn backend(&self, id: BackendId) -> Option<(&Service, &Backend)> {
         let (service, place) = *self.by_backend.get(id.index())?;
+        let service = self.list.get(service as usize)?;
+        Some((service, service.backends.get(place as usize)?))
+    }
+
+    /// The backend with this address and port and its service, if packets from there can belong to no other service and
+    /// consistent hashing tells their flows ([`Options::stateless_fallback`]).
+    #[inline]
+    pub fn behind(&self, real: &VipKey) -> Option<(&Service, &Backend)> {
+        let (service, place) = *self.by_real.get(real)?;
         let service = self.list.get(service as usize)?;
         Some((service, service.backends.get(place as usize)?))
     }
