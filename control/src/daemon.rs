@@ -11,6 +11,7 @@
 
 mod ear;
 mod host;
+mod ipvs;
 mod reload;
 
 use std::path::Path;
@@ -29,10 +30,11 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use self::ear::Ear;
 pub use self::host::{Host, HostError};
 use self::reload::{Reloads, Waiting};
-use crate::admin::protocol::{Count, Drops, Reload, Reply, Request, Status};
+use crate::admin::protocol::{Count, Drops, IpvsList, Reload, Reply, Request, Status};
 use crate::admin::server::{Call, PATIENCE, Socket};
 use crate::admin::show::{self, FlowFilter};
-use crate::config::{Config, Faults};
+use crate::config::{self, Config, Faults};
+use crate::ipvs::list;
 use crate::netlink::compile::{HOP_LIMIT, compile};
 use crate::netlink::monitor::Monitor;
 use crate::netlink::resolve::{Known, Resolver};
@@ -215,10 +217,12 @@ impl<G: Gate> Control<G> {
                 },
                 () = sleep_until(refresh_at.into()), if self.refresh_at.is_some() => self.refresh().await,
                 (read, waiting) = self.reloads.read() => self.finish_reload(read, waiting).await,
-                Some(call) = calls.recv() => self.answer(call),
+                Some(call) = calls.recv() => self.answer(call).await,
                 () = ear.heard(), if ear.left() > 0 => self.fulfil(&mut ear).await,
                 _ = poll.tick() => {
                     ear.begin();
+                    let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    self.reconciler.estimate(now_ms);
                     self.fulfil(&mut ear).await;
                     self.poll();
                 }
@@ -438,7 +442,7 @@ impl<G: Gate> Control<G> {
         Ok(())
     }
 
-    fn answer(&mut self, call: Call) {
+    async fn answer(&mut self, call: Call) {
         let Call { request, reply } = call;
         let answer = match request {
             Request::Status {} => Reply::Status(self.status()),
@@ -468,6 +472,17 @@ impl<G: Gate> Control<G> {
                 return;
             }
             Request::Reload {} => return self.reloads.request(Some(reply)),
+            Request::Config {} => {
+                Reply::Config(config::write(&self.config.settings, self.reconciler.desired()))
+            }
+            Request::Ipvs { commands } => Reply::Ipvs(self.change(&commands).await),
+            Request::IpvsList { service } => match list::services(&self.reconciler, service) {
+                Ok(services) => Reply::IpvsList(IpvsList {
+                    services,
+                    timeouts: list::timeouts(self.reconciler.desired()),
+                }),
+                Err(refusal) => Reply::Ipvs(vec![Some(refusal)]),
+            },
         };
         // A caller that is gone wants no reply.
         let _ = reply.send(answer);

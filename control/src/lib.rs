@@ -10,6 +10,7 @@ pub mod admin;
 pub mod compile;
 pub mod config;
 pub mod daemon;
+pub mod ipvs;
 pub mod model;
 pub mod netlink;
 pub mod reconcile;

@@ -22,6 +22,7 @@ use xdp_prog::{Ours, SyncError, Xdp};
 
 use crate::admin::protocol::{Count, Traffic};
 use crate::compile::{self, CompileError, Compiled, Fresh, IdTable};
+use crate::ipvs::estimator::Estimator;
 use crate::model::DesiredState;
 use crate::netlink::compile::{gateways, next_neighbours};
 
@@ -95,6 +96,7 @@ pub struct Reconciler {
     state: Arc<State>,
     stats: Vec<Arc<WorkerStats>>,
     baseline: Baseline,
+    estimator: Estimator,
 }
 
 /// What counters showed when their slots got their present owners. Counters only ever grow; their slots are reused.
@@ -118,6 +120,8 @@ impl Reconciler {
         let first =
             Snapshot { generation: 1, services: Arc::new(services), net: Arc::new(net), timeouts, settings };
         ids.published(first.generation);
+        let mut estimator = Estimator::default();
+        estimator.follow(&first.services, &Fresh::default(), |id| total(&stats, id));
         let publisher = Publisher::new(first, stats.len());
         Ok(Self {
             desired,
@@ -129,6 +133,7 @@ impl Reconciler {
             state,
             stats,
             baseline: Baseline::default(),
+            estimator,
         })
     }
 
@@ -162,6 +167,26 @@ impl Reconciler {
         &self.baseline
     }
 
+    /// Counts and rates as ipvsadm tells them.
+    pub fn estimator(&self) -> &Estimator {
+        &self.estimator
+    }
+
+    /// Sets those of a service to zero, of all without one.
+    pub fn zero(&mut self, of: Option<ServiceId>) {
+        self.estimator.zero(of);
+    }
+
+    /// Looks at the counters whose turn has come by `now_ms`, counted from anywhere.
+    pub fn estimate(&mut self, now_ms: u64) {
+        let (current, state) = (self.publisher.current(), &self.state);
+        let is_over = |id| {
+            current.services.backend(id).is_none()
+                && state.backend(id).is_none_or(|counts| counts.counts() == (0, 0))
+        };
+        self.estimator.tick(now_ms, |id| total(&self.stats, id), is_over);
+    }
+
     /// Publishes new services. [`Reconciler::advance`] completes the change once the workers have it.
     pub fn set_desired(&mut self, desired: DesiredState, gate: &mut impl Gate) -> Result<u64, Refusal> {
         self.ids.reclaim(&self.state, |generation| self.publisher.is_seen(generation));
@@ -180,9 +205,10 @@ impl Reconciler {
         let old = self.current();
         compiled.prepare(&old.services, &self.state, Tick::from_ns(monotonic_ns()));
         self.baseline.note(&compiled.fresh, &self.stats);
-        let Compiled { services, ours, timeouts, settings, ids, .. } = compiled;
+        let Compiled { services, ours, timeouts, settings, ids, fresh } = compiled;
         let next = Snapshot { services: Arc::new(services), timeouts, settings, ..Snapshot::clone(&old) };
         let generation = self.publisher.publish(next);
+        self.estimator.follow(&self.publisher.current().services, &fresh, |id| total(&self.stats, id));
         self.ids = ids;
         self.ids.published(generation);
         self.desired = desired;

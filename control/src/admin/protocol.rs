@@ -4,8 +4,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ipvs::command::{Command, Key, Refusal, ServiceEntry, Timeouts};
+
 /// Bytes of a request line at most, its newline included.
-pub const REQUEST_LIMIT: usize = 16 << 10;
+pub const REQUEST_LIMIT: usize = 1 << 20;
 /// Bytes of a reply line at most, as the client takes it.
 pub const REPLY_LIMIT: u64 = 1 << 30;
 /// Flows in a reply where the request does not say.
@@ -51,6 +53,19 @@ pub enum Request {
     Interfaces {},
     /// Read the configuration file again.
     Reload {},
+    /// The configuration in force, as a file would have it.
+    Config {},
+    /// Changes by `ipvsadm`: live at once, and part of the desired state until the file is read again.
+    Ipvs {
+        /// What is to be done, in this order; [`COMMANDS_MAX`](crate::ipvs::command::COMMANDS_MAX) at most.
+        commands: Vec<Command>,
+    },
+    /// Services as `ipvsadm` lists them.
+    IpvsList {
+        /// This one alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<Key>,
+    },
 }
 
 fn flows_default() -> usize {
@@ -70,11 +85,24 @@ pub enum Reply {
     Drops(Drops),
     Interfaces(Vec<InterfaceRow>),
     Reload(Reload),
+    Config(String),
+    /// Why each command was refused, `None` for one that was carried out.
+    Ipvs(Vec<Option<Refusal>>),
+    IpvsList(IpvsList),
     /// The request could not be read or carried out.
     Error {
         /// Why.
         message: String,
     },
+}
+
+/// What `ipvsadm` lists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpvsList {
+    /// The services.
+    pub services: Vec<ServiceEntry>,
+    /// Idle times.
+    pub timeouts: Timeouts,
 }
 
 /// The process as a whole.

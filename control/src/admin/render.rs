@@ -17,6 +17,9 @@ pub fn render(reply: &Reply) -> String {
         Reply::Drops(drops) => render_drops(drops),
         Reply::Interfaces(rows) => interfaces(rows),
         Reply::Reload(reload) => render_reload(reload),
+        Reply::Config(text) => text.clone(),
+        // `ipvsadm` prints these as its users know them.
+        Reply::Ipvs(_) | Reply::IpvsList(_) => String::new(),
         Reply::Error { message } => format!("{message}\n"),
     }
 }

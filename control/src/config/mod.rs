@@ -12,6 +12,7 @@ mod services;
 mod settings;
 mod sysctls;
 mod tree;
+mod write;
 
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,8 @@ pub use settings::{
     INTERFACES_MAX, InterfaceName, KERNEL_PATH, KernelPath, Limits, Settings, WORKERS_MAX, Workers, Xdp,
     ZeroCopy,
 };
+
+pub use write::write;
 
 use crate::model::{AddressRange, Conflict, DesiredState, Draft, Place, Reason, Service};
 use desired::Sources;

@@ -6,7 +6,7 @@ use super::reader::{Field, Map};
 use crate::model::SECONDS_MAX;
 
 /// Keys of `timeouts.tcp`, in the order of the states' numbers.
-const TCP_STATES: [&str; 11] = [
+pub(super) const TCP_STATES: [&str; 11] = [
     "none_s",
     "established_s",
     "syn_sent_s",
@@ -20,7 +20,7 @@ const TCP_STATES: [&str; 11] = [
     "synack_s",
 ];
 /// Keys of `timeouts.sctp`, likewise.
-const SCTP_STATES: [&str; 14] = [
+pub(super) const SCTP_STATES: [&str; 14] = [
     "none_s",
     "init1_s",
     "init_s",

@@ -1,0 +1,71 @@
+//! Changes by `ipvsadm`, put into force as a reload of the configuration is.
+
+use dataplane::ids::ServiceId;
+
+use super::Control;
+use crate::ipvs::command::{COMMANDS_MAX, Command, Key, Refusal};
+use crate::ipvs::{Table, list};
+use crate::model::DesiredState;
+use crate::reconcile::{self, Gate};
+
+impl<G: Gate> Control<G> {
+    /// Carries commands out, in their order and with one publication, and says of each why it was refused.
+    pub(super) async fn change(&mut self, commands: &[Command]) -> Vec<Option<Refusal>> {
+        if commands.len() > COMMANDS_MAX {
+            let message = format!("more than {COMMANDS_MAX} commands in one request");
+            return vec![Some(Refusal::Weir(message)); commands.len()];
+        }
+        match self.put(commands).await {
+            Ok(results) => results,
+            Err(refusal) if commands.len() == 1 => vec![Some(refusal)],
+            // One of them asks for what does not go with the rest: each by itself finds it.
+            Err(_) => {
+                let mut results = Vec::with_capacity(commands.len());
+                for command in commands {
+                    let result = self.put(std::slice::from_ref(command)).await;
+                    results.extend(result.unwrap_or_else(|refusal| vec![Some(refusal)]));
+                }
+                results
+            }
+        }
+    }
+
+    /// The same, refused whole where Weir cannot have what comes of it.
+    async fn put(&mut self, commands: &[Command]) -> Result<Vec<Option<Refusal>>, Refusal> {
+        let own = self.host.monitor.mirror().addresses.iter().map(|(_, addr, _)| *addr).collect();
+        let mut table = Table::new(self.reconciler.desired().draft().clone(), own);
+        let results = commands.iter().map(|command| table.run(command).err()).collect();
+        let is_changed = table.is_changed();
+        let (draft, zeroed) = table.finish();
+        if is_changed && draft != *self.reconciler.desired().draft() {
+            let desired = DesiredState::new(draft).map_err(|conflicts| {
+                let told: Vec<_> = conflicts.iter().map(ToString::to_string).collect();
+                Refusal::Weir(told.join("; "))
+            })?;
+            self.reconciler.set_desired(desired, &mut self.gate).map_err(|refusal| match refusal {
+                reconcile::Refusal::Compile(_) => {
+                    tracing::warn!(%refusal, "ipvsadm: refused");
+                    Refusal::NoMemory
+                }
+                reconcile::Refusal::Kernel(_) => Refusal::Weir(refusal.to_string()),
+            })?;
+            self.complete().await;
+            self.services_changed();
+        }
+        for key in zeroed {
+            match key {
+                None => self.reconciler.zero(None),
+                Some(key) => {
+                    if let Some(id) = self.service_id(key) {
+                        self.reconciler.zero(Some(id));
+                    }
+                }
+            }
+        }
+        Ok(results)
+    }
+
+    fn service_id(&self, key: Key) -> Option<ServiceId> {
+        list::find(&self.reconciler.current().services, key).map(|service| service.id)
+    }
+}
