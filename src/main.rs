@@ -8,6 +8,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    if let Some(code) = cli::by_name(std::env::args_os()) {
+        return code;
+    }
     match cli::Cli::parse().run() {
         Ok(code) => code,
         // Whoever reads the output has seen enough of it.

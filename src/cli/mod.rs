@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod explain;
 mod imagine;
+mod ipvsadm;
 mod replay;
 mod show;
 
@@ -14,6 +15,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use control::config::Config;
+
+pub(crate) use ipvsadm::by_name;
 
 /// Exit status for a fault in what the user gave: configuration, arguments.
 pub(crate) const EXIT_USAGE: u8 = 2;
@@ -36,6 +39,8 @@ enum Command {
     Show(show::ShowArgs),
     /// Make a running Weir read its configuration again.
     Reload(show::ReloadArgs),
+    /// The commands of ipvsadm for a running Weir (the same as this binary under the name ipvsadm).
+    Ipvsadm(ipvsadm::Args),
     /// Tell what would happen to one packet, and why (no root needed).
     Explain(explain::Args),
     /// Send a capture through the engine (no root needed).
@@ -77,6 +82,7 @@ impl Cli {
             Command::Check(args) => check::run(&args),
             Command::Show(args) => show::show(&args),
             Command::Reload(args) => show::reload(&args),
+            Command::Ipvsadm(args) => ipvsadm::run(args),
             Command::Explain(args) => explain::run(&args),
             Command::Replay(args) => replay::run(&args),
             Command::Demo(args) => demo::run(args),

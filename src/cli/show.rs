@@ -13,7 +13,7 @@ use control::admin::render::render;
 use super::Format;
 
 /// Where Weir listens unless its configuration says otherwise.
-const SOCKET: &str = "/run/weir/weir.sock";
+pub(super) const SOCKET: &str = "/run/weir/weir.sock";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ShowArgs {
@@ -61,6 +61,8 @@ enum What {
     Workers,
     Drops,
     Interfaces,
+    /// The configuration in force, as a file would have it.
+    Config,
 }
 
 pub(crate) fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
@@ -73,6 +75,7 @@ pub(crate) fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
         What::Workers => Request::Workers {},
         What::Drops => Request::Drops { all: args.all },
         What::Interfaces => Request::Interfaces {},
+        What::Config => Request::Config {},
     };
     print(&ask(&args.common, &request)?, args.common.output)?;
     Ok(ExitCode::SUCCESS)

@@ -1,4 +1,3 @@
-mod conntrack;
 mod floods;
 mod fragments;
 mod persistence;
