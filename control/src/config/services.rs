@@ -35,7 +35,7 @@ pub(super) const PROTOCOLS: [(&str, Protocol); 3] =
 const CHECKSUMS: [(&str, TunnelChecksum); 3] =
     [("none", TunnelChecksum::None), ("full", TunnelChecksum::Full), ("remote", TunnelChecksum::Remote)];
 /// Keys that a service with a mark has not.
-const OF_VIPS: [&str; 5] = ["vip", "vips", "port", "protocol", "node_port"];
+const OF_VIPS: [&str; 4] = ["vip", "vips", "port", "protocol"];
 
 /// What the backends of a service take from it.
 struct Defaults {

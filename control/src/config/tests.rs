@@ -1,5 +1,8 @@
 //! Every fault with its place, and that no text makes parsing panic.
 
+mod services;
+mod settings;
+
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -12,11 +15,13 @@ use crate::compile::{IdTable, compile};
 use crate::model::Protocol;
 use dataplane::state::State;
 
-const EXAMPLES: [(&str, &str); 4] = [
+const EXAMPLES: [(&str, &str); 6] = [
     ("gateway-nat.yaml", include_str!("../../../deploy/examples/gateway-nat.yaml")),
     ("gateway-fullnat.yaml", include_str!("../../../deploy/examples/gateway-fullnat.yaml")),
     ("gateway-dr.yaml", include_str!("../../../deploy/examples/gateway-dr.yaml")),
     ("gateway-ipv6.yaml", include_str!("../../../deploy/examples/gateway-ipv6.yaml")),
+    ("gateway-tunnels.yaml", include_str!("../../../deploy/examples/gateway-tunnels.yaml")),
+    ("gateway-marks.yaml", include_str!("../../../deploy/examples/gateway-marks.yaml")),
 ];
 
 /// The faults of `text` as they are displayed, without the file's name.
@@ -76,330 +81,6 @@ fn text_that_is_not_yaml_is_refused_at_its_place() {
         assert_eq!(faults.len(), 1, "{faults:?}");
         assert!(faults[0].starts_with(place) && faults[0].contains("not YAML: "), "{faults:?}");
     }
-}
-
-#[test]
-fn settings_out_of_range_or_of_another_type_are_refused() {
-    assert_faults(&[
-        ("no interfaces", "workers: {count: 1}\n", &["1:1: \"interfaces\" is missing"]),
-        ("empty interfaces", "interfaces: []\n", &["1:13: interfaces: Weir needs at least one interface"]),
-        (
-            "interfaces of another type",
-            "interfaces: eth1\n",
-            &["1:13: interfaces: expected a list, found a string"],
-        ),
-        (
-            "interface twice",
-            "interfaces:\n  - name: eth1\n  - name: eth1\n",
-            &["3:11: interfaces[1].name: interface eth1 is already at 2:11"],
-        ),
-        (
-            "names that no interface has",
-            "interfaces:\n  - name: sixteen-letters-\n  - name: a/b\n  - name: weir0\n",
-            &[
-                "2:11: interfaces[0].name: \"sixteen-letters-\" cannot be an interface's name",
-                "3:11: interfaces[1].name: \"a/b\" cannot be an interface's name",
-                "4:11: interfaces[2].name: weir0 is Weir's own: see kernel_path",
-            ],
-        ),
-        (
-            "workers",
-            "..\nworkers:\n  count: 0\n  cores: [0, x, 0]\n  spin_us: -1\n  busy_poll: 1\n  beat_limit_ms: 99\n",
-            &[
-                "3:10: workers.count: 0 is below 1",
-                "4:14: workers.cores[1]: expected a whole number, found x",
-                "4:17: workers.cores[2]: core 0 already has a worker",
-                "5:12: workers.spin_us: -1 is below 0",
-                "6:14: workers.busy_poll: expected true or false, found a number",
-                "7:18: workers.beat_limit_ms: 99 is below 100",
-            ],
-        ),
-        (
-            "fewer cores than workers",
-            "..\nworkers:\n  count: 3\n  cores: [0, 1]\n",
-            &["4:10: workers.cores: 3 workers need 3 cores, here are 2"],
-        ),
-        (
-            "more workers than queues",
-            "..\nworkers: {count: 129}\n",
-            &["2:18: workers.count: 129 is above 128"],
-        ),
-        (
-            "limits and flows",
-            "..\nflows: {limit: 1.5}\nlimits: {services: 0, backends: 99999999999999999999}\n",
-            &[
-                "2:16: flows.limit: expected a whole number, found 1.5",
-                "3:20: limits.services: 0 is below 1",
-                "3:33: limits.backends: 99999999999999999999 is above 10000000",
-            ],
-        ),
-        (
-            "words",
-            "..\nxdp: {mode: skb, zero_copy: yes}\nkernel_path: eth9\n",
-            &[
-                "2:13: xdp.mode: \"skb\" is not one of native, generic-allowed",
-                "2:29: xdp.zero_copy: \"yes\" is not one of auto, never, require",
-                "3:14: kernel_path: \"eth9\" is not one of weir0, none",
-            ],
-        ),
-        (
-            "the admin socket",
-            "..\nadmin: {socket: run/weir.sock}\n",
-            &["2:17: admin.socket: expected an absolute path of a file"],
-        ),
-        (
-            "timeouts",
-            "..\ntimeouts:\n  tcp: {established_s: 0, established: 5}\n  udp_s: \"300\"\n",
-            &[
-                "3:24: timeouts.tcp.established_s: 0 is below 1",
-                "3:27: timeouts.tcp.established: unknown key (did you mean \"established_s\"?)",
-                "4:10: timeouts.udp_s: expected a whole number, found a string",
-            ],
-        ),
-        (
-            "node addresses",
-            "..\nnode_addresses: [10.0.0.1, 10.0.0.1, 127.0.0.1, 10.0.0]\n",
-            &[
-                "2:28: node_addresses[1]: 10.0.0.1 is already in this list (at 2:18)",
-                "2:38: node_addresses[2]: 127.0.0.1 is a loopback address",
-                "2:49: node_addresses[3]: \"10.0.0\": invalid IP address syntax",
-            ],
-        ),
-    ]);
-}
-
-#[test]
-fn snat_pools_that_cannot_serve_are_refused() {
-    assert_faults(&[
-        (
-            "an empty pool, a pool without addresses, a name twice",
-            "..\nsnat_pools:\n  - {name: a, addresses: []}\n  - {name: b}\n  - {name: a, addresses: [10.9.0.1]}\n",
-            &[
-                "3:26: snat_pools[0].addresses: a SNAT pool needs at least one address",
-                "4:5: snat_pools[1]: \"addresses\" is missing",
-                "5:12: snat_pools[2].name: the name a is already used (at 3:12)",
-            ],
-        ),
-        (
-            "addresses that make no range",
-            "..\nsnat_pools:\n  - name: a\n    addresses:\n      - 10.9.0.9-10.9.0.1\n      - 10.9.0.1-fd00::1\n      \
-             - 10.9.0.1/28\n      - 10.0.0.0/8\n      - 10.9.0.0/33\n      - 255.255.255.254/31\n      - fd00::/64\n",
-            &[
-                "5:9: snat_pools[0].addresses[0]: 10.9.0.1 is before 10.9.0.9",
-                "6:9: snat_pools[0].addresses[1]: 10.9.0.1 and fd00::1 are not of one family",
-                "7:9: snat_pools[0].addresses[2]: 10.9.0.1/28 has bits set behind its prefix: did you mean \
-                 10.9.0.0/28?",
-                "8:9: snat_pools[0].addresses[3]: 10.0.0.0 to 10.255.255.255 are more than 4096 addresses",
-                "9:9: snat_pools[0].addresses[4]: \"10.9.0.0/33\": invalid IP address syntax",
-                "10:9: snat_pools[0].addresses[5]: 255.255.255.255 is the broadcast address",
-                "11:9: snat_pools[0].addresses[6]: fd00:: to fd00::ffff:ffff:ffff:ffff are more than 4096 addresses",
-            ],
-        ),
-        (
-            "ports",
-            "..\nworkers: {count: 2}\nsnat_pools:\n  - {name: a, addresses: [10.9.0.1], ports: 5000-5000}\n  \
-             - {name: b, addresses: [10.9.0.2], ports: 0-10}\n  - {name: c, addresses: [10.9.0.3], ports: 20-10}\n  \
-             - {name: d, addresses: [10.9.0.4], ports: 1-65536}\n  - {name: e, addresses: [10.9.0.5], ports: 80}\n",
-            &[
-                "4:45: snat_pools[0].ports: 1 ports are too few: each of the 2 workers needs one",
-                "5:45: snat_pools[1].ports: \"0-10\" is not a range of ports such as 1024-65535",
-                "6:45: snat_pools[2].ports: first port 20 is above last port 10",
-                "7:45: snat_pools[3].ports: \"1-65536\" is not a range of ports such as 1024-65535",
-                "8:45: snat_pools[4].ports: expected a string, found a number: put it in quotes",
-            ],
-        ),
-        (
-            "an address in two pools, of a VIP, of the node",
-            "..\nnode_addresses: [10.9.0.7]\nsnat_pools:\n  - {name: a, addresses: [10.9.0.1-10.9.0.3]}\n  \
-             - {name: b, addresses: [10.9.0.3, 10.9.0.5, 10.9.0.7]}\nservices:\n  - {name: s, vip: 10.9.0.5, port: 1}\n",
-            &[
-                "5:27: snat_pools[1].addresses[0]: 10.9.0.3 is already in SNAT pool a (at 4:27)",
-                "5:37: snat_pools[1].addresses[1]: SNAT address 10.9.0.5 is also a VIP (at 7:20)",
-                "5:47: snat_pools[1].addresses[2]: SNAT address 10.9.0.7 is also one of the node's own (at 2:18)",
-            ],
-        ),
-    ]);
-}
-
-#[test]
-fn services_that_cannot_serve_are_refused() {
-    assert_faults(&[
-        (
-            "what is missing",
-            "..\nservices:\n  - {}\n",
-            &[
-                "3:5: services[0]: \"name\" is missing",
-                "3:5: services[0]: \"vip\" is missing",
-                "3:5: services[0]: \"port\" is missing",
-            ],
-        ),
-        (
-            "ports 0 and 65536, a weight above what ipvsadm takes, one below 0",
-            "..\nservices:\n  - name: a\n    vip: 10.0.0.1\n    port: 0\n    node_port: 65536\n    backends:\n      \
-             - {address: 10.1.0.1, port: 65536, weight: 2147483648}\n      - {address: 10.1.0.2, port: 1, weight: -1}\n",
-            &[
-                "5:11: services[0].port: a service on every port needs persistence (one that does without \
-                 is made by a mark, see match_rules)",
-                "6:16: services[0].node_port: 65536 is above 65535",
-                "8:35: services[0].backends[0].port: 65536 is above 65535",
-                "8:50: services[0].backends[0].weight: 2147483648 is above 2147483647",
-                "9:46: services[0].backends[1].weight: -1 is below 0",
-            ],
-        ),
-        (
-            "VIPs that no host has",
-            "..\nservices:\n  - {name: a, vip: 224.0.0.1, port: 1}\n  - {name: b, vip: 0.0.0.0, port: 1}\n  \
-             - {name: c, vip: 127.0.0.1, port: 1}\n  - {name: d, vip: 255.255.255.255, port: 1}\n  \
-             - {name: e, vip: \"::1\", port: 1}\n  - {name: f, vip: \"fe80::1\", port: 1}\n  \
-             - {name: g, vip: \"::ffff:10.0.0.1\", port: 1}\n  - {name: h, vip: 10, port: 1}\n",
-            &[
-                "3:20: services[0].vip: 224.0.0.1 is a multicast address",
-                "4:20: services[1].vip: 0.0.0.0 is the unspecified address",
-                "5:20: services[2].vip: 127.0.0.1 is a loopback address",
-                "6:20: services[3].vip: 255.255.255.255 is the broadcast address",
-                "7:20: services[4].vip: ::1 is a loopback address",
-                "8:20: services[5].vip: fe80::1 is a link-local address",
-                "9:20: services[6].vip: ::ffff:10.0.0.1 is an IPv4 address in IPv6 form",
-                "10:20: services[7].vip: expected a string, found a number: put it in quotes",
-            ],
-        ),
-        (
-            "vip and vips",
-            "..\nservices:\n  - {name: a, vip: 10.0.0.1, vips: [10.0.0.2], port: 1}\n  - {name: b, vips: [], port: 1}\n  \
-             - {name: c, vips: [10.0.0.3, fd00::3], port: 1}\n  - {name: d, vips: [10.0.0.4, 10.0.0.4], port: 1}\n",
-            &[
-                "3:5: services[0]: give \"vip\" or \"vips\", not both",
-                "4:21: services[1].vips: a service needs at least one VIP",
-                "5:32: services[2].vips[1]: fd00::3 is IPv6, the service's first VIP is IPv4",
-                "6:32: services[3].vips[1]: 10.0.0.4:1/tcp is already used by service d (at 6:22)",
-            ],
-        ),
-        (
-            "VIP, port and protocol twice; another port or protocol is another service",
-            "..\nservices:\n  - {name: a, vip: 10.0.0.1, port: 80}\n  - {name: b, vip: 10.0.0.1, port: 80, protocol: udp}\n  \
-             - {name: c, vips: [10.0.0.2, 10.0.0.1], port: 80}\n  - {name: d, vip: 10.0.0.1, port: 81}\n",
-            &["5:32: services[2].vips[1]: 10.0.0.1:80/tcp is already used by service a (at 3:20)"],
-        ),
-        (
-            "node ports",
-            "..\nnode_addresses: [192.0.2.1]\nservices:\n  - {name: a, vip: 10.0.0.1, port: 80, node_port: 30080}\n  \
-             - {name: b, vip: 10.0.0.2, port: 80, node_port: 30080}\n  - {name: c, vip: 192.0.2.1, port: 30080}\n  \
-             - {name: d, vip: \"fd00::1\", port: 80, node_port: 30080}\n",
-            &[
-                "5:51: services[1].node_port: 192.0.2.1:30080/tcp is already used by service a (at 4:51)",
-                "6:20: services[2].vip: 192.0.2.1:30080/tcp is already used by service a (at 4:51)",
-                "7:52: services[3].node_port: the service has IPv6 VIPs, but node_addresses has no IPv6 address",
-            ],
-        ),
-        (
-            "names",
-            "..\nservices:\n  - {name: a, vip: 10.0.0.1, port: 1}\n  - {name: a, vip: 10.0.0.2, port: 1}\n  \
-             - {name: a b, vip: 10.0.0.3, port: 1}\n  - {name: 80, vip: 10.0.0.4, port: 1}\n",
-            &[
-                "4:12: services[1].name: the name a is already used (at 3:12)",
-                "5:12: services[2].name: a name has no blanks and is not empty",
-                "6:12: services[3].name: expected a string, found a number: put it in quotes",
-            ],
-        ),
-        (
-            "schedulers and flags",
-            "..\nservices:\n  - {name: a, vip: 10.0.0.1, port: 1, scheduler: twos}\n  \
-             - {name: b, vip: 10.0.0.2, port: 1, scheduler: best}\n  \
-             - {name: c, vip: 10.0.0.3, port: 1, scheduler: rr, scheduler_flags: [sh-port]}\n  \
-             - {name: d, vip: 10.0.0.4, port: 1, scheduler: sh, scheduler_flags: [sh-port, sh-port, sh]}\n",
-            &[
-                "4:50: services[1].scheduler: unknown scheduler \"best\", known are rr, wrr, lc, wlc, lblc, lblcr, dh, \
-                 sh, sed, nq, fo, ovf, mh, twos",
-                "5:72: services[2].scheduler_flags[0]: scheduler flag sh-port is not one of rr's, known are flag-1, \
-                 flag-2, flag-3",
-                "6:81: services[3].scheduler_flags[1]: sh-port is already in this list",
-                "6:90: services[3].scheduler_flags[2]: unknown scheduler flag \"sh\", known are sh-fallback, sh-port, flag-3",
-            ],
-        ),
-        (
-            "protocols and modes",
-            "..\nservices:\n  - {name: a, vip: 10.0.0.1, port: 1, protocol: sctp, mode: tunnel}\n  \
-             - {name: b, vip: 10.0.0.1, port: 1, protocol: TCP}\n",
-            &[
-                "3:61: services[0].mode: \"tunnel\" is not one of nat, fullnat, dr, ipip, gue, gre",
-                "4:49: services[1].protocol: \"TCP\" is not one of tcp, udp, sctp",
-            ],
-        ),
-        (
-            "a backend's family, whatever else is wrong",
-            "..\nservices:\n  - {name: a, vip: 10.0.0.1, port: 0, backends: [{address: \"fd00::1\", port: 65536}]}\n",
-            &[
-                "3:36: services[0].port: a service on every port needs persistence (one that does without \
-                 is made by a mark, see match_rules)",
-                "3:60: services[0].backends[0].address: fd00::1 is IPv6, the service is IPv4: only fullnat and tunnels \
-                 lead to the other family",
-                "3:77: services[0].backends[0].port: 65536 is above 65535",
-            ],
-        ),
-        (
-            "backends",
-            "..\nservices:\n  - name: a\n    vip: 10.0.0.1\n    port: 80\n    backends:\n      \
-             - {address: \"fd00::1\", port: 80}\n      - {address: 10.1.0.1, port: 80}\n      \
-             - {address: 10.1.0.1, port: 80, mode: dr}\n      - {address: 10.1.0.2, port: 81, mode: dr}\n      \
-             - {address: 10.1.0.3}\n      - {adress: 10.1.0.4, port: 80}\n",
-            &[
-                "7:19: services[0].backends[0].address: fd00::1 is IPv6, the service is IPv4: only fullnat and tunnels \
-                 lead to the other family",
-                "9:9: services[0].backends[2]: backend 10.1.0.1:80 is already in this service (at 8:9)",
-                "10:35: services[0].backends[3].port: dr leaves the port as it is: 81 has to be the service's port 80",
-                "12:9: services[0].backends[5]: \"address\" is missing",
-                "12:10: services[0].backends[5].adress: unknown key (did you mean \"address\"?)",
-            ],
-        ),
-        (
-            "dr on a node port",
-            "..\nnode_addresses: [192.0.2.1]\nservices:\n  - name: a\n    vip: 10.0.0.1\n    port: 80\n    node_port: 30080\n    \
-             mode: dr\n    backends: [{address: 10.1.0.1, port: 80}]\n",
-            &[
-                "7:16: services[0].node_port: a node port needs nat or fullnat: dr leaves the port as it is, and backend \
-                 10.1.0.1:80 is dr",
-            ],
-        ),
-        (
-            "fullnat without a pool that serves",
-            "..\nsnat_pools: [{name: v6, addresses: [fd00::9]}]\nservices:\n  \
-             - {name: a, vip: 10.0.0.1, port: 1, mode: fullnat, backends: [{address: 10.1.0.1, port: 1}]}\n  \
-             - {name: b, vip: 10.0.0.2, port: 1, snat_pool: v6, backends: [{address: 10.1.0.1, port: 1, mode: fullnat}]}\n  \
-             - {name: c, vip: 10.0.0.3, port: 1, snat_pool: v7}\n",
-            &[
-                "4:65: services[0].backends[0]: fullnat needs a SNAT pool: set snat_pool",
-                "5:50: services[1].snat_pool: SNAT pool v6 has no IPv4 address, which fullnat needs here",
-                "6:50: services[2].snat_pool: there is no SNAT pool v7",
-            ],
-        ),
-        (
-            "more than the limits",
-            "..\nlimits: {services: 1, backends: 1}\nservices:\n  \
-             - {name: a, vip: 10.0.0.1, port: 1, backends: [{address: 10.1.0.1, port: 1}]}\n  \
-             - {name: b, vip: 10.0.0.2, port: 1, backends: [{address: 10.1.0.1, port: 1}]}\n",
-            &[
-                "4:3: services: 2 VIPs of services, limits.services is 1",
-                "4:3: services: 2 backends, limits.backends is 1",
-            ],
-        ),
-        (
-            "more VIPs than services have room",
-            "..\nlimits: {services: 2}\nservices: [{name: a, vips: [10.0.0.1, 10.0.0.2, 10.0.0.3], port: 1}]\n",
-            &["3:11: services: 3 VIPs of services, limits.services is 2"],
-        ),
-        (
-            "more SNAT addresses than all pools may have",
-            "..\nsnat_pools:\n  - {name: a, addresses: [10.9.0.0/20]}\n  - {name: b, addresses: [10.9.16.0/20]}\n  \
-             - {name: c, addresses: [10.9.32.0/20]}\n  - {name: d, addresses: [10.9.48.0/20]}\n  \
-             - {name: e, addresses: [10.9.64.1]}\n",
-            &["3:3: snat_pools: 16385 SNAT addresses, the most are 16384"],
-        ),
-        (
-            "two pools over one another are said once",
-            "..\nsnat_pools: [{name: a, addresses: [10.9.0.0/24]}, {name: b, addresses: [10.9.0.0/25]}]\n",
-            &["2:73: snat_pools[1].addresses[0]: 10.9.0.0 is already in SNAT pool a (at 2:36)"],
-        ),
-    ]);
 }
 
 #[test]
@@ -463,7 +144,8 @@ fn the_smallest_file_has_the_documented_defaults() {
 
 #[test]
 fn the_examples_say_what_they_mean() {
-    let [nat, fullnat, dr, v6] = EXAMPLES.map(|(name, text)| parse(name, text).unwrap());
+    let [nat, fullnat, dr, v6, tunnels, marks] =
+        EXAMPLES.map(|(name, text)| parse(name, text).unwrap_or_else(|faults| panic!("{faults}")));
     let web = &nat.desired.services()[0];
     let shares: Vec<_> =
         web.backends.iter().map(|b| (b.addr.ip().to_string(), b.port_number(), b.weight.0)).collect();
@@ -496,6 +178,23 @@ fn the_examples_say_what_they_mean() {
         (web6.vips().len(), web6.announce, web6.vips()[0].ip().to_string()),
         (2, false, "fd00::10".to_owned())
     );
+
+    let [web, media] = tunnels.desired.services() else { panic!("two services") };
+    assert_eq!((web.options.mss, web.options.drain_s), (Some(0), Some(600)));
+    assert!(web.backends.iter().all(|backend| backend.mode == Mode::Ipip && backend.port_number() == 80));
+    assert_eq!((web.backends[0].upper, web.backends[0].lower), (10_000, 8_000));
+    assert_eq!(web.backends[2].addr.ip().to_string(), "fd00:1::13");
+    assert_eq!(media.scheduling.flags, Flags { port: true, ..Flags::default() });
+    let tunnels = media.backends.iter().map(|backend| (backend.mode, backend.tunnel.port));
+    assert_eq!(tunnels.collect::<Vec<_>>(), [(Mode::Gue, 6080), (Mode::Gue, 6081), (Mode::Gre, 0)]);
+
+    assert_eq!(marks.desired.rules().iter().map(|rule| rule.count()).collect::<Vec<_>>(), [1, 6]);
+    let reach = |name| marks.desired.services().iter().find(|service| &*service.name == name).unwrap();
+    let mark = reach("web").mark().unwrap();
+    assert_eq!((mark.value.get(), mark.v6, reach("web6").mark().unwrap().v6), (7, false, true));
+    assert_eq!((reach("host").port(), reach("host").persistence.unwrap().timeout_s.get()), (None, 360));
+    assert_eq!(reach("signalling").protocol(), Some(Protocol::Sctp));
+    assert!(reach("logs").one_packet);
 }
 
 trait AddressRangeExt {
