@@ -1,0 +1,106 @@
+#!/bin/bash
+# Runs a command as root in a virtual machine with a Debian kernel, on this machine's own files: they are seen read-only
+# through an overlay in the guest's memory, so nothing that the command writes stays. Ends with the command's status.
+#
+#     perf/vm/run.sh [--kernel VERSION] [--kvm] [--memory MIB] [--timeout SECONDS] [--] COMMAND...
+#
+# The guest has no network but what the command makes. It is emulated and starts in some 5 seconds; --kvm has the
+# processor run it, which not every machine that has /dev/kvm can.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+version=6.18 memory=4096 limit=1800 kvm=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --kernel) version=$2; shift 2 ;;
+        --kvm) kvm=1; shift ;;
+        --memory) memory=$2; shift 2 ;;
+        --timeout) limit=$2; shift 2 ;;
+        --) shift; break ;;
+        *) break ;;
+    esac
+done
+[ $# -gt 0 ] || { echo "run.sh: which command?" >&2; exit 2; }
+for program in qemu-system-x86_64 busybox cpio; do
+    command -v "$program" >/dev/null || { echo "run.sh: $program is not installed (make deps)" >&2; exit 2; }
+done
+
+kernel=$("$here/kernel.sh" "$version")
+release=$(cat "$kernel/release")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# The first root: just enough to mount the second.
+root=$work/initramfs
+mkdir -p "$root"/{bin,sbin,dev,proc,sys,new,modules}
+cp "$(command -v busybox)" "$root/bin/busybox"
+wanted=(virtio_pci 9pnet_virtio 9p overlay)
+number=10
+for module in "${wanted[@]}"; do
+    while read -r action file _; do
+        [ "$action" = insmod ] || continue
+        name=$(basename "$file")
+        ls "$root"/modules/*-"${name%.xz}" >/dev/null 2>&1 && continue
+        case $file in
+            *.xz) xz -dc "$file" >"$root/modules/$number-${name%.xz}" ;;
+            *) cp "$file" "$root/modules/$number-$name" ;;
+        esac
+        number=$((number + 1))
+    done < <(/sbin/modprobe --dirname "$kernel" --set-version "$release" --show-depends "$module" 2>/dev/null)
+done
+{
+    echo '#!/bin/sh'
+    printf 'cd %q\n' "$PWD"
+    printf '%q ' "$@"
+    echo
+} >"$work/command"
+cat >"$root/init" <<'INIT'
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+for module in /modules/*; do insmod "$module"; done
+share() { mount -t 9p -o "trans=virtio,version=9p2000.L,msize=262144,cache=loose,ro" "$1" "$2"; }
+mkdir -p /host /layer /job /kernel
+share host /host && share job /job && share kernel /kernel
+mount -t tmpfs -o size=50% layer /layer
+mkdir -p /layer/upper /layer/work
+mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /new
+for place in proc sys dev; do mount --move "/$place" "/new/$place"; done
+mkdir -p /new/lib/modules /new/run /new/dev/pts /new/dev/shm
+release=$(uname -r)
+mkdir -p "/new/lib/modules/$release"
+mount --bind "/kernel/lib/modules/$release" "/new/lib/modules/$release"
+mount -t tmpfs run /new/run
+mount -t tmpfs shm /new/dev/shm
+mount -t devpts devpts /new/dev/pts
+mount -t bpf bpf /new/sys/fs/bpf
+mount -t cgroup2 cgroup /new/sys/fs/cgroup
+cp /job/command /new/run/command
+ip link set lo up
+chroot /new /usr/bin/env -i HOME=/root TERM=dumb WEIR_VM="$release" \
+    PATH=/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    /bin/sh /run/command
+echo "weir-vm: the command ended with $?"
+sync
+poweroff -f
+INIT
+# The kernel loads modules from its own root, which stays the first one.
+printf '#!/bin/busybox sh\nexec /bin/busybox chroot /new /sbin/modprobe "$@"\n' >"$root/sbin/modprobe"
+chmod +x "$root/init" "$root/sbin/modprobe"
+(cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) >"$work/initramfs.gz"
+
+share() { echo "-virtfs local,path=$1,mount_tag=$2,security_model=none,readonly=on,multidevs=remap"; }
+# shellcheck disable=SC2046
+acceleration=(-accel tcg,thread=multi)
+[ -z "$kvm" ] || acceleration=(-accel kvm)
+timeout --kill-after=10 "$limit" qemu-system-x86_64 "${acceleration[@]}" -cpu max -smp 2 -m "$memory" \
+    -nodefaults -no-user-config -nographic -serial stdio -no-reboot \
+    -kernel "$kernel/vmlinuz" -initrd "$work/initramfs.gz" \
+    -append "console=ttyS0 quiet panic=-1 loglevel=3 mitigations=off" \
+    $(share / host) $(share "$work" job) $(share "$kernel" kernel) </dev/null | tee "$work/log"
+status=$(tr -d '\r' <"$work/log" | sed -n 's/^.*weir-vm: the command ended with \([0-9]*\)$/\1/p' | tail -n 1)
+[ -n "$status" ] || { echo "run.sh: the guest ended without a status" >&2; exit 1; }
+exit "$status"
