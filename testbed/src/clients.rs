@@ -1,6 +1,7 @@
 //! Client programs, run in a namespace: curl, dig, iperf3, wrk and ping.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -57,6 +58,24 @@ pub fn download(client: &Namespace, server: SocketAddr) -> Result<Vec<u8>> {
     let output = command.stdin(Stdio::null()).output().context("running curl")?;
     ensure!(output.status.success(), "curl of {server}: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(output.stdout)
+}
+
+/// Sends `body` to the web server once.
+///
+/// # Errors
+/// When it is not taken in whole within 30 s.
+pub fn upload(client: &Namespace, server: SocketAddr, body: &Path) -> Result<()> {
+    let mut command = client.command("curl");
+    command
+        .args(["--silent", "--show-error", "--fail", "--max-time", "30", "--header", "Expect:"])
+        .args(["--output", "/dev/null", "--write-out", "%{size_upload}", "--data-binary"])
+        .arg(format!("@{}", body.display()))
+        .arg(format!("http://{server}/"));
+    let said = run(&mut command, LIMIT * 4)?;
+    ensure!(said.status.success(), "curl to {server}: {}", said.err.trim());
+    let sent: u64 = said.out.trim().parse().with_context(|| format!("curl printed {:?}", said.out))?;
+    ensure!(sent == std::fs::metadata(body)?.len(), "{sent} bytes were sent to {server}");
+    Ok(())
 }
 
 /// How a DNS question travels.

@@ -29,6 +29,8 @@ pub struct Service {
     pub mode: &'static str,
     /// The backends.
     pub backends: Vec<Backend>,
+    /// Further keys, one YAML line each.
+    pub keys: Vec<String>,
 }
 
 impl Service {
@@ -37,7 +39,7 @@ impl Service {
         let family = if vip.is_ipv4() { Family::V4 } else { Family::V6 };
         let backend = |number| Backend { addr: SocketAddr::new(family.backend(number), port), weight: 1 };
         let backends = (1..=BACKENDS).map(backend).collect();
-        Self { vip, port, protocol, scheduler: "rr", mode: "fullnat", backends }
+        Self { vip, port, protocol, scheduler: "rr", mode: "fullnat", backends, keys: Vec::new() }
     }
 
     /// The web servers.
@@ -73,6 +75,29 @@ impl Service {
         Self { scheduler, ..self }
     }
 
+    /// The same with one more key of the configuration, such as `one_packet: true`.
+    #[must_use]
+    pub fn key(mut self, line: impl Into<String>) -> Self {
+        self.keys.push(line.into());
+        self
+    }
+
+    /// The same with the first backend alone.
+    #[must_use]
+    pub fn one_backend(mut self) -> Self {
+        self.backends.truncate(1);
+        self
+    }
+
+    /// The same with the backends' addresses of another family.
+    #[must_use]
+    pub fn backends_of(mut self, family: Family) -> Self {
+        for (number, backend) in (1..).zip(&mut self.backends) {
+            backend.addr.set_ip(family.backend(number));
+        }
+        self
+    }
+
     /// The same with every backend at another port.
     #[must_use]
     pub fn backend_port(mut self, port: u16) -> Self {
@@ -103,9 +128,10 @@ impl Service {
             [] => " []\n".to_owned(),
             some => "\n".to_owned() + &some.iter().map(line).collect::<String>(),
         };
+        let keys: String = self.keys.iter().map(|line| format!("    {line}\n")).collect();
         format!(
             "  - name: \"{vip}/{port}/{protocol}\"\n    vip: \"{vip}\"\n    port: {port}\n    protocol: {protocol}\n    \
-             scheduler: {scheduler}\n    mode: {mode}\n{pool}    backends:{backends}"
+             scheduler: {scheduler}\n    mode: {mode}\n{pool}{keys}    backends:{backends}"
         )
     }
 }

@@ -23,6 +23,7 @@ mod process;
 mod raw;
 pub mod servers;
 pub mod topology;
+pub mod tunnels;
 mod weir;
 
 pub use config::{Service, config};

@@ -79,7 +79,7 @@ pub fn nginx(namespace: &Namespace, number: u8, directory: &Path) -> Result<Proc
             "user root;\nworker_processes 1;\ndaemon off;\npid {temp}/pid;\nerror_log stderr;\n\
              events {{ worker_connections 4096; }}\n\
              http {{\n\
-             access_log off;\n\
+             access_log off;\nclient_max_body_size 64m;\n\
              client_body_temp_path {temp};\nproxy_temp_path {temp};\nfastcgi_temp_path {temp};\n\
              uwsgi_temp_path {temp};\nscgi_temp_path {temp};\n\
              server {{\n\

@@ -6,6 +6,7 @@ mod commands;
 mod demo;
 mod icmp;
 mod kernel;
+mod modes;
 mod neighbours;
 mod reload;
 mod show;
