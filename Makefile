@@ -1,5 +1,6 @@
 # make demo    real traffic through Weir, in namespaces of this machine
 # make test    every test; what needs namespaces runs as root
+# make test-vm what this machine's kernel lacks (tunnels, SCTP), in a guest that has it
 # make lint    formatting, lints, documentation, dependencies
 # make bench   the engine's cost, and iperf3 beside a bare forwarder
 # make deps    installs what all of these need; each of them asks for its own part first
@@ -40,6 +41,13 @@ demo: deps-build+net
 .PHONY: test
 test: deps-build+net
 	cargo $(RUNNER) test --workspace --no-fail-fast
+
+# The guest is emulated: an optimized build, and one test at a time.
+.PHONY: test-vm
+test-vm: deps-build+net+vm
+	cargo test --release --test e2e --no-run
+	perf/vm/run.sh -- $$(cargo test --release --test e2e --no-run --message-format=json | \
+		sed -n 's/.*"executable":"\([^"]*\/e2e-[^"]*\)".*/\1/p') --test-threads=1 --nocapture $(or $(VM_TESTS),modes sctp)
 
 # The cfg is the one that cargo-fuzz sets.
 .PHONY: lint

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Installs what Weir needs and this machine lacks. Quick and silent where all is there.
 #
-#   scripts/deps.sh [build] [net] [lint] [fuzz] [bench]     (default: all)
+#   scripts/deps.sh [build] [net] [lint] [fuzz] [bench] [vm]     (default: all)
 #
 # build  the compilers and libraries of the workspace
 # net    the servers and clients of the demo and the end-to-end tests
 # lint   cargo-deny
 # fuzz   cargo-fuzz
 # bench  what the benches and the traffic generator need besides
+# vm     an emulator, for a guest with another kernel
 set -euo pipefail
 
 PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
@@ -32,9 +33,16 @@ net    dnsmasq                dnsmasq-base
 net    iperf3                 iperf3
 net    dig                    bind9-dnsutils
 net    wrk                    wrk
+net    traceroute             traceroute
+net    vsftpd                 vsftpd
 bench  llc                    llvm
 bench  m4                     m4
 bench  valgrind               valgrind
+vm     qemu-system-x86_64     qemu-system-x86
+vm     busybox                busybox-static
+vm     cpio                   cpio
+vm     depmod                 kmod
+vm     xz                     xz-utils
 '
 
 # group, cargo subcommand's crate
@@ -103,11 +111,11 @@ rust_toolchain() {
     $remedy"
 }
 
-groups=${*:-build net lint fuzz bench}
+groups=${*:-build net lint fuzz bench vm}
 for group in $groups; do
     case $group in
-        build | net | lint | fuzz | bench) ;;
-        *) fail "unknown group $group; there are build, net, lint, fuzz and bench" ;;
+        build | net | lint | fuzz | bench | vm) ;;
+        *) fail "unknown group $group; there are build, net, lint, fuzz, bench and vm" ;;
     esac
 done
 

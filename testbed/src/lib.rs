@@ -17,6 +17,7 @@
 mod cleanup;
 pub mod clients;
 pub mod config;
+pub mod echo;
 mod http;
 mod namespace;
 mod process;
@@ -43,8 +44,21 @@ pub fn is_root() -> bool {
 
 /// The programs that this crate runs and that are not on this machine.
 pub fn missing_programs() -> Vec<&'static str> {
-    const PROGRAMS: [&str; 11] =
-        ["ip", "ethtool", "nginx", "dnsmasq", "iperf3", "curl", "dig", "wrk", "ping", "tcpdump", "timeout"];
+    const PROGRAMS: [&str; 13] = [
+        "ip",
+        "ethtool",
+        "nginx",
+        "dnsmasq",
+        "iperf3",
+        "curl",
+        "dig",
+        "wrk",
+        "ping",
+        "tcpdump",
+        "timeout",
+        "traceroute",
+        "vsftpd",
+    ];
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories: Vec<_> = std::env::split_paths(&path).collect();
     let missing = |program: &&str| !directories.iter().any(|directory| directory.join(program).exists());

@@ -1,5 +1,6 @@
 //! Decapsulation in a backend, by the kernel's own tunnel devices.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -20,16 +21,14 @@ pub fn decapsulate(backend: &Namespace, number: u8, mode: &str) -> Result<()> {
     let [v4, v6] = Family::BOTH.map(|family| family.backend(number));
     let lines: &[String] = match mode {
         "gre" => &[format!("gre local {v4}"), format!("ip6gre local {v6}")],
-        _ => &[
-            format!("ipip local {v4}"),
-            format!("sit local {v4}"),
-            format!("ip6tnl local {v6} mode any"),
-        ],
+        _ => &[format!("ipip local {v4}"), format!("sit local {v4}"), format!("ip6tnl local {v6} mode any")],
     };
     for (index, line) in lines.iter().enumerate() {
         backend.ip(&format!("link add tunnel{index} type {line}\nlink set tunnel{index} up\n"))?;
     }
     if mode == "gue" {
+        // Unlike devices, these are not loaded when they are first asked for. Where they are not modules, `ip fou` tells.
+        let _ = run(Command::new("modprobe").args(["-a", "fou", "fou6"]), Duration::from_secs(10));
         for family in [&[][..], &["-6"]] {
             let mut command = backend.command("ip");
             command.args(family).args(["fou", "add", "port", &GUE_PORT.to_string(), "gue"]);

@@ -3,6 +3,7 @@
 
 mod answers;
 mod commands;
+mod datagrams;
 mod demo;
 mod icmp;
 mod kernel;

@@ -1,0 +1,143 @@
+//! Datagrams that do not fit a frame, and what their senders are told when they do not arrive.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use testbed::echo::{Echo, socket};
+use testbed::topology::{Family, Topology};
+use testbed::{Service, Weir, run};
+
+use crate::{Setup, can_run, eventually, weir};
+
+const PORT: u16 = 7007;
+/// Six fragments on Ethernet.
+const LARGE: usize = 8192;
+
+fn service(family: Family, mode: &'static str) -> Service {
+    let vip = match mode {
+        "fullnat" => family.vip(),
+        "nat" => family.routed_vip(),
+        _ => family.shared_vip(),
+    };
+    Service::new(vip, PORT, "udp").mode(mode)
+}
+
+/// What comes back for a datagram of `len` bytes, sent from `port`.
+fn exchange(topology: &Topology, from: IpAddr, port: u16, to: SocketAddr, len: usize) -> Result<()> {
+    let client = socket(&topology.client, SocketAddr::new(from, port))?;
+    client.set_read_timeout(Some(Duration::from_secs(1)))?;
+    client.connect(to)?;
+    let question: Vec<u8> =
+        (0..len).map(|at| u8::try_from((at * 7 + usize::from(port)) % 251).unwrap()).collect();
+    let mut answer = vec![0; LARGE * 2];
+    // The first ones may go while neighbours are asked for, and of six fragments more wait than are kept.
+    eventually(Duration::from_secs(10), || {
+        client.send(&question)?;
+        let got = client.recv(&mut answer)?;
+        ensure!(answer[..got] == question, "{got} bytes came back, or others");
+        Ok(())
+    })
+}
+
+#[test]
+fn datagrams_of_8_kb_pass_both_ways_in_pieces() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let services: Vec<_> = Family::BOTH
+        .into_iter()
+        .flat_map(|family| ["nat", "fullnat", "dr"].map(|mode| service(family, mode)))
+        .collect();
+    let topology = Topology::build()?;
+    let mut echoes = Vec::new();
+    for (number, backend) in (1..).zip(&topology.backends) {
+        for family in Family::BOTH {
+            for own in [family.backend(number), family.shared_vip()] {
+                echoes.push(Echo::start(backend, own, PORT)?);
+            }
+        }
+    }
+    let weir = Weir::start(&topology, weir(), &testbed::config(&topology, &services))?;
+    for service in &services {
+        let family = if service.vip.is_ipv4() { Family::V4 } else { Family::V6 };
+        // Many ports, so that flows belong to either worker while their fragments arrive by one queue.
+        for port in 40_000..40_008 {
+            for len in [100, LARGE, 100, LARGE] {
+                exchange(&topology, family.client(), port, service.addr(), len).map_err(|error| {
+                    error.context(format!(
+                        "{} {} from port {port}, {len} bytes",
+                        service.addr(),
+                        service.mode
+                    ))
+                })?;
+            }
+        }
+    }
+    drop(weir);
+    Ok(())
+}
+
+#[test]
+fn traceroute_sees_weir_as_a_hop_and_the_vip_as_the_end() -> Result<()> {
+    let services: Vec<_> = Family::BOTH
+        .into_iter()
+        .flat_map(|family| {
+            ["nat", "fullnat", "dr"].map(|mode| Service { port: PORT, ..service(family, mode) })
+        })
+        .collect();
+    let Some(setup) = Setup::start(&services)? else { return Ok(()) };
+    for service in &services {
+        // Nobody listens: the backend's port unreachable is the end of the way. The kernel limits how often it says so.
+        let said = eventually(Duration::from_secs(20), || {
+            let mut command = setup.topology.client.command("traceroute");
+            command.args([
+                "-n",
+                "-q",
+                "1",
+                "-w",
+                "1",
+                "-m",
+                "4",
+                "-U",
+                "-p",
+                &PORT.to_string(),
+                &service.vip.to_string(),
+            ]);
+            let said = run(&mut command, Duration::from_secs(20))?;
+            ensure!(said.status.success(), "{}", said.err);
+            let hops: Vec<_> = said.out.lines().skip(1).map(str::trim_start).collect();
+            let last = hops.last().copied().unwrap_or_default();
+            ensure!(last.contains(&service.vip.to_string()), "{}", said.out);
+            Ok(said.out)
+        })
+        .map_err(|error| error.context(format!("{} {}", service.addr(), service.mode)))?;
+        let hops = said.lines().skip(1).count();
+        assert!((1..=3).contains(&hops), "{} {}: {said}", service.addr(), service.mode);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_is_told_by_the_vip_that_nobody_listens() -> Result<()> {
+    let services: Vec<_> = Family::BOTH
+        .into_iter()
+        .flat_map(|family| ["nat", "fullnat", "dr"].map(|mode| service(family, mode)))
+        .collect();
+    let Some(setup) = Setup::start(&services)? else { return Ok(()) };
+    for service in &services {
+        let family = if service.vip.is_ipv4() { Family::V4 } else { Family::V6 };
+        let client = socket(&setup.topology.client, SocketAddr::new(family.client(), 0))?;
+        client.set_read_timeout(Some(Duration::from_secs(1)))?;
+        client.connect(service.addr())?;
+        // A connected socket hears of an error only where that quotes its own packet.
+        eventually(Duration::from_secs(10), || {
+            client.send(b"anybody?")?;
+            let error = client.recv(&mut [0; 16]).err().map(|error| error.kind());
+            ensure!(error == Some(std::io::ErrorKind::ConnectionRefused), "{error:?}");
+            Ok(())
+        })
+        .map_err(|error| error.context(format!("{} {}", service.addr(), service.mode)))?;
+    }
+    Ok(())
+}
