@@ -1,5 +1,7 @@
 //! What stays the same from generation to generation, and what the XDP program is told.
 
+mod reach;
+
 use std::sync::atomic::Ordering::Relaxed;
 
 use std::collections::{BTreeMap, BTreeSet};
