@@ -13,6 +13,7 @@ pub mod key;
 pub mod model;
 pub mod pool;
 pub mod sctp;
+pub mod sequence;
 pub mod snat;
 pub mod state;
 pub mod table;

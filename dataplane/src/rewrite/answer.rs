@@ -121,14 +121,42 @@ pub fn reset(frame: &mut Frame<'_>, packet: &Packet, own_mac: [u8; 6]) -> Result
     if packet.kind != Kind::Transport || packet.key.proto != TCP || packet.tcp_flags & RST != 0 {
         return Err(DropReason::Unsupported);
     }
+    let answer = reset_of(frame, packet)?;
+    segment(frame, packet, own_mac, answer, &[], &[])
+}
+
+/// Sends a TCP segment back: its header with ports as they are here, its options in whole words, its data.
+pub(super) fn segment(
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    own_mac: [u8; 6],
+    mut tcp: Tcp,
+    options: &[u8],
+    data: &[u8],
+) -> Result<(), DropReason> {
     let mut header = Header::back(frame, packet)?;
     (header.id, header.fragment) = (0, ipv4::DONT_FRAGMENT);
-    let answer = reset_of(frame, packet)?;
     turn_around(frame, own_mac)?;
-    resize(frame, usize::from(packet.l3) + header.len() + Tcp::LEN)?;
-    let segment = header.write(frame, packet.l3, Tcp::LEN)?;
-    *view_mut(segment, 0)? = answer;
+    let len = Tcp::LEN + options.len();
+    tcp.data_offset = u8::try_from(len / 4).map_err(|_| DropReason::BadLength)? << 4;
+    resize(frame, usize::from(packet.l3) + header.len() + len + data.len())?;
+    let segment = header.write(frame, packet.l3, len + data.len())?;
+    *view_mut(segment, 0)? = tcp;
+    segment.get_mut(Tcp::LEN..len).ok_or(DropReason::Truncated)?.copy_from_slice(options);
+    segment.get_mut(len..).ok_or(DropReason::Truncated)?.copy_from_slice(data);
     header.seal(segment, Tcp::CHECKSUM)
+}
+
+/// The header of a TCP segment and the checksum of all of it; fails where that is wrong.
+pub(super) fn sound(frame: &Frame<'_>, packet: &Packet) -> Result<Tcp, DropReason> {
+    let segment = frame.bytes().get(packet.l4.into()..packet.end.into()).ok_or(DropReason::Truncated)?;
+    let tcp: &Tcp = view(segment, 0)?;
+    let pseudo = Sum::pseudo_header(packet.key.src, packet.key.dst, TCP, packet.end - packet.l4);
+    // A local sender may have left the checksum to the interface.
+    if !(pseudo + Sum::of(segment)).verifies() && !is_partial(tcp.checksum.get(), pseudo) {
+        return Err(DropReason::BadChecksum);
+    }
+    Ok(*tcp)
 }
 
 /// Refuses a packet: there is nobody at this port.
@@ -184,17 +212,10 @@ fn error(frame: &mut Frame<'_>, packet: &Packet, own_mac: [u8; 6], icmp: Icmp) -
 
 /// The RST that answers the segment in `frame`, but for its checksum.
 fn reset_of(frame: &Frame<'_>, packet: &Packet) -> Result<Tcp, DropReason> {
-    let segment = frame.bytes().get(packet.l4.into()..packet.end.into()).ok_or(DropReason::Truncated)?;
-    let tcp: &Tcp = view(segment, 0)?;
-    let pseudo = Sum::pseudo_header(packet.key.src, packet.key.dst, TCP, packet.end - packet.l4);
-    // A local sender may have left the checksum to the interface.
-    if !(pseudo + Sum::of(segment)).verifies() && !is_partial(tcp.checksum.get(), pseudo) {
-        return Err(DropReason::BadChecksum);
-    }
+    let tcp = sound(frame, packet)?;
     let mut answer = Tcp {
         src_port: tcp.dst_port,
         dst_port: tcp.src_port,
-        data_offset: 5 << 4,
         flags: RST,
         ..Tcp::new_zeroed()
     };
