@@ -5,6 +5,7 @@
 
 mod admit;
 mod answer;
+mod cookies;
 mod defence;
 mod deliver;
 mod established;
@@ -18,6 +19,7 @@ mod icmp;
 pub mod model;
 mod persist;
 mod room;
+mod shape;
 mod stateless;
 mod sweep;
 #[cfg(test)]
@@ -28,6 +30,7 @@ use self::established::or_drop;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::flow::cookie::Secret;
 use crate::flow::directory::Directory;
 use crate::flow::entry;
 use crate::flow::fragments::Fragments;
@@ -132,6 +135,9 @@ struct Core {
     answers: answer::Allowance,
     half_open: HalfOpen,
     defence: defence::State,
+    secret: Secret,
+    /// Backends so far that have answered Weir's own SYN.
+    backends_answered: u64,
     fragments: Fragments,
     /// See [`established::routine`]: set once a batch.
     routine: u8,
@@ -151,6 +157,7 @@ impl Engine {
     pub fn with_memory(setup: Setup, reserve: &impl Reserve) -> Self {
         let flows = FlowTable::new(setup.flow_limit, setup.seed, reserve);
         let half_open = HalfOpen::new(setup.flow_limit, reserve);
+        let secret = Secret::of(setup.seed);
         let templates = Templates::new(templates_limit(setup.flow_limit), setup.seed, reserve);
         let fragments = Fragments::new(setup.flow_limit);
         Self {
@@ -162,6 +169,8 @@ impl Engine {
                 answers: Default::default(),
                 half_open,
                 defence: Default::default(),
+                secret,
+                backends_answered: 0,
                 fragments,
                 routine: 0,
                 attempts: 0,
@@ -218,6 +227,7 @@ impl Engine {
             Verdict::Drop(reason) | Verdict::Reply(Some(reason)) => trace.step(Step::Refused(reason)),
             Verdict::Unresolved => trace.step(Step::Refused(DropReason::NoNeighbour)),
             Verdict::Early => trace.step(Step::Refused(DropReason::FragmentUnmatched)),
+            Verdict::Unanswered => trace.step(Step::Refused(DropReason::BackendSilent)),
             _ => {}
         }
         self.core.setup.stats.frames.add(1);
@@ -282,6 +292,18 @@ impl Engine {
     #[inline]
     pub fn first_fragments(&self) -> u64 {
         self.core.fragments.arrived()
+    }
+
+    /// A number that changes whenever a backend has answered that was asked in its client's stead: then frames that were
+    /// [`Verdict::Unanswered`] are worth another try.
+    #[inline]
+    pub fn backends_answered(&self) -> u64 {
+        self.core.backends_answered
+    }
+
+    /// What changes whenever frames that wait for other frames are worth another try.
+    pub fn news(&self) -> (u64, u64) {
+        (self.first_fragments(), self.backends_answered())
     }
 
     /// This worker's counters.

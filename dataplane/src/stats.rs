@@ -108,6 +108,12 @@ pub struct WorkerStats {
     pub flows_dropped: Counter,
     /// Flows whose handshake is not complete.
     pub half_open: Gauge,
+    /// SYNs that were answered by a cookie.
+    pub cookies_sent: Counter,
+    /// Flows that were opened by a cookie.
+    pub cookies_accepted: Counter,
+    /// Times that a client's segment was to be kept until its backend answers.
+    pub unanswered: Counter,
     /// Clients of persistent services that were not remembered because the table of templates was full.
     pub templates_full: Counter,
     /// Packets without a flow that went where consistent hashing says.
@@ -143,6 +149,9 @@ impl WorkerStats {
             flows_drained: Counter::default(),
             flows_dropped: Counter::default(),
             half_open: Gauge::default(),
+            cookies_sent: Counter::default(),
+            cookies_accepted: Counter::default(),
+            unanswered: Counter::default(),
             templates_full: Counter::default(),
             stateless: Counter::default(),
             directory_full: Counter::default(),
@@ -180,7 +189,7 @@ impl WorkerStats {
             Verdict::Handoff(_) => self.handed_over.add(1),
             Verdict::Kernel => self.kernel.add(1),
             // Counted by who keeps it, or fails to.
-            Verdict::Unresolved | Verdict::Early => {}
+            Verdict::Unresolved | Verdict::Early | Verdict::Unanswered => {}
             Verdict::Drop(reason) => self.drop(reason),
         }
     }

@@ -58,6 +58,10 @@ pub enum Answer {
     NeighbourAdvertisement,
     /// Echo reply for an owned address.
     Echo,
+    /// SYN-ACK with a cookie.
+    Cookie,
+    /// The last acknowledgement of a handshake, to the backend.
+    Handshake,
     /// TCP RST.
     Reset,
     /// ICMP or ICMPv6 port unreachable.

@@ -24,6 +24,12 @@ pub enum Verdict {
     ///
     /// [`Frame::overdue`]: crate::frame::Frame::overdue
     Early,
+    /// A segment of a client whose backend has not answered yet; unchanged. Whoever can keeps it for a moment and gives it to
+    /// the engine again once a backend has answered, at last with [`Frame::overdue`] set; else it is dropped as
+    /// [`DropReason::BackendSilent`].
+    ///
+    /// [`Frame::overdue`]: crate::frame::Frame::overdue
+    Unanswered,
     /// Not delivered.
     Drop(DropReason),
 }
@@ -80,6 +86,11 @@ reasons! {
     BackendRemoved => "backend_removed",
     /// A packet in the middle of a flow that nobody knows.
     NoFlow => "no_flow",
+    /// A segment in the middle of a flow that nobody knows, of a service that may answer SYNs by cookies: it repeats none, or
+    /// an old one.
+    BadCookie => "bad_cookie",
+    /// A segment of a client whose backend does not answer.
+    BackendSilent => "backend_silent",
     /// The flow table is full.
     FlowTableFull => "flow_table_full",
     /// More flows would be opened in a second than the limit allows (`new_flows_per_s`).

@@ -49,9 +49,9 @@ pub trait Handler {
     /// How many flows it knows.
     fn flows(&self) -> usize;
 
-    /// As [`Engine::first_fragments`].
-    fn first_fragments(&self) -> u64 {
-        0
+    /// As [`Engine::news`].
+    fn news(&self) -> (u64, u64) {
+        (0, 0)
     }
 }
 
@@ -76,8 +76,8 @@ impl Handler for Engine {
     }
 
     #[inline]
-    fn first_fragments(&self) -> u64 {
-        self.first_fragments()
+    fn news(&self) -> (u64, u64) {
+        self.news()
     }
 }
 
@@ -179,7 +179,7 @@ impl<I: LiveIo, H: Handler, B: Fn(u64)> Worker<I, H, B> {
         let (stats, now) = (&**stats, Tick::from_ns(now_ns));
         let tables = snapshots.read();
         let is_behind = handler.sweep(now, tables);
-        for _ in 0..waiting.begin(tables.generation, handler.first_fragments(), now_ns) {
+        for _ in 0..waiting.begin(tables.generation, handler.news(), now_ns) {
             stats.drop(DropReason::NoNeighbour);
         }
         let injected = io.inject(|room| {

@@ -162,6 +162,7 @@ fn explain(imagined: &Imagined, verdict: Verdict, steps: &[Step]) -> Explanation
         Verdict::Unresolved => ("drop", Some(DropReason::NoNeighbour)),
         // One packet is imagined, and no other fragment of it.
         Verdict::Early => ("drop", Some(DropReason::FragmentUnmatched)),
+        Verdict::Unanswered => ("drop", Some(DropReason::BackendSilent)),
         Verdict::Drop(reason) => ("drop", Some(reason)),
         // One worker hands nothing over, so what is left is the kernel's.
         Verdict::Kernel | Verdict::Handoff(_) => ("kernel", None),
@@ -225,6 +226,8 @@ fn answer_name(answer: Answer) -> &'static str {
         Answer::Arp => "an ARP reply",
         Answer::NeighbourAdvertisement => "a neighbour advertisement",
         Answer::Echo => "an echo reply",
+        Answer::Cookie => "a SYN cookie",
+        Answer::Handshake => "the end of a handshake",
         Answer::Reset => "a TCP reset",
         Answer::PortUnreachable => "ICMP port unreachable",
         Answer::TooBig => "ICMP fragmentation needed",

@@ -69,13 +69,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     while let Some(packet) = capture.next()? {
         n += 1;
         replay.pass(packet.time_ns)?;
-        let known = replay.imagined.engine.first_fragments();
+        let known = replay.imagined.engine.news();
         replay.take(
             Packet { n, came_ns: packet.time_ns, bytes: packet.bytes.to_vec() },
             packet.time_ns,
             false,
         )?;
-        if replay.imagined.engine.first_fragments() != known {
+        if replay.imagined.engine.news() != known {
             replay.retry(packet.time_ns)?;
         }
     }
@@ -91,7 +91,8 @@ struct Packet {
     bytes: Vec<u8>,
 }
 
-/// How long a later fragment waits for the first one of its packet, and how many of them do, as under a worker.
+/// How long a later fragment waits for the first one of its packet, or a segment for its backend, and how many do, about as
+/// under a worker.
 const PATIENCE_NS: u64 = 100_000_000;
 const PATIENT: usize = 64;
 
@@ -101,7 +102,7 @@ struct Replay {
     names: Names,
     sent: Option<pcap::Writer>,
     lines: Box<dyn std::io::Write>,
-    /// Later fragments that came before the first one.
+    /// Later fragments that came before the first one, and segments that came before their backend has answered.
     early: VecDeque<Packet>,
 }
 
@@ -118,7 +119,7 @@ impl Replay {
         while engine.sweep(now, tables) {}
         let mut steps = Vec::new();
         let verdict = engine.process_one(&mut frame, now, tables, &mut steps);
-        if verdict == Verdict::Early {
+        if matches!(verdict, Verdict::Early | Verdict::Unanswered) {
             self.early.push_back(packet);
             if self.early.len() <= PATIENT {
                 return Ok(());
@@ -134,7 +135,7 @@ impl Replay {
         Ok(())
     }
 
-    /// Tries again what waits for a first fragment.
+    /// Tries again what waits for a first fragment or for a backend.
     fn retry(&mut self, now_ns: u64) -> anyhow::Result<()> {
         for packet in std::mem::take(&mut self.early) {
             self.take(packet, now_ns, false)?;
@@ -204,6 +205,7 @@ impl Names {
             Verdict::Unresolved => ("drop", Some(DropReason::NoNeighbour)),
             // Kept and tried again, so never the last word.
             Verdict::Early => ("drop", Some(DropReason::FragmentUnmatched)),
+            Verdict::Unanswered => ("drop", Some(DropReason::BackendSilent)),
             Verdict::Drop(reason) => ("drop", Some(reason)),
         };
         let (mut service, mut backend, mut flow) = (None, None, None);

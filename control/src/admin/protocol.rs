@@ -291,6 +291,10 @@ pub struct WorkerRow {
     pub flows_evicted: u64,
     /// Flows that `drop_entry` ended.
     pub flows_dropped: u64,
+    /// SYNs that were answered by a cookie.
+    pub cookies_sent: u64,
+    /// Flows that were opened by a cookie.
+    pub cookies_accepted: u64,
 }
 
 /// What was not delivered.

@@ -122,6 +122,8 @@ pub fn workers<'a>(handles: impl Iterator<Item = &'a WorkerHandle>) -> Vec<Worke
             half_open: stats.half_open.get(),
             flows_evicted: stats.flows_evicted.get(),
             flows_dropped: stats.flows_dropped.get(),
+            cookies_sent: stats.cookies_sent.get(),
+            cookies_accepted: stats.cookies_accepted.get(),
         }
     };
     handles.map(row).collect()

@@ -225,6 +225,14 @@ impl Entry {
         }
     }
 
+    /// Has its packets pass the plain path from now on, if that is for such flows.
+    pub fn enter_plain_path(&mut self) {
+        let v6 = self.flags & (V6_FORWARD | V6_REPLY) != 0;
+        if self.mode().has_replies() && self.proto == TCP && !v6 {
+            self.flags |= PLAIN;
+        }
+    }
+
     /// Ends what [`Self::defer_plain_path`] has begun.
     pub fn resume_plain_path(&mut self) {
         if self.flags & PLAIN_LATER != 0 {

@@ -2,6 +2,7 @@
 
 use super::entry::Way;
 use super::pool;
+use super::sequence::Sequence;
 use super::table::Slot;
 use crate::snapshot::Tunnel;
 
@@ -17,6 +18,8 @@ pub struct Extra {
     pub source: u128,
     /// Largest IP packet of the routes towards the backend and the client, by [`Way`]; 0: as large as the link's.
     pub mtu: [u16; 2],
+    /// How its segments are renumbered, and what its backend is told of the client.
+    pub sequence: Sequence,
 }
 
 impl Extra {
@@ -33,7 +36,13 @@ impl Extra {
 
 impl Default for Extra {
     fn default() -> Self {
-        Self { template: pool::NONE, tunnel: Tunnel::default(), source: 0, mtu: [0; 2] }
+        Self {
+            template: pool::NONE,
+            tunnel: Tunnel::default(),
+            source: 0,
+            mtu: [0; 2],
+            sequence: Sequence::default(),
+        }
     }
 }
 

@@ -65,6 +65,13 @@ impl Sequence {
         Self { first, offset: cookie, flags: AWAITED | PROXIED, ..Self::default() }
     }
 
+    /// The same of a flow whose backend is told of the client: by a header of so many bytes, and by options of so many
+    /// segments.
+    #[must_use]
+    pub fn telling(self, header: u8, told: u8) -> Self {
+        Self { header, told, ..self }
+    }
+
     /// Whether the backend has not answered yet.
     #[inline]
     pub fn is_awaited(&self) -> bool {

@@ -99,9 +99,12 @@ fn egress(verdict: Verdict, frame: &Frame<'_>) -> Option<PortId> {
     match verdict {
         Verdict::Tx(port) => Some(port),
         Verdict::Reply(_) => Some(frame.port),
-        Verdict::Handoff(_) | Verdict::Kernel | Verdict::Unresolved | Verdict::Early | Verdict::Drop(_) => {
-            None
-        }
+        Verdict::Handoff(_)
+        | Verdict::Kernel
+        | Verdict::Unresolved
+        | Verdict::Early
+        | Verdict::Unanswered
+        | Verdict::Drop(_) => None,
     }
 }
 

@@ -1,8 +1,8 @@
 //! A packet of no known flow: whose it is, and the flow that it may open.
 
-use super::Core;
 use super::established::{enter, next_state};
 use super::persist::{By, Choice, Keeps};
+use super::{Core, shape};
 use crate::flow::entry::{Tuple, Way};
 use crate::flow::key::{self, FlowKey};
 use crate::flow::state::State;
@@ -11,11 +11,11 @@ use crate::flow::{sctp, snat, tcp};
 use crate::frame::Frame;
 use crate::packet::Packet;
 use crate::rewrite::nat;
-use crate::snapshot::{FTP, Mode, Service, Settings, Snapshot};
+use crate::snapshot::{FTP, Mode, Service, Settings, Snapshot, SynProxy};
 use crate::time::Tick;
 use crate::trace::{Answer, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::tcp::SYN;
+use crate::wire::tcp::{ACK, SYN};
 use crate::wire::{ipv4, ipv6};
 
 impl Core {
@@ -41,6 +41,12 @@ impl Core {
         trace.step(Step::ServiceMatched(service.id));
         trace.step(Step::FlowUnknown);
         check_source(key, tables)?;
+        if key.proto == key::TCP
+            && service.options.syn_proxy != SynProxy::Off
+            && let Some(claim) = self.claim(frame, packet, now)
+        {
+            return self.open_claimed(frame, packet, service, claim, now, tables, trace);
+        }
         if !opens(packet, &tables.settings) {
             return self.mid_flow(frame, packet, service, now, tables, trace);
         }
@@ -48,6 +54,9 @@ impl Core {
         if key.sport == FTP - 1 {
             // A server's end of an active data connection of FTP, which no client starts (`ip_vs_schedule`).
             return self.refuse(frame, packet, DropReason::NoFlow, unknown, tables, trace);
+        }
+        if key.proto == key::TCP && packet.tcp_flags & ACK == 0 && self.uses_cookies(service) {
+            return self.welcome(frame, packet, service, now, tables, trace);
         }
         if let Some(keeper) = self.keeper(frame, key, service, tables) {
             trace.step(Step::FlowElsewhere(keeper));
@@ -113,10 +122,16 @@ impl Core {
         if packet.key.proto != key::TCP {
             return Err(DropReason::NoFlow);
         }
+        let takes_cookies = service.options.syn_proxy != SynProxy::Off;
+        if takes_cookies && self.follows_claim(frame, packet, now) {
+            // The client sends again, from where it was.
+            return Err(DropReason::BadCookie);
+        }
         if service.steady.is_some() {
             return self.resume(frame, packet, service, now, tables, trace);
         }
-        self.refuse(frame, packet, DropReason::NoFlow, Answer::Reset, tables, trace)
+        let reason = if takes_cookies { DropReason::BadCookie } else { DropReason::NoFlow };
+        self.refuse(frame, packet, reason, Answer::Reset, tables, trace)
     }
 
     /// A packet to no service: a reply to a SNAT port, or the kernel's.
@@ -189,7 +204,14 @@ impl Core {
             self.flows.extra_mut(slot).ok_or(DropReason::FlowTableFull)?.tunnel = backend.tunnel;
         }
         let strictness = self.strictness();
+        let asked = if backend.mode.has_replies() { shape::asked(service, packet) } else { None };
+        if let Some(sequence) = asked {
+            self.flows.extra_mut(slot).ok_or(DropReason::FlowTableFull)?.sequence = sequence;
+        }
         let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
+        if asked.is_some() {
+            entry.leave_plain_path();
+        }
         nat::Deltas::prepare(entry, &tuple);
         entry.count_packet();
         if entry.proto() == key::TCP && service.options.mss.is_some() {

@@ -2,9 +2,11 @@
 //! got the answer.
 
 use super::Core;
+use super::persist::By;
+use crate::flow::cookie;
 use crate::flow::entry::Way;
 use crate::flow::sequence::Sequence;
-use crate::flow::tcp::State;
+use crate::flow::state::State;
 use crate::flow::table::Slot;
 use crate::frame::Frame;
 use crate::packet::Packet;
@@ -18,11 +20,15 @@ use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
 use crate::wire::tcp::{ACK, RST, SYN, Tcp};
 use crate::wire::tcp_options::Offer;
+use crate::wire::view;
 
 /// By how many bits Weir says that windows are shifted, to a client that shifts its own: enough for 8 MiB.
 pub(super) const SCALE: u8 = 7;
 /// Segments that the client may send before the backend has answered.
 const EARLY_SEGMENTS: u16 = 4;
+/// Bytes that it may: as far as [`cookie::Secret::follows`] reaches.
+#[expect(clippy::cast_possible_truncation, reason = "2^14")]
+const EARLY_BYTES: u16 = cookie::REACH as u16;
 
 impl Core {
     /// Whether a SYN to this service is answered by a cookie at present.
@@ -56,7 +62,7 @@ impl Core {
             timestamps: asked.timestamps.map(|(clients, _)| (clock(now), clients)),
         };
         let cookie = self.secret.cookie(&packet.key, syn.sequence.get(), &asked, now);
-        let window = mss.saturating_mul(EARLY_SEGMENTS);
+        let window = mss.saturating_mul(EARLY_SEGMENTS).min(EARLY_BYTES);
         handshake::welcome(frame, packet, port.mac, &syn, (cookie, window), &offer)?;
         self.setup.stats.cookies_sent.add(1);
         trace.step(Step::Answered(Answer::Cookie));
@@ -78,6 +84,16 @@ impl Core {
             sequence.set_clocks(clients, own);
         }
         Some(sequence)
+    }
+
+    /// Whether a segment of no flow follows one that has not arrived, which would have opened the flow.
+    #[cold]
+    pub(super) fn follows_claim(&self, frame: &Frame<'_>, packet: &Packet, now: Tick) -> bool {
+        view::<Tcp>(frame.bytes(), packet.l4.into()).is_ok_and(|tcp| {
+            let (number, cookie) = (tcp.sequence.get(), tcp.acknowledgement.get().wrapping_sub(1));
+            tcp.flags & (SYN | ACK | RST) == ACK
+                && self.secret.follows(&packet.key, number.wrapping_sub(1), cookie, now)
+        })
     }
 
     /// Opens the flow of a client that has repeated its cookie: its segment becomes a SYN to the backend.
@@ -102,7 +118,7 @@ impl Core {
         if !self.defence.lets_open(now, &tables.settings) {
             return Err(DropReason::NewFlowLimit);
         }
-        let choice = self.choose(service, &packet.key, now, tables);
+        let choice = self.choose(service, &packet.key, By::Scheduler, now, tables);
         let Some(choice) = choice.filter(|choice| choice.backend.mode.has_replies()) else {
             if let Some(counter) = self.setup.stats.refused(service.id) {
                 counter.add(1);
@@ -115,7 +131,7 @@ impl Core {
         self.enter(slot, State::SynSent, now, tables)?;
         let extra = self.flows.extra_mut(slot).ok_or(DropReason::FlowTableFull)?;
         let Sequence { header, told, .. } = extra.sequence;
-        extra.sequence = Sequence { header, told, ..claim };
+        extra.sequence = claim.telling(header, told);
         self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?.leave_plain_path();
         let _ = self.find_hop(slot, Way::Reply, tables);
         self.send(frame, packet, slot, Way::Forward, tables, trace)
@@ -131,7 +147,7 @@ impl Core {
     ) -> Result<(), DropReason> {
         let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
         super::established::enter(entry, slot, next, &self.setup, &mut self.half_open);
-        entry.expires = super::established::expiry(entry, now, tables);
+        entry.expires = now.after_seconds(tables.timeouts.of(next));
         Ok(())
     }
 }

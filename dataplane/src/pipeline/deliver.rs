@@ -1,10 +1,11 @@
 //! Sending a packet of a flow: where it leaves, whether it fits, and which headers it leaves with.
 
+use super::shape::Shaped;
 use super::{Core, Setup};
 use crate::flow::entry::{Entry, NO_HOP, Way};
 use crate::flow::key;
 use crate::flow::table::Slot;
-use crate::frame::Frame;
+use crate::frame::{Checksum, Frame};
 use crate::ids::PortId;
 use crate::packet::Packet;
 use crate::rewrite::encap::Outer;
@@ -68,6 +69,19 @@ impl Core {
                 false => self.too_big(frame, packet, largest, tables, trace),
             };
         }
+        let shaped;
+        let mut arrived = packet;
+        if entry.has_extra() {
+            shaped = match self.shape(frame, packet, slot, way, (largest, unfinished), tables, trace)? {
+                Shaped::Passes(packet) => packet,
+                Shaped::Done(verdict) => return Ok(verdict),
+            };
+            arrived = &shaped;
+        }
+        let packet = arrived;
+        // A segment that was made anew is complete.
+        let unfinished = unfinished && frame.checksum != Checksum::Complete;
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         count(entry, way, packet, &self.setup);
         if packet.tcp_flags & SYN != 0 {
             self.clamp(frame, packet, slot, way, largest, unfinished, tables)?;

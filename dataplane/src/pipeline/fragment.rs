@@ -37,7 +37,9 @@ impl Core {
             Verdict::Handoff(owner) => Fate::Elsewhere(owner),
             Verdict::Kernel => Fate::Kernel,
             Verdict::Drop(reason) | Verdict::Reply(Some(reason)) => Fate::Refused(reason),
-            Verdict::Reply(None) | Verdict::Early => Fate::Refused(DropReason::Fragment),
+            Verdict::Reply(None) | Verdict::Early | Verdict::Unanswered => {
+                Fate::Refused(DropReason::Fragment)
+            }
         };
         self.note(key, fate, now);
         verdict

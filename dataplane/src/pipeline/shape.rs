@@ -7,7 +7,7 @@ use crate::flow::cookie;
 use crate::flow::entry::Way;
 use crate::flow::key::TCP;
 use crate::flow::sequence::{Placed, Sequence, scaled};
-use crate::flow::tcp::State;
+use crate::flow::state::State;
 use crate::flow::table::Slot;
 use crate::frame::Frame;
 use crate::packet::{Kind, Packet};
@@ -50,7 +50,7 @@ pub(super) fn asked(service: &Service, packet: &Packet) -> Option<Sequence> {
     let carries = matches!(packet.key.proto, TCP | crate::flow::key::UDP);
     let header = if options.proxy_protocol { identity::header_len(packet.key.v6) } else { 0 };
     let told = if options.toa && packet.key.proto == TCP { TELL } else { 0 };
-    (opens && carries && (header, told) != (0, 0)).then(|| Sequence { header, told, ..Sequence::default() })
+    (opens && carries && (header, told) != (0, 0)).then(|| Sequence::default().telling(header, told))
 }
 
 impl Core {
@@ -69,11 +69,15 @@ impl Core {
         trace: &mut impl Trace,
     ) -> Result<Shaped, DropReason> {
         let limits = Limits { largest, unfinished };
-        let Some(extra) = self.flows.extra(slot) else { return Ok(Shaped::Passes(*packet)) };
-        let mut sequence = extra.sequence;
+        let Some(mut sequence) = self.flows.extra(slot).map(|extra| extra.sequence) else {
+            return Ok(Shaped::Passes(*packet));
+        };
+        if sequence.is_over() {
+            return Ok(Shaped::Passes(*packet));
+        }
         let shaped = match (packet.key.proto, way) {
             (TCP, Way::Forward) if sequence.is_awaited() => {
-                self.ask(frame, packet, slot, &mut sequence, limits)?
+                self.ask(frame, packet, slot, &mut sequence, limits, tables)?
             }
             (TCP, Way::Reply) if sequence.is_awaited() => {
                 self.answered(frame, packet, slot, &mut sequence, tables, trace)?
@@ -101,7 +105,9 @@ impl Core {
         if let Some(extra) = self.flows.extra_mut(slot) {
             extra.sequence = sequence;
         }
+        let keeps_link = self.flows.extra(slot).is_some_and(|extra| extra.mtu == [0; 2]);
         if sequence.is_over()
+            && keeps_link
             && let Some(entry) = self.flows.entry_mut(slot)
         {
             entry.enter_plain_path();
@@ -118,22 +124,30 @@ impl Core {
         slot: Slot,
         sequence: &mut Sequence,
         limits: Limits,
+        tables: &Snapshot,
     ) -> Result<Shaped, DropReason> {
         let now = self.sweep.now();
         if packet.tcp_flags & SYN != 0 {
             // A client that opens anew has forgotten what this flow is about.
             let number = view::<Tcp>(frame.bytes(), packet.l4.into())?.sequence.get();
-            if number.wrapping_add(1) != sequence.first {
+            if number.wrapping_add(1) == sequence.first {
+                self.enter(slot, State::SynSent, now, tables)?;
+            } else {
                 self.close(slot);
             }
             return Err(DropReason::BackendSilent);
         }
         if packet.tcp_flags & RST != 0 || !sequence.may_ask(now, ASK_AGAIN) {
-            return Ok(Shaped::Done(Verdict::Unanswered));
+            return if frame.overdue {
+                Err(DropReason::BackendSilent)
+            } else {
+                Ok(Shaped::Done(Verdict::Unanswered))
+            };
         }
         let mut packet = *packet;
         let offer = offered(sequence, packet.key.v6);
-        let window = scaled(sequence.window, offer.scale.and_then(|bits| i8::try_from(bits).ok()).unwrap_or(0));
+        let window =
+            scaled(sequence.window, offer.scale.and_then(|bits| i8::try_from(bits).ok()).unwrap_or(0));
         handshake::open(frame, &mut packet, sequence.first.wrapping_sub(1), window, &offer)?;
         sequence.set_asked(now);
         tell(frame, &mut packet, sequence, Limits { unfinished: false, ..limits })?;
@@ -160,7 +174,7 @@ impl Core {
                 let number = sequence.offset.wrapping_add(1);
                 segment::edit(frame.bytes_mut(), packet, false, |tcp, _| tcp.sequence = number.into())?;
                 self.enter(slot, State::Close, now, tables)?;
-                self.answers = self.answers.wrapping_add(1);
+                self.backends_answered = self.backends_answered.wrapping_add(1);
                 Ok(Shaped::Passes(*packet))
             }
             RST => Err(DropReason::NoFlow),
@@ -173,7 +187,7 @@ impl Core {
                 let clock = offer.timestamps.filter(|_| sequence.is_timed()).map(|(own, _)| own);
                 sequence.answered(tcp.sequence.get(), clock);
                 self.enter(slot, State::Established, now, tables)?;
-                self.answers = self.answers.wrapping_add(1);
+                self.backends_answered = self.backends_answered.wrapping_add(1);
                 self.complete(frame, packet, slot, sequence, tables, trace)
             }
             // The client has gone, or the backend takes this for another connection.
@@ -200,7 +214,8 @@ impl Core {
         let (tcp, offer) = handshake::read(frame, packet)?;
         let mut options = Options::default();
         if let Some((theirs, _)) = offer.timestamps.filter(|_| sequence.is_timed()) {
-            Offer { timestamps: Some((sequence.client_clock, theirs)), ..Offer::default() }.write(&mut options);
+            Offer { timestamps: Some((sequence.client_clock, theirs)), ..Offer::default() }
+                .write(&mut options);
         }
         if sequence.told > 0 {
             options.add(identity::option(&client).bytes());

@@ -1,6 +1,7 @@
 mod floods;
 mod fragments;
 mod persistence;
+mod proxied;
 mod stateless;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

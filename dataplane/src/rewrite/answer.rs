@@ -213,12 +213,7 @@ fn error(frame: &mut Frame<'_>, packet: &Packet, own_mac: [u8; 6], icmp: Icmp) -
 /// The RST that answers the segment in `frame`, but for its checksum.
 fn reset_of(frame: &Frame<'_>, packet: &Packet) -> Result<Tcp, DropReason> {
     let tcp = sound(frame, packet)?;
-    let mut answer = Tcp {
-        src_port: tcp.dst_port,
-        dst_port: tcp.src_port,
-        flags: RST,
-        ..Tcp::new_zeroed()
-    };
+    let mut answer = Tcp { src_port: tcp.dst_port, dst_port: tcp.src_port, flags: RST, ..Tcp::new_zeroed() };
     if tcp.flags & ACK != 0 {
         answer.sequence = tcp.acknowledgement;
     } else {

@@ -82,10 +82,11 @@ mod tests {
 
     #[test]
     fn the_header_is_as_its_specification_has_it() {
-        let key = FlowKey { src: 0xc000_0201, dst: 0x0a00_0064, sport: 51_000, dport: 443, proto: TCP, v6: false };
+        let key =
+            FlowKey { src: 0xc000_0201, dst: 0x0a00_0064, sport: 51_000, dport: 443, proto: TCP, v6: false };
         let want = [
-            0x0d, 0x0a, 0x0d, 0x0a, 0x00, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a, 0x21, 0x11, 0, 12, 192, 0, 2, 1,
-            10, 0, 0, 100, 0xc7, 0x38, 0x01, 0xbb,
+            0x0d, 0x0a, 0x0d, 0x0a, 0x00, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a, 0x21, 0x11, 0, 12, 192,
+            0, 2, 1, 10, 0, 0, 100, 0xc7, 0x38, 0x01, 0xbb,
         ];
         assert_eq!(header(&key).bytes(), want);
         assert_eq!(header(&FlowKey { proto: UDP, ..key }).bytes()[13], 0x12);

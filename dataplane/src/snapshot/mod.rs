@@ -262,8 +262,18 @@ const NOWHERE: (u32, u32) = (u32::MAX, u32::MAX);
 impl Services {
     /// Tables over `list`, `pools` (by [`PoolId`]) and the `owned` addresses, to which the pools' are added.
     /// Of two services with one VIP the later wins; control refuses such a configuration before.
-    pub fn new(list: Vec<Service>, pools: Vec<SnatPool>, owned: impl IntoIterator<Item = IpAddr>) -> Self {
+    pub fn new(
+        mut list: Vec<Service>,
+        pools: Vec<SnatPool>,
+        owned: impl IntoIterator<Item = IpAddr>,
+    ) -> Self {
         let mut tables = Self { owned: owned.into_iter().map(key::bits).collect(), ..Self::default() };
+        for service in &mut list {
+            // Weir can stand between client and backend only where both directions pass it.
+            if service.backends.iter().any(|backend| !backend.mode.has_replies()) {
+                service.options.syn_proxy = SynProxy::Off;
+            }
+        }
         for (position, service) in (0u32..).zip(&list) {
             for (place, backend) in (0u32..).zip(&service.backends) {
                 let index = backend.id.index();

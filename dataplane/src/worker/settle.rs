@@ -35,6 +35,10 @@ pub(super) fn settle(
                 stats.fragments_early.add(1);
                 keep(waiting, position, frame, For::FirstFragment, now_ns)
             }
+            Verdict::Unanswered => {
+                stats.unanswered.add(1);
+                keep(waiting, position, frame, For::Backend, now_ns)
+            }
             Verdict::Tx(_) | Verdict::Reply(_) | Verdict::Drop(_) => Ok(()),
         };
         if let Err(reason) = result {
@@ -160,7 +164,7 @@ mod tests {
         let mut verdicts = [Verdict::Unresolved; 2];
         settle(&mut frames, &mut verdicts, None, &mut exchange, &mut waiting, 0, &stats);
         assert_eq!(stats.drops(DropReason::NoNeighbour), 1);
-        waiting.begin(1, 0, 1);
+        waiting.begin(1, (0, 0), 1);
         let mut room = [0; 100];
         let arrival = waiting.retry(&mut room, |_| panic!("it fits")).unwrap();
         assert_eq!((&room[..arrival.len], arrival.port), (&ethernet(&[])[..], UPLINK));
