@@ -4,7 +4,7 @@ use zerocopy::big_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, transmute};
 
 use crate::flow::key::{FlowKey, SCTP, TCP, UDP};
-use crate::flow::sctp;
+use crate::flow::sctp::{self, Event::Nothing};
 use crate::verdict::DropReason;
 use crate::wire::arp::{self, Arp, Formats};
 use crate::wire::checksum::{Sum, ipv4_verifies};
@@ -52,8 +52,10 @@ pub struct Packet {
     pub l4: u16,
     /// First byte behind the IP packet; what follows is Ethernet padding.
     pub end: u16,
-    /// TCP flags of a TCP segment; what an SCTP packet says ([`sctp::Event`]); else 0.
+    /// TCP flags of a TCP segment, else 0.
     pub tcp_flags: u8,
+    /// What an SCTP packet says; `Nothing` for any other.
+    pub sctp: sctp::Event,
     /// TTL or hop limit.
     pub ttl: u8,
 }
@@ -64,7 +66,7 @@ impl Packet {
     pub fn is_first(&self) -> bool {
         match self.key.proto {
             TCP => self.tcp_flags & SYN != 0,
-            SCTP => self.tcp_flags == sctp::Event::Init as u8,
+            SCTP => self.sctp == sctp::Event::Init,
             _ => false,
         }
     }
@@ -152,7 +154,7 @@ fn plain(frame: &[u8]) -> Option<Packet> {
         proto: ip.protocol,
         v6: false,
     };
-    Some(Packet { kind: Kind::Transport, key, l3: L3, l4: L4, end, tcp_flags, ttl: ip.ttl })
+    Some(Packet { kind: Kind::Transport, key, l3: L3, l4: L4, end, tcp_flags, sctp: Nothing, ttl: ip.ttl })
 }
 
 /// [`plain`] for IPv6: no tags and no extension headers.
@@ -175,7 +177,16 @@ fn plain_v6(frame: &[u8]) -> Option<Packet> {
         proto: ip.next_header,
         v6: true,
     };
-    Some(Packet { kind: Kind::Transport, key, l3: L3, l4: L4, end, tcp_flags, ttl: ip.hop_limit })
+    Some(Packet {
+        kind: Kind::Transport,
+        key,
+        l3: L3,
+        l4: L4,
+        end,
+        tcp_flags,
+        sctp: Nothing,
+        ttl: ip.hop_limit,
+    })
 }
 
 /// The flags of a faultless TCP segment that lies from `l4` to `end`; 0 for a UDP datagram.
@@ -314,6 +325,8 @@ fn in_fragment(packet: Packet, piece: Piece, segment: &[u8]) -> Result<Packet, D
         }
         header_len = tcp.header_len();
         first.tcp_flags = tcp.flags;
+    } else if packet.key.proto == SCTP {
+        first.sctp = sctp::Event::of(segment);
     }
     if header_len > segment.len() { Err(DropReason::TinyFragment) } else { Ok(first) }
 }
@@ -350,7 +363,7 @@ fn in_arp(frame: &[u8], l3: usize) -> Result<Packet, DropReason> {
 fn other(key: FlowKey, offsets: [usize; 3], ttl: u8) -> Result<Packet, DropReason> {
     // Only a frame longer than 64 KiB does not fit.
     let [Ok(l3), Ok(l4), Ok(end)] = offsets.map(u16::try_from) else { return Err(DropReason::BadLength) };
-    Ok(Packet { kind: Kind::Other, key, l3, l4, end, tcp_flags: 0, ttl })
+    Ok(Packet { kind: Kind::Other, key, l3, l4, end, tcp_flags: 0, sctp: Nothing, ttl })
 }
 
 /// What a whole IP packet carries.
@@ -373,7 +386,7 @@ fn in_segment(mut packet: Packet, segment: &[u8]) -> Result<Packet, DropReason> 
         }
         (SCTP, _) => {
             let sctp: &Sctp = view(segment, 0)?;
-            packet.tcp_flags = sctp::Event::of(segment) as u8;
+            packet.sctp = sctp::Event::of(segment);
             (sctp.src_port, sctp.dst_port)
         }
         (ipv4::ICMP, false) => return in_icmp(packet, segment),

@@ -66,23 +66,6 @@ impl Event {
             _ => Self::Data,
         }
     }
-
-    /// The event with this number; `Nothing` for a number that none has.
-    pub fn numbered(number: u8) -> Self {
-        match number {
-            0 => Self::Data,
-            1 => Self::Init,
-            2 => Self::InitAck,
-            3 => Self::CookieEcho,
-            4 => Self::CookieAck,
-            5 => Self::Shutdown,
-            6 => Self::ShutdownAck,
-            7 => Self::ShutdownComplete,
-            8 => Self::Error,
-            9 => Self::Abort,
-            _ => Self::Nothing,
-        }
-    }
 }
 
 impl State {
@@ -244,9 +227,6 @@ mod tests {
             ("cookie ack longer than the packet", &[&[11, 0, 0xff, 0xff]], Event::CookieAck),
         ] {
             assert_eq!(Event::of(&packet(chunks)), want, "{name}");
-        }
-        for number in 0..=10 {
-            assert_eq!(Event::numbered(number) as u8, number);
         }
     }
 }

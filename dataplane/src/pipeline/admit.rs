@@ -286,7 +286,7 @@ impl Core {
 fn opens(packet: &Packet, settings: &Settings) -> bool {
     match packet.key.proto {
         key::TCP => tcp::opens(packet.tcp_flags, settings.sloppy_tcp),
-        key::SCTP => sctp::opens(sctp::Event::numbered(packet.tcp_flags), settings.sloppy_sctp),
+        key::SCTP => sctp::opens(packet.sctp, settings.sloppy_sctp),
         _ => true,
     }
 }

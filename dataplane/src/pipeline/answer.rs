@@ -1,6 +1,7 @@
 //! What Weir answers itself: for the addresses it owns, and in place of packets that it refuses.
 
 use super::Core;
+use crate::flow::key::{self, FlowKey};
 use crate::frame::Frame;
 use crate::packet::{Kind, Packet};
 use crate::rewrite::{answer, nat};
@@ -71,7 +72,7 @@ impl Core {
         let mac = self.may_answer(frame, reason, tables)?;
         let made = match with {
             Answer::Reset => answer::reset(frame, packet, mac),
-            Answer::TimeExceeded => answer::time_exceeded(frame, packet, mac),
+            Answer::TimeExceeded => answer::time_exceeded(frame, &from_router(packet, tables), mac),
             _ => answer::port_unreachable(frame, packet, mac),
         };
         refused(made, reason, with, trace)
@@ -96,7 +97,7 @@ impl Core {
         }
         let mac = self.may_answer(frame, reason, tables)?;
         nat::pass(frame.bytes_mut(), packet)?;
-        refused(answer::too_big(frame, packet, mac, mtu), reason, Answer::TooBig, trace)
+        refused(answer::too_big(frame, &from_router(packet, tables), mac, mtu), reason, Answer::TooBig, trace)
     }
 
     /// The MAC address to answer a refused packet from, while the allowance lasts; after that it is only dropped.
@@ -109,6 +110,19 @@ impl Core {
         let port = tables.net.port(frame.port).ok_or(DropReason::NoPort)?;
         if self.answers.take(self.sweep.now()) { Ok(port.mac) } else { Err(reason) }
     }
+}
+
+/// The packet as one to whom its error is to come from. That is whom it was sent to, where this is a VIP. To a backend,
+/// whose answer is for a client, Weir is a router and says so by its own address, if it has one on the way there.
+fn from_router(packet: &Packet, tables: &Snapshot) -> Packet {
+    let mut packet = *packet;
+    let FlowKey { dst, v6, .. } = packet.key;
+    if !tables.services.is_virtual(dst, v6) {
+        let path = tables.net.way_to(packet.key.source(), 0).ok().map(|(_, path)| path);
+        let own = path.and_then(|path| path.source).map(key::bits).filter(|(_, own_v6)| *own_v6 == v6);
+        packet.key.dst = own.map_or(dst, |(own, _)| own);
+    }
+    packet
 }
 
 /// The verdict on a refused packet. One that may not be answered (a segment with RST, a broadcast) is refused all the

@@ -7,7 +7,7 @@ use crate::flow::half_open::HalfOpen;
 use crate::flow::state::State;
 use crate::flow::table::{Hit, Slot};
 use crate::flow::tcp::Strictness;
-use crate::flow::{key, sctp, templates};
+use crate::flow::{key, templates};
 use crate::frame::Frame;
 use crate::packet::Packet;
 use crate::rewrite::nat;
@@ -219,7 +219,7 @@ fn is_over(entry: &Entry, reuse_mode: u8) -> bool {
 pub(super) fn next_state(entry: &mut Entry, way: Way, packet: &Packet, strictness: Strictness) -> State {
     match entry.proto() {
         key::TCP => entry.state.next(strictness, entry.direction(way), packet.tcp_flags),
-        key::SCTP => entry.state.after(entry.direction(way), sctp::Event::numbered(packet.tcp_flags)),
+        key::SCTP => entry.state.after(entry.direction(way), packet.sctp),
         _ => entry.state,
     }
 }

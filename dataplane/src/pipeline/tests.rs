@@ -1,3 +1,4 @@
+mod conntrack;
 mod floods;
 mod fragments;
 mod persistence;

@@ -7,15 +7,14 @@ use zerocopy::IntoBytes;
 use zerocopy::big_endian::U16;
 
 use super::{encap, l2, nat};
-use crate::flow::key::{FlowKey, UDP};
+use crate::flow::key::FlowKey;
 use crate::frame::{Checksum, Frame};
-use crate::packet::Packet;
+use crate::packet::{Kind, Packet};
 use crate::verdict::DropReason;
 use crate::wire::checksum::Sum;
 use crate::wire::ethernet;
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::Ipv6;
-use crate::wire::udp::Udp;
 use crate::wire::{view, view_mut};
 
 /// By so many bytes an IPv6 packet is longer than the IPv4 packet with the same payload, options and extensions aside.
@@ -37,11 +36,12 @@ struct Header {
 
 /// Gives a TCP, UDP or SCTP packet an IP header of the other family, the addresses and ports of `target`, and one hop
 /// less. `deltas` are the flow's. IPv4 options and IPv6 extension headers are left behind; a checksum that the sender
-/// left to an interface (`unfinished`) is finished, and one that UDP over IPv4 has left out is computed. `id` becomes the
+/// left to an interface (`unfinished`) is finished, and one that UDP has left out is computed. `id` becomes the
 /// identification of an IPv4 packet that may be fragmented.
 ///
 /// # Errors
-/// `Unsupported`: an IPv4 source route whose end is not reached. `NoHeadroom`.
+/// `Fragment`: a fragment, whose header has no place in the other family's. `Unsupported`: an IPv4 source route whose end
+/// is not reached. `NoHeadroom`.
 pub fn translate(
     frame: &mut Frame<'_>,
     packet: &Packet,
@@ -50,6 +50,9 @@ pub fn translate(
     unfinished: bool,
     id: u16,
 ) -> Result<(), DropReason> {
+    if packet.kind != Kind::Transport {
+        return Err(DropReason::Fragment);
+    }
     if unfinished {
         encap::finish(frame, packet)?;
     }
@@ -57,30 +60,12 @@ pub fn translate(
     let len = packet.end - packet.l4;
     let header = Header::read(frame.bytes(), packet, len, id)?;
     nat::transport(frame.bytes_mut(), packet, [target.sport, target.dport], deltas, false)?;
-    if packet.key.proto == UDP && !packet.key.v6 {
-        sign(frame, packet, target)?;
-    }
+    nat::sign(frame.bytes_mut(), packet, target.src, target.dst)?;
     let header_len = if target.v6 { Ipv6::LEN } else { Ipv4::LEN };
     l2::resize_front(frame, packet.l4.into(), usize::from(packet.l3) + header_len)?;
     set_ethertype(frame, packet, target.v6)?;
     let bytes = frame.bytes_mut().get_mut(packet.l3.into()..).ok_or(DropReason::Truncated)?;
     header.write(bytes, target, len)
-}
-
-/// Computes the checksum of a datagram that has none, as IPv6 demands it.
-fn sign(frame: &mut Frame<'_>, packet: &Packet, target: &FlowKey) -> Result<(), DropReason> {
-    let range = packet.l4.into()..packet.end.into();
-    let datagram = frame.bytes_mut().get_mut(range).ok_or(DropReason::Truncated)?;
-    let udp: &Udp = view(datagram, 0)?;
-    if udp.checksum.get() != 0 {
-        return Ok(());
-    }
-    // What is behind the datagram's own length is not covered.
-    let len = udp.len.get();
-    let covered = datagram.get(..len.into()).ok_or(DropReason::BadLength)?;
-    let sum = Sum::pseudo_header(target.src, target.dst, UDP, len) + Sum::of(covered);
-    view_mut::<Udp>(datagram, 0)?.checksum = sum.udp_checksum().into();
-    Ok(())
 }
 
 /// Sets the EtherType in front of the IP header.

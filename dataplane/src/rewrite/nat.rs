@@ -1,4 +1,4 @@
-//! Network address translation of TCP and UDP, with checksums updated and not recomputed (RFC 1624): what was wrong
+//! Network address translation of TCP, UDP and SCTP, with checksums updated and not recomputed (RFC 1624): what was wrong
 //! before stays wrong, and its receiver finds out.
 
 use zerocopy::big_endian::{U16, U32, U64};
@@ -13,6 +13,7 @@ use crate::verdict::DropReason;
 use crate::wire::checksum::{Delta, Sum, is_partial};
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
+use crate::wire::sctp::{Sctp, crc};
 use crate::wire::tcp::Tcp;
 use crate::wire::udp::Udp;
 use crate::wire::{Truncated, view, view_mut};
@@ -106,7 +107,8 @@ pub fn translate_v4(
     header.dst = dst.into();
     header.ttl = header.ttl.wrapping_sub(1);
     header.checksum = deltas.header.apply(header.checksum.get()).into();
-    transport(bytes, packet, halves(ports), deltas, unfinished)
+    transport(bytes, packet, halves(ports), deltas, unfinished)?;
+    sign(bytes, packet, src.into(), dst.into())
 }
 
 /// [`translate_v4`] for IPv6, which has no header checksum.
@@ -121,10 +123,11 @@ pub fn translate_v6(
     header.src = src.into();
     header.dst = dst.into();
     header.hop_limit = header.hop_limit.wrapping_sub(1);
-    transport(bytes, packet, halves(ports), deltas, unfinished)
+    transport(bytes, packet, halves(ports), deltas, unfinished)?;
+    sign(bytes, packet, src, dst)
 }
 
-/// Ports and checksum of TCP or UDP.
+/// Ports and checksum of TCP, UDP or SCTP.
 pub(super) fn transport(
     bytes: &mut [u8],
     packet: &Packet,
@@ -135,24 +138,71 @@ pub(super) fn transport(
     if packet.kind == Kind::Fragment {
         return Ok(()); // the ports and the checksum are in the first one
     }
-    if packet.key.proto == key::TCP {
-        let header: &mut Tcp = view_mut(bytes, packet.l4.into())?;
-        (header.src_port, header.dst_port) = (sport.into(), dport.into());
-        let before = header.checksum.get();
-        let after =
-            if unfinished { deltas.address().apply_partial(before) } else { deltas.transport.apply(before) };
-        header.checksum = after.into();
-    } else {
-        let header: &mut Udp = view_mut(bytes, packet.l4.into())?;
-        (header.src_port, header.dst_port) = (sport.into(), dport.into());
-        let before = header.checksum.get();
-        let after = if unfinished {
-            deltas.address().apply_partial(before)
-        } else {
-            deltas.transport.apply_udp(before)
-        };
-        header.checksum = after.into();
+    match packet.key.proto {
+        key::TCP => {
+            let header: &mut Tcp = view_mut(bytes, packet.l4.into())?;
+            (header.src_port, header.dst_port) = (sport.into(), dport.into());
+            let before = header.checksum.get();
+            let after = if unfinished {
+                deltas.address().apply_partial(before)
+            } else {
+                deltas.transport.apply(before)
+            };
+            header.checksum = after.into();
+        }
+        key::SCTP => sctp_ports(bytes, packet, [sport, dport])?,
+        _ => {
+            let header: &mut Udp = view_mut(bytes, packet.l4.into())?;
+            (header.src_port, header.dst_port) = (sport.into(), dport.into());
+            let before = header.checksum.get();
+            let after = if unfinished {
+                deltas.address().apply_partial(before)
+            } else {
+                deltas.transport.apply_udp(before)
+            };
+            header.checksum = after.into();
+        }
     }
+    Ok(())
+}
+
+/// Ports and CRC32c of SCTP, which covers no addresses. How much a port changes it depends on how far it is from the
+/// end, which a fragment does not tell.
+#[cold]
+#[inline(never)]
+fn sctp_ports(bytes: &mut [u8], packet: &Packet, ports: [u16; 2]) -> Result<(), DropReason> {
+    let header: &mut Sctp = view_mut(bytes, packet.l4.into())?;
+    let number = |[sport, dport]: [u16; 2]| u32::from(sport) << 16 | u32::from(dport);
+    let change = number([header.src_port.get(), header.dst_port.get()]) ^ number(ports);
+    if change == 0 {
+        return Ok(());
+    }
+    if packet.kind == Kind::FirstFragment {
+        return Err(DropReason::Fragment);
+    }
+    let behind = (packet.end - packet.l4).saturating_sub(4);
+    let crc = header.crc() ^ crc::change(change.to_be_bytes(), behind);
+    (header.src_port, header.dst_port) = (ports[0].into(), ports[1].into());
+    header.set_crc(crc);
+    Ok(())
+}
+
+/// Computes the checksum of a whole UDP datagram that has none, as the kernel's IPVS does. `src` and `dst` are what it leaves
+/// with.
+pub(super) fn sign(bytes: &mut [u8], packet: &Packet, src: u128, dst: u128) -> Result<(), DropReason> {
+    if packet.key.proto != key::UDP || packet.kind != Kind::Transport {
+        return Ok(());
+    }
+    let datagram = bytes.get_mut(packet.l4.into()..packet.end.into()).ok_or(DropReason::Truncated)?;
+    let udp: &Udp = view(datagram, 0)?;
+    if udp.checksum.get() != 0 {
+        return Ok(());
+    }
+    // What is behind the datagram's own length is not covered.
+    let len = udp.len.get();
+    let covered = datagram.get(..len.into()).ok_or(DropReason::BadLength)?;
+    let sum = Sum::pseudo_header(src, dst, key::UDP, len) + Sum::of(covered);
+    view_mut::<Udp>(datagram, 0)?.checksum = sum.udp_checksum().into();
     Ok(())
 }
 
@@ -169,7 +219,8 @@ pub fn pass(bytes: &mut [u8], packet: &Packet) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Notes in the frame where its sender has left the transport checksum to the interface. Returns whether so.
+/// Notes in the frame where its sender has left the transport checksum to the interface. Returns whether so. That of SCTP,
+/// which no TX metadata can ask for, is computed at once.
 ///
 /// Such a checksum is only the pseudo-header's sum. A fragment has none such: who fragments has finished the checksum.
 /// Where a complete checksum happens to look the same (1 in 65536),
@@ -177,6 +228,10 @@ pub fn pass(bytes: &mut [u8], packet: &Packet) -> Result<(), DropReason> {
 #[inline(never)]
 pub fn note_partial(frame: &mut Frame<'_>, packet: &Packet) -> bool {
     if matches!(packet.kind, Kind::FirstFragment | Kind::Fragment) {
+        return false;
+    }
+    if packet.key.proto == key::SCTP {
+        finish_sctp(frame, packet);
         return false;
     }
     let bytes = frame.bytes();
@@ -192,6 +247,19 @@ pub fn note_partial(frame: &mut Frame<'_>, packet: &Packet) -> bool {
         frame.checksum = unfinished_at(packet);
     }
     unfinished
+}
+
+/// Computes the CRC32c that a local sender has left to the interface: its field then is 0, which of complete ones one in
+/// 2^32 is.
+#[cold]
+fn finish_sctp(frame: &mut Frame<'_>, packet: &Packet) {
+    let segment = frame.bytes_mut().get_mut(packet.l4.into()..packet.end.into()).unwrap_or_default();
+    if view::<Sctp>(segment, 0).is_ok_and(|header| header.checksum.get() == 0) {
+        let crc = crc::checksum([&*segment]);
+        if let Ok(header) = view_mut::<Sctp>(segment, 0) {
+            header.set_crc(crc);
+        }
+    }
 }
 
 fn unfinished_at(packet: &Packet) -> Checksum {

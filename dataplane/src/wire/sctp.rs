@@ -20,6 +20,16 @@ pub struct Sctp {
 impl Sctp {
     /// Length in bytes.
     pub const LEN: usize = size_of::<Self>();
+
+    /// The CRC32c that the packet carries, lowest byte first on the wire (RFC 9260, appendix A).
+    pub fn crc(&self) -> u32 {
+        self.checksum.get().swap_bytes()
+    }
+
+    /// Sets [`Self::crc`].
+    pub fn set_crc(&mut self, crc: u32) {
+        self.checksum = crc.swap_bytes().into();
+    }
 }
 
 /// Chunk type: the client or backend opens.

@@ -1,6 +1,7 @@
 //! What the parser makes of a frame.
 
 use dataplane::flow::key::{FlowKey, TCP, UDP};
+use dataplane::flow::sctp::Event;
 use dataplane::packet::{Kind, Packet, parse};
 use dataplane::verdict::DropReason::{
     self, BadChecksum, BadHeader, BadLength, TinyFragment, Truncated, Unsupported,
@@ -18,7 +19,16 @@ fn expect(table: Vec<(&str, Vec<u8>, Result<Kind, DropReason>)>) {
 #[test]
 fn a_segment_is_read_whole() {
     let key = FlowKey { src: bits(CLIENT), dst: bits(VIP), sport: 4000, dport: 80, proto: TCP, v6: false };
-    let want = Packet { kind: Kind::Transport, key, l3: 14, l4: 34, end: 59, tcp_flags: 0x12, ttl: 64 };
+    let want = Packet {
+        kind: Kind::Transport,
+        key,
+        l3: 14,
+        l4: 34,
+        end: 59,
+        tcp_flags: 0x12,
+        sctp: Event::Nothing,
+        ttl: 64,
+    };
     assert_eq!(parse(&tcp(0x12, b"hello")), Ok(want));
 
     let tagged_twice = Packet { l3: 22, l4: 42, end: 67, ..want };
@@ -32,7 +42,16 @@ fn a_segment_is_read_whole() {
 fn a_datagram_behind_extension_headers_is_read_whole() {
     let frame = extended(&[(0, &[0; 7]), (60, &[1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])]);
     let key = FlowKey { src: bits6(CLIENT6), dst: bits6(VIP6), sport: 4000, dport: 53, proto: UDP, v6: true };
-    let want = Packet { kind: Kind::Transport, key, l3: 14, l4: 78, end: 91, tcp_flags: 0, ttl: 64 };
+    let want = Packet {
+        kind: Kind::Transport,
+        key,
+        l3: 14,
+        l4: 78,
+        end: 91,
+        tcp_flags: 0,
+        sctp: Event::Nothing,
+        ttl: 64,
+    };
     assert_eq!(parse(&frame), Ok(want));
 }
 

@@ -118,7 +118,13 @@ fn transport_checksum(
     }
     assert_eq!(outcome.checksum, Checksum::Complete);
     if before.key.proto == UDP && was == 0 {
-        assert_eq!(is, 0, "no checksum");
+        let is_translated = after.key != before.key;
+        assert_eq!(is != 0, is_whole && is_translated, "a missing checksum is computed under translation");
+        let at = usize::from(after.l4) + 4;
+        let len = u16::from_be_bytes([outcome.bytes[at], outcome.bytes[at + 1]]);
+        if is != 0 && len == after.end - after.l4 {
+            assert!(verifies(&outcome.bytes, after), "a missing checksum became {is:#x}");
+        }
     } else {
         assert_ne!((before.key.proto, is), (UDP, 0), "a checksum lost");
         assert_eq!(
