@@ -22,6 +22,7 @@ mod http;
 mod namespace;
 mod process;
 mod raw;
+pub mod sctp;
 pub mod servers;
 pub mod topology;
 pub mod tunnels;

@@ -10,6 +10,7 @@ mod kernel;
 mod modes;
 mod neighbours;
 mod reload;
+mod sctp;
 mod show;
 mod start;
 mod traffic;
