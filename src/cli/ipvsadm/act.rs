@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use control::admin::client;
 use control::admin::protocol::{IpvsList, Reply, Request};
-use control::ipvs::command::{COMMANDS_MAX, Command, Key, Refusal};
+use control::ipvs::command::{COMMANDS_MAX, Command, Forward, Key, Refusal, ServiceEntry};
 
 use super::connections;
 use super::help::{TRY, USAGE, VERSION};
@@ -166,7 +166,12 @@ impl Session {
                 Err(status) => status,
             },
             Subject::Rules => match self.table(None) {
-                Ok(list) => print(&rules(list.services, options.has(Opt::Numeric))),
+                Ok(list) => {
+                    if has_fullnat(&list.services) {
+                        eprintln!("fullnat servers are written as -m: `weir show config` tells all of them");
+                    }
+                    print(&rules(list.services, options.has(Opt::Numeric)))
+                }
                 Err(status) => status,
             },
             Subject::Timeouts => match self.table(None) {
@@ -199,6 +204,11 @@ impl Session {
             Status::USAGE
         })
     }
+}
+
+fn has_fullnat(services: &[ServiceEntry]) -> bool {
+    let mut servers = services.iter().flat_map(|service| &service.servers);
+    servers.any(|entry| entry.server.forward == Forward::FullNat)
 }
 
 fn unexpected(reply: &Reply) -> Status {
