@@ -9,6 +9,7 @@ use crate::verdict::DropReason;
 use crate::wire::arp::{self, Arp, Formats};
 use crate::wire::checksum::{Sum, ipv4_verifies};
 use crate::wire::ethernet::{self, Ethernet, VlanTag};
+use crate::wire::gre;
 use crate::wire::icmp::{self, Icmp, LinkLayerOption, Neighbour};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, ChainError, Ipv6, Part};
@@ -24,6 +25,8 @@ pub enum Kind {
     Transport,
     /// An ICMP or ICMPv6 error: `key` is the five-tuple of the packet that it quotes.
     IcmpError,
+    /// An ICMP or ICMPv6 error about a packet of IP in IP or GRE: `key` has the addresses and the protocol that it quotes.
+    TunnelError,
     /// An ICMP or ICMPv6 echo request: `key` has its addresses.
     EchoRequest,
     /// A neighbour solicitation: `key.src` is the asker, `key.dst` the target.
@@ -435,8 +438,12 @@ fn in_icmpv6(packet: Packet, message: &[u8]) -> Result<Packet, DropReason> {
 fn in_error(packet: Packet, message: &[u8], sum: Sum) -> Result<Packet, DropReason> {
     let packet = verified(sum, packet)?;
     let quote = message.get(Icmp::LEN..).unwrap_or_default();
-    Ok(match quoted(quote, packet.key.v6)? {
-        Some(Quoted { key, .. }) => Packet { kind: Kind::IcmpError, key, ..packet },
+    if let Some(Quoted { key, .. }) = quoted(quote, packet.key.v6)? {
+        return Ok(Packet { kind: Kind::IcmpError, key, ..packet });
+    }
+    let is_tunnel = |found: &Quoted| matches!(found.key.proto, ipv4::IN_IP | ipv6::IN_IP | gre::PROTOCOL);
+    Ok(match quoted_addresses(quote, packet.key.v6)?.filter(is_tunnel) {
+        Some(Quoted { key, .. }) => Packet { kind: Kind::TunnelError, key, ..packet },
         None => packet,
     })
 }
@@ -484,7 +491,7 @@ fn verified(sum: Sum, packet: Packet) -> Result<Packet, DropReason> {
 pub(crate) struct Quoted {
     /// Its five-tuple.
     pub(crate) key: FlowKey,
-    /// First byte of its transport header in the quote; at least [`QUOTED_TRANSPORT`] bytes are there.
+    /// First byte of its transport header in the quote; at least [`QUOTED_TRANSPORT`] bytes are there, by [`quoted`].
     pub(crate) l4: usize,
 }
 
@@ -495,6 +502,19 @@ pub(crate) const QUOTED_TRANSPORT: usize = 8;
 /// the quoted packet are not looked at: routers quote what they had already changed. `None` where it is not TCP, UDP
 /// or SCTP, or is a later fragment.
 pub(crate) fn quoted(quote: &[u8], v6: bool) -> Result<Option<Quoted>, DropReason> {
+    let Some(Quoted { key, l4 }) = quoted_addresses(quote, v6)?.filter(|found| is_transport(found.key.proto))
+    else {
+        return Ok(None);
+    };
+    // All three transports start with the ports.
+    let ports: &[u8; QUOTED_TRANSPORT] = view(quote, l4)?;
+    let [s0, s1, d0, d1, ..] = *ports;
+    let (sport, dport) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
+    Ok(Some(Quoted { key: FlowKey { sport, dport, ..key }, l4 }))
+}
+
+/// [`quoted`] of any protocol, without ports, of which nothing need be there behind the IP header.
+pub(crate) fn quoted_addresses(quote: &[u8], v6: bool) -> Result<Option<Quoted>, DropReason> {
     let (src, dst, proto, l4, readable) = if v6 {
         let ip: &Ipv6 = view(quote, 0)?;
         if ip.version() != 6 {
@@ -511,14 +531,12 @@ pub(crate) fn quoted(quote: &[u8], v6: bool) -> Result<Option<Quoted>, DropReaso
         let readable = !ip.is_later_fragment();
         (ip.src.get().into(), ip.dst.get().into(), ip.protocol, ip.header_len(), readable)
     };
-    if !readable || !matches!(proto, TCP | UDP | SCTP) {
-        return Ok(None);
-    }
-    // All three transports start with the ports.
-    let ports: &[u8; QUOTED_TRANSPORT] = view(quote, l4)?;
-    let [s0, s1, d0, d1, ..] = *ports;
-    let (sport, dport) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
-    Ok(Some(Quoted { key: FlowKey { src, dst, sport, dport, proto, v6 }, l4 }))
+    let key = FlowKey { src, dst, proto, v6, ..FlowKey::default() };
+    Ok(readable.then_some(Quoted { key, l4 }))
+}
+
+fn is_transport(proto: u8) -> bool {
+    matches!(proto, TCP | UDP | SCTP)
 }
 
 impl From<Truncated> for DropReason {

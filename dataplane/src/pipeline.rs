@@ -35,7 +35,7 @@ use crate::flow::directory::Directory;
 use crate::flow::entry;
 use crate::flow::fragments::Fragments;
 use crate::flow::half_open::HalfOpen;
-use crate::flow::table::{FlowTable, Heap, Hit, MAX_FLOWS, Reserve};
+use crate::flow::table::{FlowTable, Heap, Hit, MAX_FLOWS, Reserve, Slot};
 use crate::flow::templates::Templates;
 use crate::frame::{BATCH, Frame};
 use crate::ids::{BackendId, ServiceId, WorkerId};
@@ -139,6 +139,8 @@ struct Core {
     /// Backends so far that have answered Weir's own SYN.
     backends_answered: u64,
     fragments: Fragments,
+    /// The flow that the first fragment in hand was given, if it is for this packet alone.
+    once: Option<Slot>,
     /// See [`established::routine`]: set once a batch.
     routine: u8,
     /// Searches for a SNAT port so far: spreads them.
@@ -172,6 +174,7 @@ impl Engine {
                 secret,
                 backends_answered: 0,
                 fragments,
+                once: None,
                 routine: 0,
                 attempts: 0,
                 made: 0,
@@ -365,6 +368,7 @@ impl Core {
         let services = &tables.services;
         match packet.kind {
             Kind::IcmpError => self.icmp_error(frame, packet, tables, trace),
+            Kind::TunnelError => self.tunnel_protocol_error(frame, packet, tables, trace),
             Kind::ArpRequest | Kind::NeighbourSolicitation | Kind::EchoRequest
                 if services.owns(packet.key.dst, packet.key.v6) =>
             {

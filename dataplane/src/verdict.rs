@@ -101,6 +101,8 @@ reasons! {
     SnatExhausted => "snat_exhausted",
     /// The client's address and port already lead to this backend for another service (`nat` keeps both).
     TupleInUse => "tuple_in_use",
+    /// The backend chosen is the client itself, and there is no SNAT pool to tell the two ends apart (`nat`).
+    Hairpin => "hairpin",
     /// No route to the next address.
     NoRoute => "no_route",
     /// The neighbour's MAC address is not known, and did not become known while the frame was kept.
@@ -115,6 +117,8 @@ reasons! {
     NoHeadroom => "no_headroom",
     /// An ICMP error about a flow that nobody knows.
     IcmpNoFlow => "icmp_no_flow",
+    /// An ICMP error about a packet in a tunnel quotes too little of it to tell whose it is.
+    IcmpShortQuote => "icmp_short_quote",
     /// The ring to the worker that owns the flow is full.
     HandoffFull => "handoff_full",
     /// The frame is larger than a handoff slot or a chunk of the owner.

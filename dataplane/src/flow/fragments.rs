@@ -9,6 +9,7 @@
 //! The table is sized at the start. Where a bucket is full the oldest entry makes room.
 
 use super::key::FlowKey;
+use super::table::Slot;
 use crate::ids::WorkerId;
 use crate::time::Tick;
 use crate::verdict::DropReason;
@@ -28,6 +29,8 @@ const WAYS: usize = 4;
 pub enum Fate {
     /// They are of the flow of this key.
     Follow(FlowKey),
+    /// They are of the flow of this key, which is in this slot and is not found by it: it was opened for this packet alone.
+    Once(FlowKey, Slot),
     /// They are another worker's.
     Elsewhere(WorkerId),
     /// They are the kernel's.

@@ -9,9 +9,9 @@ use crate::flow::state::State;
 use crate::flow::table::{FlowTable, NewFlow, Slot};
 use crate::flow::{sctp, snat, tcp};
 use crate::frame::Frame;
-use crate::packet::Packet;
+use crate::packet::{Kind, Packet};
 use crate::rewrite::nat;
-use crate::snapshot::{FTP, Mode, Service, Settings, Snapshot, SynProxy};
+use crate::snapshot::{Backend, FTP, Mode, Service, Settings, Snapshot, SynProxy};
 use crate::time::Tick;
 use crate::trace::{Answer, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
@@ -102,7 +102,10 @@ impl Core {
             let _ = self.find_hop(slot, Way::Reply, tables);
         }
         let outcome = self.send(frame, packet, slot, Way::Forward, tables, trace);
-        if !choice.keeps.is_flow() {
+        let is_fragmented = packet.kind == Kind::FirstFragment && matches!(outcome, Ok(Verdict::Tx(_)));
+        if !choice.keeps.is_flow() && is_fragmented {
+            self.keep_once(slot, now);
+        } else if !choice.keeps.is_flow() {
             self.forget(slot);
         }
         outcome
@@ -175,9 +178,10 @@ impl Core {
             self.bound_half_open(&tables.settings)?;
         }
         let backend = choice.backend;
-        let reply = self.reply_key(packet, service, choice, tables, trace)?;
+        let mode = mode_for(&packet.key, service, backend)?;
+        let reply = self.reply_key(packet, service, choice, mode, tables, trace)?;
         let tuple = Tuple { forward: packet.key, reply };
-        let new = NewFlow { tuple, mode: backend.mode, service: service.id, backend: backend.id };
+        let new = NewFlow { tuple, mode, service: service.id, backend: backend.id };
         let open = if is_kept { FlowTable::open } else { FlowTable::open_unlinked };
         let slot = match open(&mut self.flows, &new, now) {
             Ok(slot) => slot,
@@ -187,14 +191,14 @@ impl Core {
             Err(_) => return Err(DropReason::FlowTableFull),
         };
         if choice.keeps != Keeps::Nothing {
-            trace.step(Step::FlowOpened(backend.mode));
+            trace.step(Step::FlowOpened(mode));
             self.setup.stats.flows_opened.add(1);
             if let Some(counters) = self.setup.stats.backend(backend.id) {
                 counters.flows.add(1);
             }
         }
         if is_kept {
-            self.publish(&tuple, backend.mode);
+            self.publish(&tuple, mode);
         }
         self.hold_template(slot, choice.template, now);
         if let Some(counts) = self.setup.state.backend(backend.id) {
@@ -235,6 +239,7 @@ impl Core {
         packet: &Packet,
         service: &Service,
         choice: &Choice<'_>,
+        mode: Mode,
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<FlowKey, DropReason> {
@@ -242,7 +247,7 @@ impl Core {
         let backend = choice.backend;
         let (src, v6) = key::bits(backend.addr);
         let reply = FlowKey { src, dst: key.src, sport: choice.port, dport: key.sport, proto: key.proto, v6 };
-        match backend.mode {
+        match mode {
             Mode::Dr | Mode::Ipip | Mode::Gue | Mode::Gre => Ok(reply),
             Mode::Nat if !choice.keeps.is_flow() || self.is_free(&reply) => Ok(reply),
             Mode::Nat => Err(DropReason::TupleInUse),
@@ -298,6 +303,16 @@ fn first_state(packet: &Packet) -> State {
         key::SCTP => State::SctpNone,
         _ => State::Udp,
     }
+}
+
+/// How a new flow is forwarded: as its backend wants it, unless the client is that backend. Then `nat`, which keeps the
+/// client's address, would send a host packets from itself, which it drops, and would not get its answers; where the
+/// service has a SNAT pool the flow is translated from there.
+fn mode_for(key: &FlowKey, service: &Service, backend: &Backend) -> Result<Mode, DropReason> {
+    if backend.mode != Mode::Nat || key::bits(backend.addr) != (key.src, key.v6) {
+        return Ok(backend.mode);
+    }
+    if service.pool.is_some() { Ok(Mode::FullNat) } else { Err(DropReason::Hairpin) }
 }
 
 /// Refuses senders that cannot be: an answer to them would go astray or come back.

@@ -7,7 +7,7 @@ use crate::flow::key;
 use crate::flow::table::Slot;
 use crate::frame::{Checksum, Frame};
 use crate::ids::PortId;
-use crate::packet::Packet;
+use crate::packet::{Kind, Packet};
 use crate::rewrite::encap::Outer;
 use crate::rewrite::{family, l2, mss, nat};
 use crate::snapshot::Snapshot;
@@ -59,6 +59,9 @@ impl Core {
         let id = self.next_id();
         let outer = self.outer(slot, id)?;
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
+        if packet.kind != Kind::Transport && outer.is_none() && !entry.keeps_family() {
+            return Err(DropReason::Fragment); // of which each would need a header of its own
+        }
         let largest = self.largest(slot, way, hop, outer.as_ref(), unfinished);
         if packet.end - packet.l3 > largest {
             // RFC 7915, section 4.4, would fragment what becomes IPv6. Its sender can be told as well.

@@ -1,8 +1,10 @@
 //! Fragments: the first one, which has the ports, is a packet like any other; the later ones go where it went.
 
 use super::Core;
-use crate::flow::fragments::Fate;
+use crate::flow::entry::Way;
+use crate::flow::fragments::{Fate, LIFE_S};
 use crate::flow::key::{FlowKey, SCTP, TCP, UDP};
+use crate::flow::table::Slot;
 use crate::frame::Frame;
 use crate::packet::{Packet, fragment_key};
 use crate::snapshot::Snapshot;
@@ -32,8 +34,11 @@ impl Core {
             Err(reason) => return Verdict::Drop(reason),
         };
         let verdict = self.search(frame, packet, hash, now, tables, trace);
+        let once = self.once.take();
         let fate = match verdict {
-            Verdict::Tx(_) | Verdict::Unresolved => Fate::Follow(packet.key),
+            Verdict::Tx(_) | Verdict::Unresolved => {
+                once.map_or(Fate::Follow(packet.key), |slot| Fate::Once(packet.key, slot))
+            }
             Verdict::Handoff(owner) => Fate::Elsewhere(owner),
             Verdict::Kernel => Fate::Kernel,
             Verdict::Drop(reason) | Verdict::Reply(Some(reason)) => Fate::Refused(reason),
@@ -43,6 +48,18 @@ impl Core {
         };
         self.note(key, fate, now);
         verdict
+    }
+
+    /// Keeps a flow that was opened for one packet until its fragments have come, unless flows are short of room.
+    pub(super) fn keep_once(&mut self, slot: Slot, now: Tick) {
+        let is_short = self.flows.capacity() - self.flows.len() <= self.flows.capacity() / 16;
+        match self.flows.entry_mut(slot) {
+            Some(entry) if !is_short => {
+                entry.expires = now.after_seconds(LIFE_S);
+                self.once = Some(slot);
+            }
+            _ => self.forget(slot),
+        }
     }
 
     fn note(&mut self, key: FlowKey, fate: Fate, now: Tick) {
@@ -77,7 +94,17 @@ impl Core {
         let key = fragment_key(frame.bytes(), packet)?;
         let hash = self.fragment_hash(&key);
         match self.fragments.find(hash, &key, now) {
-            Some(Fate::Follow(flow)) => return self.follow_first(frame, packet, &flow, tables, trace),
+            Some(Fate::Follow(flow)) => {
+                let hit = self.flows.lookup(self.flows.hash(&flow), &flow).ok_or(DropReason::NoFlow)?;
+                return self.follow_first(frame, packet, (hit.slot(), hit.way()), tables, trace);
+            }
+            Some(Fate::Once(flow, slot)) => {
+                let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
+                if self.flows.tuple(entry).forward != flow {
+                    return Err(DropReason::NoFlow); // it had to make room
+                }
+                return self.follow_first(frame, packet, (slot, Way::Forward), tables, trace);
+            }
             Some(Fate::Refused(reason)) => return Err(reason),
             Some(Fate::Elsewhere(owner)) if !frame.handed_over => {
                 trace.step(Step::FlowElsewhere(owner));
@@ -133,12 +160,10 @@ impl Core {
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Packet,
-        flow: &FlowKey,
+        (slot, way): (Slot, Way),
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
-        let hit = self.flows.lookup(self.flows.hash(flow), flow).ok_or(DropReason::NoFlow)?;
-        let (slot, way) = (hit.slot(), hit.way());
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         trace.step(Step::FragmentFollows);
         let known = if entry.epoch == tables.net.epoch { tables.net.hop(entry.hop(way)) } else { None };

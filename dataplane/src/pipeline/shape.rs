@@ -75,6 +75,9 @@ impl Core {
         if sequence.is_over() {
             return Ok(Shaped::Passes(*packet));
         }
+        if packet.key.proto == TCP && packet.kind != Kind::Transport {
+            return Err(DropReason::Fragment); // its length and place in the stream are not told
+        }
         let shaped = match (packet.key.proto, way) {
             (TCP, Way::Forward) if sequence.is_awaited() => {
                 self.ask(frame, packet, slot, &mut sequence, limits, tables)?

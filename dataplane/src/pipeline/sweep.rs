@@ -105,8 +105,9 @@ impl Core {
     /// Ends a flow: out of the table, the directory and its backend's counts.
     pub(super) fn close(&mut self, slot: Slot) {
         let Some(entry) = self.flows.entry(slot) else { return };
-        if self.setup.workers > 1 {
-            let tuple = self.flows.tuple(entry);
+        let is_known = |hash, key| self.flows.lookup(hash, key).is_some_and(|hit| hit.slot() == slot);
+        let tuple = self.flows.tuple(entry);
+        if self.setup.workers > 1 && is_known(self.flows.hash(&tuple.forward), &tuple.forward) {
             self.setup.directory.withdraw(self.flows.hash(&tuple.forward), self.setup.worker);
             if entry.mode().has_replies() {
                 self.setup.directory.withdraw(self.flows.hash(&tuple.reply), self.setup.worker);

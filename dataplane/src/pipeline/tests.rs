@@ -1,4 +1,5 @@
 mod conntrack;
+mod errors;
 mod floods;
 mod fragments;
 mod persistence;

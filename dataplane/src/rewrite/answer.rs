@@ -185,6 +185,12 @@ pub fn time_exceeded(frame: &mut Frame<'_>, packet: &Packet, own_mac: [u8; 6]) -
     error(frame, packet, own_mac, icmp_header(kind, 0, 0))
 }
 
+/// The error that another's error comes to for the sender of the packet in `frame`, of which no more than it quoted is
+/// there. The layer-2 addresses are left to the caller.
+pub(super) fn relayed(frame: &mut Frame<'_>, packet: &Packet, icmp: Icmp) -> Result<(), DropReason> {
+    error(frame, packet, [0; 6], icmp)
+}
+
 /// An ICMP error that quotes the packet. There is none about ICMP errors, later fragments and what is not understood
 /// (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
 fn error(frame: &mut Frame<'_>, packet: &Packet, own_mac: [u8; 6], icmp: Icmp) -> Result<(), DropReason> {

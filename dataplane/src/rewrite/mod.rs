@@ -10,3 +10,4 @@ pub mod l2;
 pub mod mss;
 pub mod nat;
 pub mod segment;
+pub mod tunnelled;

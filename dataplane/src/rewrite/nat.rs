@@ -222,12 +222,12 @@ pub fn pass(bytes: &mut [u8], packet: &Packet) -> Result<(), DropReason> {
 /// Notes in the frame where its sender has left the transport checksum to the interface. Returns whether so. That of SCTP,
 /// which no TX metadata can ask for, is computed at once.
 ///
-/// Such a checksum is only the pseudo-header's sum. A fragment has none such: who fragments has finished the checksum.
-/// Where a complete checksum happens to look the same (1 in 65536),
-/// the interface computes the same value anew.
+/// Such a checksum is only the pseudo-header's sum. Where a complete checksum happens to look the same (1 in 65536), the
+/// interface computes the same value anew. A fragment has none such, for who fragments has finished the checksum; nor has
+/// an ICMP message.
 #[inline(never)]
 pub fn note_partial(frame: &mut Frame<'_>, packet: &Packet) -> bool {
-    if matches!(packet.kind, Kind::FirstFragment | Kind::Fragment) {
+    if packet.kind != Kind::Transport {
         return false;
     }
     if packet.key.proto == key::SCTP {

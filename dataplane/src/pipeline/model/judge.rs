@@ -46,7 +46,11 @@ fn forwarded(engine: &Engine, tables: &Snapshot, (arrival, before): (&Arrival, &
     let is_error = before.kind == Kind::IcmpError;
     let turn = |key: FlowKey| if is_error { key.reversed() } else { key };
     let (key, flows) = (turn(before.key), &engine.core.flows);
-    let hit = flows.lookup(flows.hash(&key), &key).expect("what is sent belongs to a flow");
+    let hit = flows.lookup(flows.hash(&key), &key);
+    if hit.is_none() && matches!(before.kind, Kind::IcmpError | Kind::TunnelError) {
+        return told(engine, tables, arrival, outcome);
+    }
+    let hit = hit.expect("what is sent belongs to a flow");
     let entry = flows.entry(hit.slot()).expect("a flow that was found");
     let (tuple, way) = (flows.tuple(entry), hit.way());
     if entry.mode().is_tunnel() {
@@ -82,9 +86,33 @@ fn forwarded(engine: &Engine, tables: &Snapshot, (arrival, before): (&Arrival, &
     }
 }
 
-/// A later fragment goes on with other addresses and nothing else.
+/// An error about a packet in a tunnel becomes one about the client's packet in it, and quotes no more than was quoted.
+fn told(engine: &Engine, tables: &Snapshot, arrival: &Arrival, outcome: &Outcome) {
+    let after = parse(&outcome.bytes).expect("what is sent can be parsed");
+    assert_eq!(after.kind, Kind::IcmpError);
+    assert!(verifies(&outcome.bytes, &after), "ICMP checksum");
+    let flows = &engine.core.flows;
+    let hit = flows.lookup(flows.hash(&after.key), &after.key).expect("the client's packet is of a flow");
+    let entry = flows.entry(hit.slot()).expect("a flow that was found");
+    assert!(hit.way() == Way::Forward && entry.mode().is_tunnel());
+    let client = after.key.source();
+    assert_eq!(after.outer_addresses(&outcome.bytes), Ok((after.key.dst, after.key.src)), "to the client");
+    let hop =
+        tables.net.hop_to(client, 0).ok().and_then(|id| tables.net.hop(id)).expect("a way to the client");
+    assert_eq!(outcome.verdict, Verdict::Tx(hop.port));
+    assert_eq!(outcome.bytes[..usize::from(after.l3) - 2], hop.header[..], "layer-2 header");
+    let quote = &outcome.bytes[usize::from(after.l4) + 8..after.end.into()];
+    assert!(arrival.bytes.windows(quote.len()).any(|quoted| quoted == quote), "more than was quoted");
+}
+
+/// A later fragment goes on with other addresses and nothing else, or in a tunnel.
 fn followed((arrival, before): (&Arrival, &Packet), outcome: &Outcome) {
     let after = parse(&outcome.bytes).expect("what is sent can be parsed");
+    if after.kind != before.kind {
+        let data = &arrival.bytes[before.l4.into()..before.end.into()];
+        assert!(outcome.bytes.ends_with(data), "data in a tunnel");
+        return;
+    }
     assert_eq!((after.kind, after.key.proto), (before.kind, before.key.proto));
     assert_eq!((after.ttl, after.end - after.l3), (before.ttl - 1, before.end - before.l3));
     let data = |bytes: &[u8], packet: &Packet| bytes[packet.l4.into()..packet.end.into()].to_vec();

@@ -129,6 +129,59 @@ fn fragments_go_where_the_first_one_goes_in_every_mode_and_both_ways() {
 }
 
 #[test]
+fn a_tunnel_carries_fragments_as_they_are_and_a_translation_between_families_none() {
+    let tables = tables();
+    for special in fixture::SPECIAL {
+        for v6 in [false, true] {
+            let name = format!("{special:?} v6 {v6}");
+            let mut engine = engines(1, 64).remove(0);
+            let pieces = cut(&long(UDP, 0, client(1, v6), at(vip(v6), special.port)), 1);
+            for bytes in &pieces {
+                let mut wire = Wire::new(bytes, UPLINK);
+                let verdict = wire.through(&mut engine, &tables, Tick(0));
+                if !special.mode.is_tunnel() && special.across {
+                    assert_eq!(verdict, Verdict::Drop(DropReason::Fragment), "{name}");
+                    continue;
+                }
+                assert_eq!(verdict, Verdict::Tx(LAN), "{name}");
+                if special.mode.is_tunnel() {
+                    let inner = wire.len - (bytes.len() - 14);
+                    let data = if v6 { 48 } else { 20 };
+                    assert_eq!(wire.bytes()[inner + data..], bytes[14 + data..], "{name}");
+                    let [hops, was] = [wire.bytes()[inner + if v6 { 7 } else { 8 }], 64];
+                    assert_eq!(hops, was - 1, "{name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_one_packet_service_sends_all_fragments_of_a_packet_to_one_backend() {
+    let tables = tables();
+    let mut list: Vec<_> = tables.services.iter().cloned().collect();
+    list.iter_mut().for_each(|service| service.one_packet = true);
+    let services = crate::snapshot::Services::new(list, tables.services.pools().to_vec(), []);
+    let tables = Snapshot { services: Arc::new(services), ..tables };
+    let [mut engine, _] = <[_; 2]>::try_from(engines(2, 64)).unwrap();
+    let mut backends = std::collections::BTreeSet::new();
+    for id in 1..=3 {
+        let mut sent = wires(&cut(&long(UDP, 0, client(1, false), at(vip(false), 80)), id), UPLINK);
+        let verdicts = sent.iter_mut().map(|wire| wire.through(&mut engine, &tables, Tick(0)));
+        assert!(verdicts.into_iter().all(|verdict| verdict == Verdict::Tx(LAN)));
+        for wire in &sent {
+            assert_eq!(wire.bytes()[30..34], sent[0].bytes()[30..34], "to one backend");
+        }
+        backends.insert(sent[0].bytes()[30..34].to_vec());
+    }
+    assert_eq!((backends.len(), engine.flows()), (3, 3), "each packet is scheduled by itself");
+    engine.sweep(Tick(0), &tables);
+    let late = Tick(LIFE_S * 10 * 3);
+    while engine.sweep(late, &tables) {}
+    assert_eq!((engine.flows(), engine.core.fragments.len()), (0, 0));
+}
+
+#[test]
 fn what_comes_before_the_first_fragment_is_early_and_in_the_end_dropped() {
     let tables = tables();
     for v6 in [false, true] {
