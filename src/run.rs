@@ -97,7 +97,7 @@ fn start(config: Config, busy_poll: bool) -> anyhow::Result<Control<Xdp>> {
     // Before anything else of the machine is touched: interfaces that another Weir serves are not to be had, and then
     // its kernel path is left alone.
     attach(&mut xdp, settings)?;
-    let host = Host::open(settings)?;
+    let host = Host::open_catching(settings)?;
     let count = settings.workers.count.get();
     let limits = settings.limits;
     let state = Arc::new(State::new(limits.services, limits.backends));

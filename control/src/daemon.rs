@@ -12,7 +12,9 @@
 mod ear;
 mod host;
 mod ipvs;
+mod pressure;
 mod reload;
+mod signals;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,13 +25,14 @@ use dataplane::snapshot::Net;
 use dataplane::snapshot::net::{Neighbour, Port};
 use dataplane::wanted::Wanted;
 use dataplane::worker::{WorkerHandle, WorkerPanic};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use self::ear::Ear;
 pub use self::host::{Host, HostError};
+use self::pressure::Pressure;
 use self::reload::{Reloads, Waiting};
+pub use self::signals::Signal;
 use crate::admin::protocol::{Count, Drops, IpvsList, Reload, Reply, Request, Status};
 use crate::admin::server::{Call, PATIENCE, Socket};
 use crate::admin::show::{self, FlowFilter};
@@ -56,9 +59,6 @@ const BURST: usize = 64;
 /// Why control ended otherwise than asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Signals cannot be caught, or the admin socket cannot be served.
-    #[error("the control thread cannot work: {0}")]
-    Io(#[from] std::io::Error),
     /// No worker is left.
     #[error("all workers have ended")]
     NoWorkers,
@@ -71,15 +71,6 @@ pub struct Ending {
     pub result: Result<(), ControlError>,
     /// Workers that ended by a bug.
     pub panics: Vec<WorkerPanic>,
-}
-
-/// What a signal asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Signal {
-    /// An orderly end (SIGTERM, SIGINT).
-    Stop,
-    /// The configuration file is to be read again (SIGHUP).
-    Reload,
 }
 
 /// A worker with what others may know of its sockets.
@@ -128,6 +119,7 @@ pub struct Control<G> {
     dead: usize,
     /// Interfaces that are gone, as last looked at.
     gone: usize,
+    pressure: Pressure,
     started: Instant,
 }
 
@@ -149,22 +141,17 @@ impl<G: Gate> Control<G> {
             rested_at: Instant::now(),
             dead: 0,
             gone: 0,
+            pressure: Pressure::default(),
             started: Instant::now(),
         }
     }
 
     /// Opens the gate and works until SIGTERM or SIGINT; SIGHUP reloads. Then the kernel gets all frames, the workers
-    /// end, and what was made on the machine is taken away.
-    pub fn run(self) -> Ending {
-        let (sender, signals) = mpsc::channel(1);
-        let caught = self.host.runtime.as_ref().map_or(Ok(()), |runtime| {
-            let _inside = runtime.enter();
-            catch_signals(sender)
-        });
-        match caught {
-            Ok(()) => self.run_until(signals),
-            Err(error) => self.end(Err(error.into())),
-        }
+    /// end, and what was made on the machine is taken away. Only with a host that catches signals
+    /// ([`Host::open_catching`]); else it ends at once.
+    pub fn run(mut self) -> Ending {
+        let signals = self.host.signals.take().unwrap_or_else(|| mpsc::channel(1).1);
+        self.run_until(signals)
     }
 
     /// As [`Control::run`], with signals from a channel; its end means stop.
@@ -394,6 +381,9 @@ impl<G: Gate> Control<G> {
             tracing::error!(interfaces = %names.join(", "), "gone: restart weir once they are back");
         }
         self.gone = gone.len();
+        for (what, packets) in self.pressure.news(self.reconciler.stats(), Instant::now()) {
+            tracing::warn!(packets, "{what}");
+        }
         dead == self.workers.len()
     }
 
@@ -406,7 +396,7 @@ impl<G: Gate> Control<G> {
         if faults.is_empty() {
             tracing::info!(generation, "configuration reloaded");
         } else {
-            tracing::error!(generation, "reload refused:\n{}", faults.join("\n"));
+            tracing::error!(generation, faults = faults.len(), "reload refused: {}", faults.join("; "));
         }
         let reload = Reload {
             at_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
@@ -521,23 +511,4 @@ impl<G: Gate> Control<G> {
             last_reload: self.last_reload.clone(),
         }
     }
-}
-
-fn catch_signals(sender: mpsc::Sender<Signal>) -> std::io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::spawn(async move {
-        loop {
-            let signal = tokio::select! {
-                _ = hangup.recv() => Signal::Reload,
-                _ = terminate.recv() => Signal::Stop,
-                _ = interrupt.recv() => Signal::Stop,
-            };
-            if sender.send(signal).await.is_err() {
-                return;
-            }
-        }
-    });
-    Ok(())
 }

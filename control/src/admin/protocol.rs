@@ -279,6 +279,8 @@ pub struct WorkerRow {
     pub handed_over: u64,
     /// Frames taken from another worker.
     pub taken_over: u64,
+    /// Times that a frame was kept until its neighbour was known.
+    pub waited: u64,
     /// Flows in its table.
     pub flows: u64,
     /// Flows opened.
@@ -328,6 +330,8 @@ pub struct InterfaceRow {
     pub mtu: u16,
     /// Whether it is up and has a carrier.
     pub up: bool,
+    /// Whether it was deleted: another one that has its name now is served only after a restart.
+    pub gone: bool,
     /// Its own addresses with prefix lengths.
     pub addresses: Vec<String>,
     /// How the XDP program is attached, as the kernel says; `none` for the kernel path.

@@ -171,6 +171,7 @@ fn workers(rows: &[WorkerRow]) -> String {
         number("dropped"),
         number("handed over"),
         number("taken over"),
+        number("waited"),
         number("turns"),
         number("sleeps"),
     ];
@@ -197,6 +198,7 @@ fn workers(rows: &[WorkerRow]) -> String {
                 row.dropped,
                 row.handed_over,
                 row.taken_over,
+                row.waited,
                 row.turns,
                 row.sleeps,
             ];
@@ -240,7 +242,12 @@ fn interfaces(rows: &[InterfaceRow]) -> String {
                 row.ifindex.to_string(),
                 row.mac.clone(),
                 row.mtu.to_string(),
-                if row.up { "up" } else { "down" }.into(),
+                match (row.gone, row.up) {
+                    (true, _) => "gone",
+                    (false, true) => "up",
+                    (false, false) => "down",
+                }
+                .into(),
                 row.xdp.clone(),
                 row.addresses.join(" "),
             ]

@@ -11,7 +11,7 @@ use dataplane::ids::ServiceId;
 use dataplane::io::xsk::PortSocket;
 use dataplane::pipeline::FlowRecord;
 use dataplane::snapshot::net::Port;
-use dataplane::snapshot::{Mode, Service, Snapshot};
+use dataplane::snapshot::{Mark, Mode, Service, Snapshot};
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
 use dataplane::verdict::DropReason;
@@ -48,7 +48,7 @@ fn service_row(reconciler: &Reconciler, service: &Service) -> ServiceRow {
     let draining = service.backends.iter().filter(|backend| backend.weight == 0).count();
     ServiceRow {
         name: service.name.to_string(),
-        vips: service.vips.iter().map(vip).collect(),
+        vips: service.mark.iter().map(mark).chain(service.vips.iter().map(vip)).collect(),
         scheduler: service.scheduler.kind().name().to_owned(),
         backends: service.backends.len() - draining,
         draining,
@@ -86,6 +86,10 @@ fn counts(state: &State, id: dataplane::ids::BackendId) -> (u64, u64) {
 }
 
 /// A virtual address as `10.0.0.1:80/tcp`.
+fn mark(mark: &Mark) -> String {
+    format!("mark:{}/{}", mark.value, if mark.v6 { "ipv6" } else { "ipv4" })
+}
+
 fn vip(vip: &VipKey) -> String {
     format!("{}/{}", SocketAddr::new(key::address(vip.addr, vip.v6), vip.port), protocol(vip.proto))
 }
@@ -116,6 +120,7 @@ pub fn workers<'a>(handles: impl Iterator<Item = &'a WorkerHandle>) -> Vec<Worke
             dropped: DropReason::ALL.iter().map(|reason| stats.drops(*reason)).sum(),
             handed_over: stats.handed_over.get(),
             taken_over: stats.taken_over.get(),
+            waited: stats.waited.get(),
             flows: view.flows.load(Ordering::Relaxed),
             flows_opened: stats.flows_opened.get(),
             flows_expired: stats.flows_expired.get(),
@@ -152,6 +157,7 @@ pub fn interface<'a>(
         mac: port.mac.map(|byte| format!("{byte:02x}")).join(":"),
         mtu: port.mtu,
         up: mirror.links.get(&port.ifindex).is_some_and(|link| link.up),
+        gone: !mirror.links.contains_key(&port.ifindex),
         addresses: addresses.map(|(_, addr, len)| format!("{addr}/{len}")).collect(),
         xdp,
         queues: sockets.filter(|socket| socket.interface == port.name).map(queue).collect(),

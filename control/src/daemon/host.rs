@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use dataplane::snapshot::Net;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
 
+use super::signals::{self, Signal};
 use crate::admin::server::{ListenError, Socket};
 use crate::config::{KERNEL_PATH, KernelPath as Path, Settings};
 use crate::netlink::NetlinkError;
@@ -21,6 +23,9 @@ pub enum HostError {
     /// No event loop.
     #[error("cannot make the control thread's event loop: {0}")]
     Runtime(#[source] io::Error),
+    /// No signals.
+    #[error("cannot catch signals: {0}")]
+    Signals(#[source] io::Error),
     /// The admin socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -49,14 +54,30 @@ pub struct Host {
     pub(super) net: Net,
     kernel_path: Option<KernelPath>,
     pub(super) runtime: Option<Runtime>,
+    pub(super) signals: Option<mpsc::Receiver<Signal>>,
 }
 
 impl Host {
     /// Opens the admin socket, reads the kernel's tables, makes the kernel path. In the calling thread's network
-    /// namespace, where [`super::Control::run`] has to be called too.
+    /// namespace, where [`super::Control::run_until`] has to be called too.
     pub fn open(settings: &Settings) -> Result<Self, HostError> {
+        Self::open_on(new_runtime()?, None, settings)
+    }
+
+    /// [`Self::open`], and the process's signals are [`super::Control::run`]'s from the start: one that comes before
+    /// that ends Weir in order, too, and leaves nothing behind.
+    pub fn open_catching(settings: &Settings) -> Result<Self, HostError> {
+        let runtime = new_runtime()?;
+        let signals = signals::catch(&runtime).map_err(HostError::Signals)?;
+        Self::open_on(runtime, Some(signals), settings)
+    }
+
+    fn open_on(
+        runtime: Runtime,
+        signals: Option<mpsc::Receiver<Signal>>,
+        settings: &Settings,
+    ) -> Result<Self, HostError> {
         let socket = Socket::open(&settings.socket)?;
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(HostError::Runtime)?;
         let monitor = runtime.block_on(Monitor::open())?;
         let served: Vec<Arc<str>> = settings.interfaces.iter().map(|name| Arc::from(name.as_str())).collect();
         if let Some(missing) = served.iter().find(|name| monitor.mirror().link_named(name).is_none()) {
@@ -78,6 +99,7 @@ impl Host {
             net: Net::default(),
             kernel_path,
             runtime: Some(runtime),
+            signals,
         };
         host.first_net()?;
         Ok(host)
@@ -100,6 +122,10 @@ impl Host {
         self.announcer = Announcer::open(served).map_err(|error| HostError::Packet(names(), error))?;
         Ok(())
     }
+}
+
+fn new_runtime() -> Result<Runtime, HostError> {
+    Builder::new_current_thread().enable_all().build().map_err(HostError::Runtime)
 }
 
 impl Drop for Host {
