@@ -9,6 +9,7 @@ mod icmp;
 mod kernel;
 mod modes;
 mod neighbours;
+mod reach;
 mod reload;
 mod sctp;
 mod show;

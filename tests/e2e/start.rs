@@ -3,11 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use testbed::topology::Family;
 use testbed::{Said, Service, Topology, Weir, run};
 
-use crate::{both, can_run, weir};
+use crate::{both, can_run, eventually, weir};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -64,6 +64,29 @@ fn what_is_missing_is_named() -> Result<()> {
     }
     // And it was the fault alone that stood in the way.
     Weir::start(&topology, weir(), &good)?.stop()?;
+    Ok(())
+}
+
+#[test]
+fn a_signal_at_any_moment_of_the_start_leaves_nothing_behind() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let topology = Topology::build()?;
+    let before = links(&topology)?;
+    let file = topology.scratch().join("early.yaml");
+    std::fs::write(&file, testbed::config(&topology, &both(|family| Service::http(family.vip()))))?;
+    for delay_ms in [0, 20, 50, 100, 200, 400] {
+        // `timeout` sends SIGTERM, and tells how the process ended.
+        let mut command = topology.gateway.command("timeout");
+        command.args(["--preserve-status", &format!("{}", f64::from(delay_ms) / 1000.0 + 0.01)]);
+        run(command.arg(weir()).args(["run", "--config"]).arg(&file), LIMIT)?;
+        eventually(LIMIT, || {
+            let after = links(&topology)?;
+            ensure!(after == before, "after {delay_ms} ms: {after}");
+            Ok(())
+        })?;
+    }
     Ok(())
 }
 
