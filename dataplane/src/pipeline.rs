@@ -18,6 +18,15 @@ mod icmp;
 #[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a check may panic")]
 pub mod model;
 mod persist;
+#[cfg(any(test, fuzzing))]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a check may panic, and its numbers are small"
+)]
+pub mod reference;
 mod room;
 mod shape;
 mod stateless;

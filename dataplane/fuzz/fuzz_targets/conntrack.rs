@@ -1,0 +1,5 @@
+//! Any packets, times, backends and settings: connection tracking, which has to be what its reference is.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| _ = dataplane::pipeline::reference::check(bytes));
