@@ -13,6 +13,7 @@ mod established;
 #[allow(clippy::indexing_slicing, clippy::expect_used, missing_docs, reason = "a fixture may panic")]
 pub mod fixture;
 mod fragment;
+mod ftp;
 mod icmp;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a check may panic")]

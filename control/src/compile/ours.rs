@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use dataplane::flow::key;
 use dataplane::snapshot::marks::Prefix;
-use dataplane::snapshot::{Mark, MarkRule, Mode};
+use dataplane::snapshot::{FTP, Mark, MarkRule, Mode};
 use xdp_prog::{Endpoint, Ours, Proto, Rule};
 
 use super::{IdTable, owned};
@@ -22,19 +22,21 @@ pub fn ours(desired: &DesiredState, ids: &IdTable) -> Ours {
             ours.node_ports.extend(service.node_port.map(|port| (proto, port.number())));
         }
         for nat in service.backends.iter().filter(|backend| backend.mode == Mode::Nat) {
-            // Replies come from the port that the client asked for, where that was kept.
-            let port = if service.keeps_ports() { 0 } else { nat.port_number() };
+            // Replies come from the port that the client asked for, where that was kept; data of FTP from any.
+            let any = service.keeps_ports() || is_ftp(service);
+            let port = if any { 0 } else { nat.port_number() };
             let endpoint = |proto| Endpoint { addr: nat.addr.ip(), port, proto };
             ours.nat_backends.extend(protocols(service, desired).into_iter().map(proto).map(endpoint));
         }
     }
     ours.rules = rules(desired);
+    ours.rules.extend(desired.services().iter().filter(|service| is_ftp(service)).flat_map(ftp_data));
     ours.tunnels =
         desired.services().iter().flat_map(|service| &service.backends).filter_map(tunnel).collect();
     ours.tunnels.extend(ids.removed().filter_map(|removed| removed.tunnel));
     for removed in ids.removed().filter(|removed| removed.mode == Mode::Nat) {
         let (protos, port) = match removed.service {
-            Identity::Vip(vip) if vip.port != 0 => (of_number(vip.proto), removed.port),
+            Identity::Vip(vip) if vip.port != 0 && vip.port != FTP => (of_number(vip.proto), removed.port),
             Identity::Vip(vip) => (of_number(vip.proto), 0),
             Identity::Mark(_) => (Protocol::ALL.to_vec(), 0),
         };
@@ -52,6 +54,29 @@ pub fn ours(desired: &DesiredState, ids: &IdTable) -> Ours {
         }
     }
     ours
+}
+
+/// Whether clients reach FTP by the service, whose data connections have ports of their own.
+fn is_ftp(service: &Service) -> bool {
+    service.protocol() == Some(Protocol::Tcp) && service.keys().any(|key| key.port == FTP)
+}
+
+/// What may be data of FTP for a service: active, answers to port 20; passive, to ports that any process may listen on
+/// (`ip_vs_service_find`).
+fn ftp_data(service: &Service) -> impl Iterator<Item = Rule> {
+    let vips = service.keys().zip(service.vips()).filter(|(key, _)| key.port == FTP);
+    let ports = |(_, vip): (_, IpAddr)| {
+        [FTP - 1..=FTP - 1, 1024..=u16::MAX].map(|dports| Rule {
+            src: None,
+            dst: Some((vip, if vip.is_ipv6() { 128 } else { 32 })),
+            protos: vec![Proto::Tcp],
+            dports,
+            sports: 0..=u16::MAX,
+            port: None,
+            ours: [!vip.is_ipv6(), vip.is_ipv6()],
+        })
+    };
+    vips.map(|(key, vip)| (key, vip.ip())).flat_map(ports)
 }
 
 /// The protocols that packets of the service can have.

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use dataplane::flow::key;
 use dataplane::ids::ServiceId;
 use proptest::prelude::*;
-use xdp_prog::{Endpoint, Proto};
+use xdp_prog::{Endpoint, Proto, Rule};
 
 use super::*;
 use crate::config::parse;
@@ -315,6 +315,18 @@ fn the_xdp_program_is_told_all_that_belongs_to_weir() {
         addresses(["10.9.0.1", "10.9.0.2", "fd00:9::1"])
     );
     assert!(snat.values().all(|ports| *ports == (2000..=2999)));
+}
+
+#[test]
+fn data_connections_of_ftp_are_taken_on_both_sides() {
+    let ftp = "services: [{name: f, vip: 10.0.0.1, port: 21, backends: [{address: 10.1.0.1, port: 2121}]}]";
+    let ours = compile(&desired(ftp), &IdTable::new(&state())).unwrap().ours;
+    let any = Endpoint { addr: [10, 1, 0, 1].into(), port: 0, proto: Proto::Tcp };
+    assert_eq!(ours.nat_backends, [any].into_iter().collect());
+    let rule = |rule: &Rule| (rule.dst, rule.protos.clone(), rule.dports.clone(), rule.ours);
+    let data = |ports| (Some(([10, 0, 0, 1].into(), 32)), vec![Proto::Tcp], ports, [true, false]);
+    let want = [data(20..=20), data(1024..=u16::MAX)];
+    assert_eq!(ours.rules.iter().map(rule).collect::<Vec<_>>(), want);
 }
 
 #[test]

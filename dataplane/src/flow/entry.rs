@@ -6,7 +6,7 @@ use crate::flow::state::State;
 use crate::flow::tcp;
 use crate::ids::{BackendId, HopId, ServiceId};
 use crate::rewrite::nat::Deltas;
-use crate::snapshot::Mode;
+use crate::snapshot::{FTP, Mode};
 use crate::time::Tick;
 
 /// A [`HopId`] that no hop has: not looked up yet.
@@ -228,7 +228,7 @@ impl Entry {
     /// Has its packets pass the plain path from now on, if that is for such flows.
     pub fn enter_plain_path(&mut self) {
         let v6 = self.flags & (V6_FORWARD | V6_REPLY) != 0;
-        if self.mode().has_replies() && self.proto == TCP && !v6 {
+        if self.mode().has_replies() && self.proto == TCP && !v6 && !self.is_ftp() {
             self.flags |= PLAIN;
         }
     }
@@ -238,6 +238,15 @@ impl Entry {
         if self.flags & PLAIN_LATER != 0 {
             self.flags ^= PLAIN | PLAIN_LATER;
         }
+    }
+
+    /// Whether it is a control connection of FTP whose replies pass here.
+    #[inline]
+    pub fn is_ftp(&self) -> bool {
+        low(self.forward_ports) == FTP
+            && self.proto == TCP
+            && self.mode().has_replies()
+            && self.keeps_family()
     }
 
     /// IP protocol number.

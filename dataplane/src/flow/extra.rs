@@ -3,6 +3,7 @@
 use super::entry::Way;
 use super::pool;
 use super::sequence::Sequence;
+use super::shift::Shift;
 use super::table::Slot;
 use crate::snapshot::Tunnel;
 
@@ -20,6 +21,8 @@ pub struct Extra {
     pub mtu: [u16; 2],
     /// How its segments are renumbered, and what its backend is told of the client.
     pub sequence: Sequence,
+    /// By how much the backend's data were made longer.
+    pub shift: Shift,
 }
 
 impl Extra {
@@ -42,6 +45,7 @@ impl Default for Extra {
             source: 0,
             mtu: [0; 2],
             sequence: Sequence::default(),
+            shift: Shift::default(),
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod model;
 pub mod pool;
 pub mod sctp;
 pub mod sequence;
+pub mod shift;
 pub mod snat;
 pub mod state;
 pub mod table;

@@ -47,6 +47,8 @@ pub struct Template {
     pub mode: Mode,
     /// When its time is up.
     pub expires: Tick,
+    /// Whether it stands for one connection of data that was announced, and not for a client.
+    pub announced: bool,
     /// Whether one of its flows was established (TCP) or answered (UDP): IPVS's state ASSURED.
     pub assured: bool,
     /// Flows that hold it.
@@ -75,6 +77,7 @@ impl Template {
         to: (IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0),
         mode: Mode::Nat,
         expires: Tick(0),
+        announced: false,
         assured: false,
         flows: 0,
         timeout_s: 0,
@@ -98,6 +101,7 @@ pub struct NewTemplate {
     pub to: (IpAddr, u16),
     pub mode: Mode,
     pub timeout_s: u32,
+    pub announced: bool,
 }
 
 /// The templates of one worker.
@@ -177,6 +181,7 @@ impl Templates {
             mode: new.mode,
             expires: now.after_seconds(new.timeout_s),
             timeout_s: new.timeout_s,
+            announced: new.announced,
             status: Status::Valid,
             ..Template::FREE
         };

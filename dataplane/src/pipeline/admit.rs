@@ -35,6 +35,11 @@ impl Core {
             trace.step(Step::FlowElsewhere(owner));
             return Ok(Verdict::Handoff(owner));
         }
+        if tables.services.has_ftp()
+            && let Some(verdict) = self.announced(frame, packet, now, tables, trace)
+        {
+            return verdict;
+        }
         let Some(service) = tables.services.find(key, frame.port) else {
             return self.without_service(frame, packet, now, tables, trace);
         };
@@ -190,7 +195,7 @@ impl Core {
             }
             Err(_) => return Err(DropReason::FlowTableFull),
         };
-        if choice.keeps != Keeps::Nothing {
+        if !matches!(choice.keeps, Keeps::Nothing | Keeps::Announced) {
             trace.step(Step::FlowOpened(mode));
             self.setup.stats.flows_opened.add(1);
             if let Some(counters) = self.setup.stats.backend(backend.id) {
@@ -218,6 +223,9 @@ impl Core {
         }
         nat::Deltas::prepare(entry, &tuple);
         entry.count_packet();
+        if entry.is_ftp() {
+            entry.leave_plain_path();
+        }
         if entry.proto() == key::TCP && service.options.mss.is_some() {
             entry.defer_plain_path();
         }
@@ -226,6 +234,7 @@ impl Core {
         let first = Packet { tcp_flags: SYN, ..*packet };
         let packet = if choice.keeps == Keeps::Middle { &first } else { packet };
         let next = next_state(entry, Way::Forward, packet, strictness);
+        let next = if choice.keeps == Keeps::Announced { State::Listen } else { next };
         if is_kept {
             enter(entry, slot, next, &self.setup, &mut self.half_open);
         }
@@ -277,12 +286,24 @@ impl Core {
         if self.setup.workers < 2 {
             return;
         }
-        let directory = &self.setup.directory;
-        let forward = directory.publish(self.flows.hash(&tuple.forward), self.setup.worker);
-        let reply =
-            !mode.has_replies() || directory.publish(self.flows.hash(&tuple.reply), self.setup.worker);
-        if !(forward && reply) {
+        self.publish_key(&tuple.forward);
+        if mode.has_replies() {
+            self.publish_key(&tuple.reply);
+        }
+    }
+
+    /// Tells the other workers that packets with `key` are for this one.
+    pub(super) fn publish_key(&self, key: &FlowKey) {
+        let several = self.setup.workers > 1;
+        if several && !self.setup.directory.publish(self.flows.hash(key), self.setup.worker) {
             self.setup.stats.directory_full.add(1);
+        }
+    }
+
+    /// Takes [`Self::publish_key`] back.
+    pub(super) fn withdraw_key(&self, key: &FlowKey) {
+        if self.setup.workers > 1 {
+            self.setup.directory.withdraw(self.flows.hash(key), self.setup.worker);
         }
     }
 }

@@ -81,6 +81,12 @@ impl Core {
             };
             arrived = &shaped;
         }
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
+        let controlled;
+        if entry.is_ftp() && packet.kind == Kind::Transport {
+            controlled = self.control(frame, arrived, slot, way, (largest, unfinished), tables)?;
+            arrived = &controlled;
+        }
         let packet = arrived;
         // A segment that was made anew is complete.
         let unfinished = unfinished && frame.checksum != Checksum::Complete;

@@ -1,7 +1,7 @@
 //! Persistence: a client's flows go where its first one went (IPVS: persistent services).
 
 use super::{Core, FlowRecord};
-use crate::flow::key::{FlowKey, UDP};
+use crate::flow::key::{FlowKey, TCP, UDP};
 use crate::flow::table::Slot;
 use crate::flow::templates::{self, NewTemplate, Template};
 use crate::frame::Frame;
@@ -32,6 +32,8 @@ pub(super) enum Keeps {
     Flow,
     /// The flow that it is in the middle of.
     Middle,
+    /// The flow that it announces, which others will start.
+    Announced,
     /// Nothing: every packet is a flow of its own.
     Single,
     /// Nothing, and it counts for no flow.
@@ -41,7 +43,7 @@ pub(super) enum Keeps {
 impl Keeps {
     /// Whether the packets that follow find a flow.
     pub(super) fn is_flow(self) -> bool {
-        matches!(self, Self::Flow | Self::Middle)
+        matches!(self, Self::Flow | Self::Middle | Self::Announced)
     }
 }
 
@@ -139,6 +141,7 @@ impl Core {
             to: (backend.addr, port),
             mode: backend.mode,
             timeout_s: persistence.timeout_s,
+            announced: false,
         };
         Some((backend, self.open_template(&new, now)))
     }
@@ -152,7 +155,7 @@ impl Core {
     }
 
     /// Makes a template and counts it. Without room the client's flow is served all the same.
-    fn open_template(&mut self, new: &NewTemplate, now: Tick) -> templates::Index {
+    pub(super) fn open_template(&mut self, new: &NewTemplate, now: Tick) -> templates::Index {
         let opened = self.templates.open(new, now).or_else(|| {
             let unwanted = self.templates.evictable(now)?;
             self.close_template(unwanted);
@@ -162,7 +165,9 @@ impl Core {
             self.setup.stats.templates_full.add(1);
             return templates::NONE;
         };
-        if let Some(counts) = self.setup.state.backend(new.backend) {
+        if new.announced {
+            self.publish_key(&new.key);
+        } else if let Some(counts) = self.setup.state.backend(new.backend) {
             counts.remembered();
         }
         index
@@ -170,7 +175,9 @@ impl Core {
 
     pub(super) fn close_template(&mut self, index: templates::Index) {
         let Some(template) = self.templates.close(index) else { return };
-        if let Some(counts) = self.setup.state.backend(template.backend) {
+        if template.announced {
+            self.withdraw_key(&template.key);
+        } else if let Some(counts) = self.setup.state.backend(template.backend) {
             counts.forgotten();
         }
     }
@@ -232,7 +239,7 @@ pub(super) fn record(template: &Template, now: Tick) -> FlowRecord {
     let (key, (addr, port)) = (&template.key, template.to);
     let (vport, port) = if template.is_retired() { (u16::MAX, u16::MAX) } else { (key.dport, port) };
     FlowRecord {
-        proto: key.proto,
+        proto: if template.announced { TCP } else { key.proto },
         client: (key.source(), 0),
         vip: (key.destination(), vport),
         snat: (key.source(), 0),
@@ -240,7 +247,11 @@ pub(super) fn record(template: &Template, now: Tick) -> FlowRecord {
         service_id: template.service,
         backend_id: template.backend,
         mode: template.mode,
-        state: if template.assured { "ASSURED" } else { "NONE" },
+        state: match template {
+            Template { announced: true, .. } => "LISTEN",
+            Template { assured: true, .. } => "ASSURED",
+            _ => "NONE",
+        },
         expires_s: template.expires.seconds_from(now),
     }
 }

@@ -2,6 +2,7 @@ mod conntrack;
 mod errors;
 mod floods;
 mod fragments;
+mod ftp;
 mod persistence;
 mod proxied;
 mod stateless;

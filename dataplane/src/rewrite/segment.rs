@@ -3,6 +3,8 @@
 //! As in translation, checksums are updated and not recomputed; `unfinished` says that a transport checksum is only the
 //! pseudo-header's sum, and stays that.
 
+use std::ops::Range;
+
 use zerocopy::FromBytes;
 
 use crate::flow::key::TCP;
@@ -114,6 +116,34 @@ pub fn insert(
     let len = u16::try_from(data.len()).map_err(|_| DropReason::BadLength)?;
     let longer = packet.end.checked_add(len).ok_or(DropReason::BadLength)?;
     resized(bytes, packet, longer, Delta::between(Sum::default(), Sum::of(data)), unfinished)
+}
+
+/// Puts `text` in place of a `range` of what a TCP segment carries.
+pub fn replace(
+    frame: &mut Frame<'_>,
+    packet: &mut Packet,
+    range: Range<usize>,
+    text: &[u8],
+    unfinished: bool,
+) -> Result<(), DropReason> {
+    let data = usize::from(packet.l4) + header_len(frame.bytes(), packet)?;
+    let (start, gone, end) = (data + range.start, data + range.end, usize::from(packet.end));
+    if gone > end || start > gone {
+        return Err(DropReason::Truncated);
+    }
+    let (behind, new_end) = (start + text.len(), end - (gone - start) + text.len());
+    let sum = |bytes: &[u8], end| bytes.get(data..end).map(Sum::of).ok_or(DropReason::Truncated);
+    let before = sum(frame.bytes(), end)?;
+    if !frame.resize(end.max(new_end)) {
+        return Err(DropReason::NoHeadroom);
+    }
+    let bytes = frame.bytes_mut();
+    bytes.copy_within(gone..end, behind);
+    bytes.get_mut(start..behind).ok_or(DropReason::Truncated)?.copy_from_slice(text);
+    let change = Delta::between(before, sum(bytes, new_end)?);
+    let new_end = u16::try_from(new_end).map_err(|_| DropReason::BadLength)?;
+    resized(bytes, packet, new_end, change, unfinished)?;
+    if frame.resize(new_end.into()) { Ok(()) } else { Err(DropReason::NoHeadroom) }
 }
 
 /// Takes the data out of a TCP segment, and with it what says that more or nothing follows. Its sender sends it again.

@@ -213,6 +213,7 @@ pub struct Services {
     by_backend: Vec<(u32, u32)>,
     /// Backends of services whose flows consistent hashing tells, by address and port.
     by_real: HashMap<VipKey, (u32, u32), ahash::RandomState>,
+    has_ftp: bool,
     list: Vec<Service>,
     /// VIPs and SNAT addresses that Weir answers ARP, neighbour discovery and ICMP echo for.
     owned: HashSet<(u128, bool), ahash::RandomState>,
@@ -245,6 +246,11 @@ fn by_real(list: &[Service]) -> HashMap<VipKey, (u32, u32), ahash::RandomState> 
     }
     real.retain(|_, at| *at != NOWHERE);
     real
+}
+
+fn is_ftp(service: &Service) -> bool {
+    service.vips.iter().any(|vip| vip.port == FTP && vip.proto == key::TCP)
+        && service.backends.iter().any(|backend| backend.mode.has_replies())
 }
 
 /// Port of FTP's control connections.
@@ -301,6 +307,7 @@ impl Services {
             }
         }
         tables.by_real = by_real(&list);
+        tables.has_ftp = list.iter().any(is_ftp);
         tables.list = list;
         tables.pools = pools;
         tables
@@ -364,6 +371,12 @@ impl Services {
         let (service, place) = *self.by_real.get(real)?;
         let service = self.list.get(service as usize)?;
         Some((service, service.backends.get(place as usize)?))
+    }
+
+    /// Whether there are services of FTP whose replies pass Weir: what they announce has to be looked at.
+    #[inline]
+    pub fn has_ftp(&self) -> bool {
+        self.has_ftp
     }
 
     /// All services, in the order of the configuration.
