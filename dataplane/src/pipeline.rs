@@ -18,6 +18,7 @@ mod icmp;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a check may panic")]
 pub mod model;
+mod path_mtu;
 mod persist;
 #[cfg(any(test, fuzzing))]
 #[allow(
@@ -157,6 +158,7 @@ struct Core {
     attempts: u64,
     /// IP headers made so far: numbers them.
     made: u16,
+    path_mtus: path_mtu::PathMtus,
 }
 
 impl Engine {
@@ -188,6 +190,7 @@ impl Engine {
                 routine: 0,
                 attempts: 0,
                 made: 0,
+                path_mtus: path_mtu::PathMtus::new(),
             },
             scratch: vec![Scratch::EMPTY; BATCH].into_boxed_slice(),
         }

@@ -164,7 +164,10 @@ impl Core {
         let path = self.flows.extra(slot).map_or(hop.mtu, |extra| extra.mtu(way, hop.mtu));
         let becomes = self.flows.entry(slot).filter(|entry| !entry.keeps_family());
         match (outer, becomes) {
-            (Some(outer), _) => path.saturating_sub(outer.overhead(unfinished)),
+            (Some(outer), _) => {
+                let learned = self.path_mtus.get(outer.dst, self.sweep.now()).unwrap_or(path);
+                path.min(learned).saturating_sub(outer.overhead(unfinished))
+            }
             (None, Some(entry)) if entry.is_v6(way) => path.saturating_add(family::DIFFERENCE),
             (None, Some(_)) => path.saturating_sub(family::DIFFERENCE),
             (None, None) => path,

@@ -126,6 +126,7 @@ impl Core {
         let hop = self.find_hop(slot, Way::Reply, tables)?;
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         trace.step(Step::FlowKnown { reply: true, service: entry.service, backend: entry.backend });
+        self.learn_mtu(frame, packet, found.backend);
         let told = found.relay(frame, packet)?;
         trace.step(Step::IcmpTranslated);
         l2::readdress(frame, &told, hop)?;

@@ -1,6 +1,7 @@
 //! Tunnels, MTUs, and the addresses that tunnels begin at.
 
 use super::*;
+use crate::flow::key;
 use crate::pipeline::fixture::{GUE_PORT, SPECIAL, Special, own};
 use crate::snapshot::TunnelChecksum;
 use crate::snapshot::net::Route;
@@ -342,5 +343,59 @@ fn through_a_tunnel_what_fits_is_less() {
         let mut wire = Wire::new(&syn, UPLINK);
         assert_eq!(wire.through(&mut engine, &tables(), Tick(0)), Verdict::Tx(LAN));
         assert_eq!(announced(wire.bytes()), want);
+    }
+}
+
+/// A router's report that the packet in `frame` does not fit `mtu` bytes.
+fn too_big(frame: &[u8], mtu: u16, v6: bool, len: usize) -> Vec<u8> {
+    let link = PacketBuilder::ethernet2(BACKEND_MAC, MACS[1]);
+    let [high, low] = mtu.to_be_bytes();
+    let quote = &frame[14..frame.len().min(14 + len)];
+    let mut bytes = Vec::new();
+    match own(2, v6) {
+        IpAddr::V4(own) => {
+            let ip = link.ipv4([10, 1, 0, 77], own.octets(), 64);
+            ip.icmpv4_raw(3, 4, [0, 0, high, low]).write(&mut bytes, quote).unwrap();
+        }
+        IpAddr::V6(own) => {
+            let router = Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 0x77).octets();
+            let ip = link.ipv6(router, own.octets(), 64);
+            ip.icmpv6_raw(2, 0, [0, 0, high, low]).write(&mut bytes, quote).unwrap();
+        }
+    }
+    bytes
+}
+
+#[test]
+fn a_narrow_path_behind_a_tunnel_is_learned_and_told_to_the_client() {
+    let tables = tables();
+    for special in tunnels() {
+        for v6 in [false, true] {
+            let what = format!("{special:?} {v6}");
+            let outer_v6 = v6 != special.across;
+            let mut engine = engines(1, 64).remove(0);
+            let (from, to) = (client(1, v6), at(vip(v6), special.port));
+            let len = 1500 - overhead(&special, outer_v6);
+            let mut wire = Wire::new(&datagram(from, to, len, true), UPLINK);
+            assert_eq!(wire.through(&mut engine, &tables, Tick(0)), Verdict::Tx(LAN), "{what}");
+
+            let fits = 1360 - overhead(&special, outer_v6);
+            let heard = if v6 { fits.max(1280) } else { fits };
+            // What no path may be as narrow as is not believed.
+            for mtu in [if outer_v6 { 1279 } else { 575 }, 1360] {
+                let before = engine.core.path_mtus.get(key::bits(backend(1, outer_v6)).0, Tick(0));
+                assert_eq!(before, None, "{what}");
+                let mut error = Wire::new(&too_big(wire.bytes(), mtu, outer_v6, 400), LAN);
+                assert_eq!(error.through(&mut engine, &tables, Tick(0)), Verdict::Tx(UPLINK), "{what}");
+                assert_eq!(error.bytes()[..12], [GATEWAY_MAC, MACS[0]].concat(), "{what}");
+                if mtu == 1360 {
+                    assert_eq!(reported(&error), (heard as u16, 63), "{what}");
+                }
+            }
+            let mut again = Wire::new(&datagram(from, to, len, true), UPLINK);
+            let verdict = again.through(&mut engine, &tables, Tick(0));
+            assert_eq!(verdict, Verdict::Reply(Some(DropReason::MtuExceeded)), "{what}: it is known now");
+            assert_eq!(reported(&again), (heard as u16, 63), "{what}");
+        }
     }
 }
