@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::abi::{Address, NODE_PORT_WORDS, PROTOS, Place, Prefix, RuleLines, Use, flag};
 use crate::ours::{Ours, Proto};
@@ -15,7 +16,7 @@ pub(crate) struct Image {
     pub(crate) addresses: HashMap<Address, Use>,
     /// [`NODE_PORT_WORDS`] a protocol.
     pub(crate) node_ports: Vec<u64>,
-    pub(crate) rules: HashMap<Prefix, Box<RuleLines>>,
+    pub(crate) rules: HashMap<Prefix, Arc<RuleLines>>,
 }
 
 impl Default for Image {
@@ -85,13 +86,15 @@ impl Image {
             let shared = mine.common(other.addresses.get(addr)?);
             (shared != Use::default()).then_some((*addr, shared))
         };
-        let kept = |(prefix, _): &(&Prefix, &Box<RuleLines>)| other.rules.contains_key(prefix);
+        let kept = |(prefix, lines): (&Prefix, &Arc<RuleLines>)| {
+            other.rules.contains_key(prefix).then(|| (*prefix, Arc::clone(lines)))
+        };
         Self {
             vips: self.vips.intersection(&other.vips).copied().collect(),
             backends: self.backends.intersection(&other.backends).copied().collect(),
             addresses: self.addresses.iter().filter_map(both).collect(),
             node_ports: self.node_ports.iter().zip(&other.node_ports).map(|(a, b)| a & b).collect(),
-            rules: self.rules.iter().filter(kept).map(|(prefix, lines)| (*prefix, lines.clone())).collect(),
+            rules: self.rules.iter().filter_map(kept).collect(),
         }
     }
 

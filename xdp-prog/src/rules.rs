@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use crate::abi::{MAX_RULES, Prefix, RuleLine, RuleLines, masked};
 use crate::ours::Rule;
@@ -13,7 +14,7 @@ const ANY_V4: (IpAddr, u8) = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 const ANY_V6: (IpAddr, u8) = (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
 
 /// The content of the map.
-pub(crate) fn lines(rules: &[Rule]) -> HashMap<Prefix, Box<RuleLines>> {
+pub(crate) fn lines(rules: &[Rule]) -> HashMap<Prefix, Arc<RuleLines>> {
     let blocks = rules.iter().flat_map(|rule| {
         let of_family = |any: (IpAddr, u8)| {
             let src = rule.src.is_none_or(|(src, _)| src.is_ipv4() == any.0.is_ipv4());
@@ -25,7 +26,7 @@ pub(crate) fn lines(rules: &[Rule]) -> HashMap<Prefix, Box<RuleLines>> {
         }
     });
     let blocks: Vec<_> = blocks.flatten().collect();
-    let line = |block: &(IpAddr, u8)| (Prefix::new(block.0, block.1), Box::new(about(*block, rules)));
+    let line = |block: &(IpAddr, u8)| (Prefix::new(block.0, block.1), Arc::new(about(*block, rules)));
     // A block without any service is the kernel's, as if it were not there; inside another one it keeps that one's away.
     blocks.iter().map(line).collect()
 }
@@ -114,7 +115,7 @@ mod tests {
     }
 
     /// The destination ports of the rules about a block, by precedence.
-    fn ports(lines: &HashMap<Prefix, Box<RuleLines>>, addr: &str, length: u8) -> Option<Vec<u16>> {
+    fn ports(lines: &HashMap<Prefix, Arc<RuleLines>>, addr: &str, length: u8) -> Option<Vec<u16>> {
         let lines = lines.get(&Prefix::new(addr.parse().unwrap(), length))?;
         Some(lines.list.iter().take(lines.count as usize).map(|line| line.dport_low).collect())
     }
@@ -155,7 +156,7 @@ mod tests {
         let most = u16::try_from(MAX_RULES).unwrap();
         let mut rules: Vec<_> = (0..most + 10).map(|port| rule(None, port)).collect();
         let kept = lines(&rules);
-        let of = |lines: &HashMap<Prefix, Box<RuleLines>>| {
+        let of = |lines: &HashMap<Prefix, Arc<RuleLines>>| {
             *lines.get(&Prefix::new(ANY_V4.0, 0)).unwrap().list.last().unwrap()
         };
         let wide = of(&kept);

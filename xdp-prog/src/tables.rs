@@ -1,6 +1,7 @@
 //! The maps that say what is ours, and what was last written to them.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use zerocopy::IntoBytes;
@@ -88,7 +89,7 @@ impl Tables {
         for (prefix, lines) in &wanted.rules {
             if self.written.rules.get(prefix) != Some(lines) {
                 self.rules.write(prefix.as_bytes(), lines.as_bytes())?;
-                self.written.rules.insert(*prefix, lines.clone());
+                self.written.rules.insert(*prefix, Arc::clone(lines));
                 report.written += 1;
             }
         }
