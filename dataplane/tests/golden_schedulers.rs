@@ -17,6 +17,7 @@ mod golden;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use dataplane::flow::directory::Directory;
@@ -25,6 +26,7 @@ use dataplane::frame::Frame;
 use dataplane::ids::{BackendId, HopId, PortId, WorkerId};
 use dataplane::pipeline::{Engine, Setup};
 use dataplane::schedule::{Compiler, Flags, Kind, carry};
+use dataplane::snapshot::marks::{Mark, MarkRule, Prefix, Protocols};
 use dataplane::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
 use dataplane::snapshot::{Backend, Mode, Persistence, Service, Services, Settings, Snapshot};
 use dataplane::state::State;
@@ -65,7 +67,8 @@ fn replay(recording: &Value) -> Result<(), String> {
         match step["op"].as_str().unwrap() {
             "open" | "udp" => {
                 let chosen = balancer.open(step);
-                if chosen != address(&step["chosen"]) {
+                let name = |end: Option<SocketAddrV4>| end.map(|end| balancer.name(end));
+                if name(chosen) != name(address(&step["chosen"])) {
                     return differs(&chosen);
                 }
             }
@@ -106,7 +109,7 @@ struct Balancer {
     service: Service,
     flags: Flags,
     compiler: Compiler,
-    /// What clients connect to: the addresses that a mark stands for.
+    /// What clients connect to: a mark stands for these.
     reached: BTreeSet<SocketAddrV4>,
     /// Ids are for good: the kernel, too, finds the counts again when a backend comes back.
     ids: HashMap<SocketAddrV4, BackendId>,
@@ -158,11 +161,11 @@ impl Balancer {
                 self.flags =
                     option("-b").map_or(Flags::default(), |names| Flags::parse(kind, names).unwrap());
                 let proto = if option("-u").is_some() { UDP } else { TCP };
-                let reached = vip.map_or_else(|| self.reached.clone(), |vip| [vip].into());
-                let (key, timeout) = (|vip: &SocketAddrV4| vip_key(*vip, proto), number("-p"));
-                self.service.vips = reached.iter().map(key).collect();
+                self.service.vips = vip.iter().map(|vip| vip_key(*vip, proto)).collect();
+                let mark = number("-f").and_then(NonZeroU32::new);
+                self.service.mark = mark.map(|value| Mark { value, v6: false });
                 self.service.persistence =
-                    timeout.map(|timeout_s| Persistence { timeout_s, mask: u32::MAX.into() });
+                    number("-p").map(|timeout_s| Persistence { timeout_s, mask: u32::MAX.into() });
                 self.service.one_packet = words.contains(&"-o");
             }
             command => {
@@ -193,7 +196,12 @@ impl Balancer {
             carry(&before, service, self.state.service(service.id).unwrap());
         }
         self.tables.generation += 1;
-        self.tables.services = Arc::new(Services::new(vec![service.clone()], Vec::new(), []));
+        let rules = service
+            .mark
+            .into_iter()
+            .flat_map(|mark| self.reached.iter().map(move |to| rule(*to, mark.value)));
+        let services = Services::new(vec![service.clone()], Vec::new(), []).with_rules(rules.collect());
+        self.tables.services = Arc::new(services);
     }
 
     /// A connection or a datagram: the backend that it reaches.
@@ -249,6 +257,12 @@ impl Balancer {
         }
     }
 
+    /// A backend's address: where a service has every port, the recordings give each backend one port.
+    fn name(&self, end: SocketAddrV4) -> SocketAddrV4 {
+        let every_port = self.service.backends.iter().any(|backend| backend.port == 0);
+        if every_port { SocketAddrV4::new(*end.ip(), 0) } else { end }
+    }
+
     fn counts(&self) -> Counts {
         let count = |backend: &Backend| {
             let (active, inactive) = self.state.backend(backend.id).unwrap().counts();
@@ -267,6 +281,20 @@ fn real_server(text: &str, port: u16) -> SocketAddrV4 {
 fn vip_key(vip: SocketAddrV4, proto: u8) -> VipKey {
     let (addr, v6) = bits((*vip.ip()).into());
     VipKey { addr, port: vip.port(), proto, v6 }
+}
+
+/// Packets to this address bear the mark.
+fn rule(to: SocketAddrV4, mark: NonZeroU32) -> MarkRule {
+    let (addr, v6) = bits((*to.ip()).into());
+    MarkRule {
+        src: None,
+        dst: Some(Prefix { addr, len: 32, v6 }),
+        protocols: Protocols::ALL,
+        dports: 0..=u16::MAX,
+        sports: 0..=u16::MAX,
+        port: None,
+        mark,
+    }
 }
 
 /// Source and destination of a frame.
