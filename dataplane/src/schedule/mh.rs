@@ -3,7 +3,13 @@
 //!
 //! A drained backend keeps its places in the table, by its latest weight that was not 0: without `mh-fallback` its
 //! clients are refused, with it they are spread over the others, and nobody else moves.
+//!
+//! Up to ten backends the table is the kernel's own, place by place. That one gives a backend as many places in a row
+//! as its weight says, and when a backend is removed some percent of the clients of others may move. Services with more
+//! backends get a larger table in which backends take turns one place at a time: there it stays below 1 %.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use super::{Flags, eligible, hash};
@@ -11,14 +17,17 @@ use crate::flow::key::FlowKey;
 use crate::snapshot::Backend;
 use crate::state::State;
 
-/// The sizes of table that the kernel can be built with, from its default (`CONFIG_IP_VS_MH_TAB_INDEX` 12) on.
-const SIZES: [u32; 6] = [4093, 8191, 16_381, 32_749, 65_521, 131_071];
+/// Places of the kernel's table (`CONFIG_IP_VS_MH_TAB_INDEX` 12).
+const DEFAULT: u32 = 4093;
 
-/// The size of a table that does not grow up to 163 backends.
-const STEADY_SIZE: u32 = 16_381;
+/// Backends at most, and the places that so many need: sizes that the kernel can be built with, all of them primes.
+const SIZES: [(usize, u32); 3] = [(10, DEFAULT), (20, 32_749), (80, STEADY_SIZE)];
 
-/// Places for each backend that a table is to have, on average.
-const PLACES_EACH: usize = 100;
+/// Places for more backends than that.
+const LARGEST: u32 = 131_071;
+
+/// The size of a table that does not grow up to 80 backends.
+const STEADY_SIZE: u32 = 65_521;
 
 /// Keys of the hashes of a place in the table and of the steps between two (kernel: `hash1`, `hash2`).
 const PLACE_KEY: u64 = 2_654_435_761;
@@ -67,12 +76,10 @@ impl Share {
     }
 }
 
-/// A size of table for `backends` backends: the default, and for more than 40 the next one that leaves each a hundred
-/// places; never less than `before`, since another size moves every client.
+/// A size of table for so many backends; never less than `before`, since another size moves every client.
 pub(super) fn size_for(backends: usize, before: u32) -> u32 {
-    let enough = |size: &&u32| **size as usize >= backends * PLACES_EACH;
-    let [.., largest] = SIZES;
-    SIZES.iter().find(enough).copied().unwrap_or(largest).max(before)
+    let enough = SIZES.iter().find(|(most, _)| backends <= *most);
+    enough.map_or(LARGEST, |(_, size)| *size).max(before)
 }
 
 /// The size of a table that is to be the same wherever the same backends are, whatever there was before: larger than
@@ -82,31 +89,25 @@ pub(super) fn steady_size(backends: usize) -> u32 {
 }
 
 impl Table {
-    /// Fills a table of `size` places (a prime): backend by backend in the order of the list, over and over, each takes
-    /// as many places as its weight says, along its own order of all places.
+    /// Fills a table of `size` places (a prime): the backends take turns, and each takes the next free place along its
+    /// own order of all places.
     pub(super) fn fill(size: u32, shares: &[Share]) -> Self {
         let mut places = vec![NOBODY; size as usize].into_boxed_slice();
-        let weights = || shares.iter().map(|share| share.weight);
-        let divisor = weights().fold(0, gcd);
-        if let Some(largest) = weights().max().and_then(|largest| largest.checked_div(divisor)) {
-            let cut = (u32::BITS - largest.leading_zeros()).saturating_sub(WEIGHT_BITS);
-            let takers = shares.iter().zip(0..NOBODY).filter(|(share, _)| share.weight > 0);
-            let mut takers: Vec<_> = takers
-                .map(|(share, name)| Taker {
-                    name,
-                    turns: ((share.weight / divisor) >> cut).max(1),
-                    at: share.hash(PLACE_KEY) % size,
-                    step: share.hash(STEP_KEY) % (size - 1) + 1,
-                })
-                .collect();
-            let mut left = size;
-            while left > 0 && !takers.is_empty() {
-                for taker in &mut takers {
-                    let turns = taker.turns.min(left);
-                    (0..turns).for_each(|_| taker.take(&mut places));
-                    left -= turns;
-                }
-            }
+        let mut takers: Vec<_> = shares
+            .iter()
+            .zip(0..NOBODY)
+            .filter(|(share, _)| share.weight > 0)
+            .map(|(share, name)| Taker {
+                name,
+                weight: share.weight,
+                at: share.hash(PLACE_KEY) % size,
+                step: share.hash(STEP_KEY) % (size - 1) + 1,
+            })
+            .collect();
+        if size == DEFAULT {
+            in_rows(&mut places, &mut takers)
+        } else {
+            in_turns(&mut places, &mut takers)
         }
         Self { places }
     }
@@ -127,8 +128,7 @@ impl Table {
 /// A backend while the table is filled.
 struct Taker {
     name: u16,
-    /// Places in a row.
-    turns: u32,
+    weight: u32,
     at: u32,
     step: u32,
 }
@@ -150,6 +150,40 @@ impl Taker {
                 self.at -= size;
             }
         }
+    }
+}
+
+/// The kernel's filling: round by round, each backend takes as many places in a row as its weight says, in units of the
+/// weights' greatest common divisor, and cut to six bits.
+fn in_rows(places: &mut [u16], takers: &mut [Taker]) {
+    let divisor = takers.iter().map(|taker| taker.weight).fold(0, gcd);
+    let largest = takers.iter().map(|taker| taker.weight).max();
+    let Some(largest) = largest.and_then(|largest| largest.checked_div(divisor)) else { return };
+    let cut = (u32::BITS - largest.leading_zeros()).saturating_sub(WEIGHT_BITS);
+    let mut left = u32::try_from(places.len()).unwrap_or(u32::MAX);
+    while left > 0 {
+        for taker in takers.iter_mut() {
+            let row = ((taker.weight / divisor) >> cut).clamp(1, left.max(1)).min(left);
+            (0..row).for_each(|_| taker.take(places));
+            left -= row;
+        }
+    }
+}
+
+/// One place at a time to the backend that has least for its weight, of equals the first in the list. So the order of
+/// any two does not depend on a third one, and few places change hands when that one goes.
+fn in_turns(places: &mut [u16], takers: &mut [Taker]) {
+    // When a backend takes its place number `taken`, on a clock that all share: 40 bits of fraction, and at most 17 bits
+    // of places.
+    let time = |taken: u64, weight: u32| (taken << 40) / u64::from(weight.max(1));
+    let first = takers.iter().enumerate().map(|(at, taker)| Reverse((time(1, taker.weight), at, 1)));
+    let mut turns: BinaryHeap<_> = first.collect();
+    for _ in 0..places.len() {
+        let Some(mut turn) = turns.peek_mut() else { return };
+        let Reverse((_, at, taken)) = *turn;
+        let Some(taker) = takers.get_mut(at) else { return };
+        taker.take(places);
+        *turn = Reverse((time(taken + 1, taker.weight), at, taken + 1));
     }
 }
 
@@ -230,4 +264,71 @@ impl Lookup {
 
 fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
+mod tests {
+    use super::*;
+
+    fn shares(count: u32, weight: impl Fn(u32) -> u32) -> Vec<Share> {
+        (0..count).map(|n| Share { addr: 0x0a01_0001 + n, port: 8080, weight: weight(n) }).collect()
+    }
+
+    /// Weights that differ in every way: all equal, some, by orders of magnitude, at random.
+    const WEIGHTS: [fn(u32) -> u32; 4] =
+        [|_| 7, |n| n % 5 + 1, |n| [1, 100][n as usize % 2], |n| hash::mix(n.into()) as u16 as u32 + 1];
+
+    #[test]
+    fn a_backends_places_are_its_share() {
+        for weight in WEIGHTS {
+            for count in [11, 50, 200] {
+                let shares = shares(count, weight);
+                let table = Table::fill(size_for(shares.len(), 0), &shares);
+                let sum: f64 = shares.iter().map(|share| f64::from(share.weight)).sum();
+                for (name, share) in (0..).zip(&shares) {
+                    let places = table.places.iter().filter(|place| **place == name).count() as f64;
+                    let fair = f64::from(share.weight) / sum * table.size() as f64;
+                    assert!((places - fair).abs() <= 2.0, "{places} of {fair}, {count} backends");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn few_clients_move_from_backends_that_stay() {
+        for weight in WEIGHTS {
+            for count in [11u32, 20, 80, 300] {
+                let all = shares(count, weight);
+                let size = size_for(all.len(), 0);
+                let before = Table::fill(size, &all);
+                for gone in [0, count / 2, count - 1] {
+                    let mut left = all.clone();
+                    left.remove(gone as usize);
+                    let after = Table::fill(size_for(left.len(), size), &left);
+                    let moved = before.places.iter().zip(&after.places).filter(|(before, after)| {
+                        let (before, after) = (u32::from(**before), u32::from(**after));
+                        before != gone && before != after + u32::from(after >= gone)
+                    });
+                    let percent = moved.count() as f64 * 100.0 / f64::from(size);
+                    assert!(percent < 1.0, "{percent:.2} %: {gone} of {count} gone");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_never_shrinks_while_its_service_lives() {
+        let sizes = [(1, 0), (10, 0), (11, 4093), (21, 0), (81, 0), (5000, 0), (3, 65_521)];
+        let want = [4093, 4093, 32_749, 65_521, 131_071, 131_071, 65_521];
+        assert_eq!(sizes.map(|(backends, before)| size_for(backends, before)), want);
+    }
+
+    #[test]
+    fn nobody_is_named_where_all_weights_always_were_0() {
+        for count in [0, 3, 30] {
+            let table = Table::fill(size_for(count as usize, 0), &shares(count, |_| 0));
+            assert!(table.places.iter().all(|place| *place == NOBODY));
+        }
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use std::sync::atomic::{AtomicU32, AtomicUsize};
+
 use proptest::prelude::*;
 
 use super::*;
@@ -304,6 +306,235 @@ fn nobody_is_chosen_where_nobody_may() {
     for kind in Kind::ALL.iter().copied() {
         for weights in [&[][..], &[0], &[0, 0, 0]] {
             assert_eq!(pick(&weighted(kind, weights), &state), None, "{kind} {weights:?}");
+        }
+    }
+}
+
+/// How many of 10,000 flows each backend gets from so many workers. A flow ends when the thousandth after it has come.
+fn spread(kind: Kind, workers: u32) -> Vec<u32> {
+    const FLOWS: usize = 10_000;
+    const LENGTH: usize = 1000;
+    const NOT_YET: u32 = u32::MAX;
+    let weights = [500, 0, 300, 200, 400];
+    let (state, service) = (State::new(1, 10), weighted(kind, &weights));
+    let next = AtomicUsize::new(0);
+    let chosen: Vec<_> = (0..FLOWS).map(|_| AtomicU32::new(NOT_YET)).collect();
+    let open = |number: usize| {
+        let key = FlowKey { src: number as u128, dst: (number % LENGTH) as u128, ..FlowKey::default() };
+        // A hash may name the drained one, which is nobody: 0.
+        let backend = schedule(&service, &state, &key, NOW).map_or(BackendId(0), |backend| backend.id);
+        load(&state, backend, 1, 0);
+        chosen[number].store(backend.0, Relaxed);
+    };
+    let close = |number: usize| {
+        while chosen[number].load(Relaxed) == NOT_YET {
+            std::thread::yield_now();
+        }
+        state.backend(BackendId(chosen[number].load(Relaxed))).unwrap().closed(true);
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    match next.fetch_add(1, Relaxed) {
+                        number if number >= FLOWS => return,
+                        number => {
+                            open(number);
+                            number.checked_sub(LENGTH).into_iter().for_each(close);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let total = |id: u32| chosen.iter().filter(|chosen| chosen.load(Relaxed) == id).count();
+    (1..=5).map(|id| u32::try_from(total(id)).unwrap()).collect()
+}
+
+#[test]
+fn several_workers_spread_flows_as_one_does() {
+    for kind in Kind::ALL.iter().copied() {
+        let alone = spread(kind, 1);
+        for workers in [2, 4, 8] {
+            let together = spread(kind, workers);
+            let apart = alone.iter().zip(&together).map(|(alone, together)| alone.abs_diff(*together)).max();
+            assert!(apart <= Some(100), "{kind}, {workers} workers: {alone:?}, {together:?}");
+        }
+    }
+}
+
+#[test]
+fn loads_decide_between_backends() {
+    /// Weight, active and inactive connections.
+    type Loaded = (u32, u32, u32);
+    let rows: [(&str, Kind, &[Loaded], Option<u32>); 10] = [
+        ("sed: the new connection counts", Kind::Sed, &[(1, 0, 0), (3, 1, 0)], Some(2)),
+        ("sed: idle ones do not", Kind::Sed, &[(1, 0, 900), (1, 0, 0)], Some(1)),
+        ("nq: an idle backend before a faster one", Kind::Nq, &[(9, 1, 0), (1, 0, 0)], Some(2)),
+        ("nq: none idle: as sed", Kind::Nq, &[(1, 1, 0), (9, 2, 0)], Some(2)),
+        ("fo: the heaviest, however loaded", Kind::Fo, &[(1, 0, 0), (3, 99, 0), (3, 0, 0)], Some(2)),
+        ("ovf: full at one more than its weight", Kind::Ovf, &[(1, 0, 0), (3, 3, 0)], Some(2)),
+        ("ovf: then the next", Kind::Ovf, &[(1, 0, 0), (3, 4, 0)], Some(1)),
+        ("ovf: all full", Kind::Ovf, &[(1, 2, 0), (3, 4, 0)], None),
+        ("lblc: first as wlc", Kind::Lblc, &[(1, 1, 0), (2, 1, 0)], Some(2)),
+        ("twos: the only one", Kind::Twos, &[(0, 0, 0), (2, 9, 0)], Some(2)),
+    ];
+    for (name, kind, backends, want) in rows {
+        let state = State::new(1, 10);
+        for (id, (_, active, inactive)) in (1..).map(BackendId).zip(backends) {
+            load(&state, id, *active, *inactive);
+        }
+        let weights: Vec<_> = backends.iter().map(|(weight, ..)| *weight).collect();
+        assert_eq!(pick(&weighted(kind, &weights), &state), want, "{name}");
+    }
+}
+
+#[test]
+fn an_overloaded_backend_gets_nothing_new_from_any_scheduler() {
+    for kind in Kind::ALL.iter().copied() {
+        let (state, service) = (State::new(1, 10), weighted(kind, &[2, 2]));
+        let full = state.backend(BackendId(1)).unwrap();
+        full.set_thresholds(1, 0);
+        full.opened();
+        for number in 0..64u32 {
+            let key = FlowKey { src: number.into(), dst: number.into(), ..FlowKey::default() };
+            let chosen = schedule(&service, &state, &key, NOW).map(|backend| backend.id.0);
+            assert!(chosen != Some(1), "{kind}");
+        }
+        state.backend(BackendId(2)).unwrap().set_thresholds(1, 0);
+        state.backend(BackendId(2)).unwrap().opened();
+        assert_eq!(
+            schedule(&service, &state, &FlowKey { dst: 99, ..FlowKey::default() }, NOW),
+            None,
+            "{kind}"
+        );
+    }
+}
+
+#[test]
+fn wrr_starts_over_where_thresholds_close_every_backend() {
+    // Levels 4, 3, 2, 1. The position is behind the first, at level 4; or behind it in the lowest pass, where it stays.
+    for (picks, after) in [(1, [Some(1), Some(1)]), (7, [Some(2), Some(1)])] {
+        let (state, service) = (State::new(1, 10), weighted(Kind::Wrr, &[4, 2]));
+        let chosen: Vec<_> = (0..picks).map(|_| pick(&service, &state).unwrap()).collect();
+        assert_eq!(chosen.last(), Some(&1), "{chosen:?}");
+        if picks == 7 {
+            // On to the lowest pass: 1 1 1 2 1 2, then again 1; six more end it.
+            (0..4).for_each(|_| _ = pick(&service, &state));
+        }
+        for id in [1, 2].map(BackendId) {
+            state.backend(id).unwrap().opened();
+            state.backend(id).unwrap().set_thresholds(1, 0);
+        }
+        assert_eq!(pick(&service, &state), None);
+        [1, 2].map(BackendId).map(|id| state.backend(id).unwrap().set_thresholds(0, 0));
+        assert_eq!([0; 2].map(|_| pick(&service, &state)), after, "after {picks}");
+    }
+}
+
+#[test]
+fn lblc_keeps_a_destination_until_its_backend_is_overrun_and_another_idles() {
+    let (state, service) = (State::new(1, 10), weighted(Kind::Lblc, &[2, 4]));
+    let to = |dst| {
+        let key = FlowKey { dst, ..FlowKey::default() };
+        schedule(&service, &state, &key, NOW).map(|backend| backend.id.0)
+    };
+    let change = |id, active: i32| {
+        let counts = state.backend(BackendId(id)).unwrap();
+        (0..active).for_each(|_| {
+            counts.opened();
+            counts.moved(true);
+        });
+        (active..0).for_each(|_| counts.closed(true));
+    };
+    assert_eq!(to(1), Some(1));
+    change(1, 3);
+    assert_eq!(to(1), Some(2), "overrun, and the other has nothing");
+    change(1, -3);
+    assert_eq!(to(1), Some(2), "it has moved");
+    change(2, 5);
+    assert_eq!(to(2), Some(1), "another destination");
+    change(1, 1);
+    assert_eq!(to(1), Some(2), "overrun, but the other is half loaded");
+    change(1, -1);
+    assert_eq!(to(1), Some(1));
+}
+
+#[test]
+fn lblcr_serves_a_destination_by_all_that_it_has_come_to() {
+    let (state, service) = (State::new(1, 10), weighted(Kind::Lblcr, &[2, 2, 2]));
+    let to = |now| {
+        let key = FlowKey { dst: 1, ..FlowKey::default() };
+        schedule(&service, &state, &key, now).map(|backend| backend.id.0)
+    };
+    load(&state, BackendId(2), 1, 0);
+    load(&state, BackendId(3), 1, 0);
+    assert_eq!(to(NOW), Some(1));
+    load(&state, BackendId(1), 3, 0);
+    assert_eq!(to(NOW), Some(1), "overrun, but nobody idles");
+    state.backend(BackendId(3)).unwrap().closed(true);
+    assert_eq!([to(NOW), to(NOW)], [Some(3), Some(3)], "it joins, and is the lighter one");
+    state.backend(BackendId(1)).unwrap().clear();
+    load(&state, BackendId(3), 1, 0);
+    assert_eq!(to(NOW), Some(1), "the first is still one of them");
+    // A day without a change: the heaviest leaves the set, so that the lightest of the others serves.
+    let day = (0..25).fold(NOW, |now, _| {
+        let later = now.after_seconds(3601);
+        assert_eq!(to(later), Some(1));
+        later
+    });
+    load(&state, BackendId(1), 2, 0);
+    assert_eq!(to(day), Some(1), "3 has left, and 1 is not overrun");
+}
+
+#[test]
+fn equal_backends_share_a_table_and_generations_a_cache() {
+    let mut compiler = Compiler::default();
+    let [one, two] = [ServiceId(1), ServiceId(2)];
+    let list = [backend(1, 1), backend(2, 5)];
+    let elsewhere = [backend(8, 1), backend(9, 5)].map(|other| {
+        let same = &list[other.id.0 as usize - 8];
+        Backend { addr: same.addr, ..other }
+    });
+    let mut compile = |service, kind, backends: &[Backend]| {
+        compiler.compile(service, kind, Flags::default(), backends, Some(1))
+    };
+    let table = |scheduler: &Scheduler| match scheduler {
+        Scheduler::Mh(lookup) => Arc::as_ptr(lookup.table()),
+        other => panic!("{other:?}"),
+    };
+    let cache = |scheduler: &Scheduler| match scheduler {
+        Scheduler::Lblc(cache) => Arc::as_ptr(cache),
+        other => panic!("{other:?}"),
+    };
+    let tables = [(one, &list), (two, &elsewhere)].map(|(service, list)| compile(service, Kind::Mh, list));
+    assert_eq!(table(&tables[0]), table(&tables[1]));
+    assert_ne!(table(&compile(one, Kind::Mh, &list[..1])), table(&tables[0]));
+    let before = compile(one, Kind::Lblc, &list);
+    assert_eq!(cache(&compile(one, Kind::Lblc, &list[..1])), cache(&before));
+    assert_ne!(cache(&compile(two, Kind::Lblc, &list)), cache(&before));
+}
+
+#[test]
+fn clients_of_a_drained_mh_backend_alone_move() {
+    let flags = Flags { fallback: true, ..Flags::default() };
+    let list: Vec<_> = (1..=5).map(|id| backend(id, id)).collect();
+    let mut drained = list.clone();
+    drained[2].weight = 0;
+    let [before, after, refusing] =
+        [(&list, flags), (&drained, flags), (&drained, Flags::default())].map(|(list, flags)| {
+            let scheduler = Scheduler::compile(Kind::Mh, flags, list);
+            Service { scheduler, ..service(Kind::Mh, list.clone()) }
+        });
+    let state = State::new(1, 10);
+    for client in 0..5000u32 {
+        let key = FlowKey { src: client.into(), ..FlowKey::default() };
+        let at = |service| schedule(service, &state, &key, NOW).map(|backend| backend.id.0);
+        if at(&before) == Some(3) {
+            assert!(at(&after).is_some_and(|id| id != 3));
+            assert_eq!(at(&refusing), None);
+        } else {
+            assert_eq!((at(&after), at(&refusing)), (at(&before), at(&before)));
         }
     }
 }
