@@ -105,6 +105,11 @@ impl Sequence {
         self.asked = now;
     }
 
+    /// Has the backend asked again by the client's next segment.
+    pub fn ask_again(&mut self) {
+        self.flags &= !ASKED;
+    }
+
     /// The backend has answered with the number `own` and, if any, the timestamp `clock`: from now on the difference is
     /// known.
     pub fn answered(&mut self, own: u32, clock: Option<u32>) {

@@ -1,8 +1,8 @@
 //! ICMP and ICMPv6 errors about packets that Weir has sent, from both sides.
 
-use super::Core;
 use super::deliver::count;
 use super::established::may_pass;
+use super::{Core, shape};
 use crate::flow::entry::Way;
 use crate::flow::key::{UDP, bits};
 use crate::flow::table::Slot;
@@ -68,6 +68,10 @@ impl Core {
         });
         count(entry, way, packet, &self.setup);
         let target = self.flows.tuple(entry).translated(way);
+        let grows = match self.flows.extra(slot).filter(|extra| !extra.sequence.is_over()) {
+            Some(extra) => shape::requote(frame.bytes_mut(), packet, way, &extra.sequence)?,
+            None => 0,
+        };
         match entry.mode() {
             Mode::FullNat if !entry.keeps_family() => {
                 family::icmp::translate(frame, packet, [target.src, target.dst], &target.reversed())?;
@@ -77,9 +81,9 @@ impl Core {
             Mode::Dr => nat::pass(frame.bytes_mut(), packet)?,
             // Towards the backend of a `nat` flow the sender is kept, as the kernel keeps it.
             Mode::Nat if way == Way::Forward => {
-                icmp::translate(frame, packet, None, target.dst, &target.reversed(), 0)?;
+                icmp::translate(frame, packet, None, target.dst, &target.reversed(), grows)?;
             }
-            _ => icmp::translate(frame, packet, Some(target.src), target.dst, &target.reversed(), 0)?,
+            _ => icmp::translate(frame, packet, Some(target.src), target.dst, &target.reversed(), grows)?,
         }
         trace.step(Step::IcmpTranslated);
         l2::readdress(frame, packet, hop)?;

@@ -118,7 +118,7 @@ impl Model {
             "a batch differs from its frames one by one"
         );
         for outcome in &single {
-            if let Verdict::Tx(_) = outcome.verdict {
+            if let Verdict::Tx(_) | Verdict::Reply(None) = outcome.verdict {
                 remember(&mut self.sent, &outcome.bytes);
             }
         }

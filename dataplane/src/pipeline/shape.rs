@@ -193,8 +193,10 @@ impl Core {
                 self.backends_answered = self.backends_answered.wrapping_add(1);
                 self.complete(frame, packet, slot, sequence, tables, trace)
             }
-            // The client has gone, or the backend takes this for another connection.
+            // The client has gone, or the backend still has another connection: without that it can be asked again at once.
             _ => {
+                sequence.ask_again();
+                self.backends_answered = self.backends_answered.wrapping_add(1);
                 let verdict = self.refuse(frame, packet, DropReason::NoFlow, Answer::Reset, tables, trace)?;
                 Ok(Shaped::Done(verdict))
             }
@@ -231,6 +233,23 @@ impl Core {
         trace.step(Step::Answered(Answer::Handshake));
         Ok(Shaped::Done(Verdict::Reply(None)))
     }
+}
+
+/// Has an ICMP error about a segment or datagram of such a flow quote what its receiver sent. Returns by how many bytes
+/// what the receiver sends grows on the way.
+pub(super) fn requote(
+    bytes: &mut [u8],
+    packet: &Packet,
+    way: Way,
+    sequence: &Sequence,
+) -> Result<u16, DropReason> {
+    if packet.key.proto == TCP && !sequence.is_awaited() {
+        segment::renumber_quote(bytes, packet, |number| match way {
+            Way::Forward => sequence.to_backend(number),
+            Way::Reply => sequence.acknowledged(number),
+        })?;
+    }
+    Ok(if way == Way::Reply { sequence.header.into() } else { 0 })
 }
 
 /// A segment of the client, with the backend's numbers.

@@ -6,12 +6,14 @@
 use std::ops::Range;
 
 use zerocopy::FromBytes;
+use zerocopy::big_endian::{U16, U32};
 
 use crate::flow::key::TCP;
 use crate::frame::Frame;
-use crate::packet::Packet;
+use crate::packet::{Packet, quoted};
 use crate::verdict::DropReason;
 use crate::wire::checksum::{Delta, Sum};
+use crate::wire::icmp::Icmp;
 use crate::wire::ipv4::Ipv4;
 use crate::wire::ipv6::Ipv6;
 use crate::wire::tcp::{FIN, PSH, Tcp};
@@ -60,6 +62,30 @@ pub fn renumber_options(options: &mut [u8], number: impl Fn(u32) -> u32, own: u3
         }
         _ => {}
     });
+}
+
+/// Applies `number` to the number of the TCP segment that an ICMP error quotes. The error's own checksum is wrong then.
+pub fn renumber_quote(
+    bytes: &mut [u8],
+    packet: &Packet,
+    number: impl Fn(u32) -> u32,
+) -> Result<(), DropReason> {
+    const NUMBER: usize = 4;
+
+    let range = usize::from(packet.l4) + Icmp::LEN..packet.end.into();
+    let quote = bytes.get_mut(range).ok_or(DropReason::Truncated)?;
+    let Some(found) = quoted(quote, packet.key.v6)?.filter(|found| found.key.proto == TCP) else {
+        return Ok(());
+    };
+    let field: &mut U32 = view_mut(quote, found.l4 + NUMBER)?;
+    let (before, after) = (field.get(), number(field.get()));
+    *field = after.into();
+    // Beyond the bytes that every error quotes.
+    if let Ok(field) = view_mut::<U16>(quote, found.l4 + Tcp::CHECKSUM) {
+        let delta = Delta::between(Sum::address(before.into()), Sum::address(after.into()));
+        *field = delta.apply(field.get()).into();
+    }
+    Ok(())
 }
 
 /// Lowers the largest segment that a SYN or SYN-ACK speaks of by `by` bytes.

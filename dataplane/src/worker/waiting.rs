@@ -22,10 +22,12 @@ use crate::frame::{BATCH, Frame};
 use crate::io::Arrival;
 use crate::verdict::DropReason;
 
-/// Frames of one kind kept at most.
+/// Frames without a neighbour kept at most, and fragments.
 const CAPACITY: usize = 64;
-/// What frames wait for: see [`For`].
-const KINDS: usize = 3;
+/// Clients' segments kept at most: each is there for as long as a backend is away, once a connection.
+const BACKEND_CAPACITY: usize = 256;
+/// Frames kept at most.
+const TOTAL: usize = 2 * CAPACITY + BACKEND_CAPACITY;
 
 /// How long a frame without a neighbour is kept at most, nanoseconds: TCP sends a SYN again after a second (RFC 6298,
 /// section 2.1).
@@ -53,6 +55,11 @@ pub(super) enum For {
 }
 
 impl For {
+    /// How many frames may wait for it.
+    fn capacity(self) -> usize {
+        if self == Self::Backend { BACKEND_CAPACITY } else { CAPACITY }
+    }
+
     /// Why a frame is dropped that has waited in vain.
     pub(super) fn reason(self) -> DropReason {
         match self {
@@ -77,7 +84,7 @@ struct Kept {
 /// The frames of one worker that wait.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    kept: ArrayVec<Kept, { KINDS * CAPACITY }>,
+    kept: ArrayVec<Kept, TOTAL>,
     /// The tables that frames without a neighbour were tried with.
     generation: u64,
     /// The number of first fragments that later ones were tried after.
@@ -88,7 +95,7 @@ pub(super) struct Waiting {
     looked_ns: Option<u64>,
     /// What the frames of this turn waited for, and until when they may, that waited before: the first ones of its batch.
     back: ArrayVec<(For, u64), BATCH>,
-    free: ArrayVec<Box<[u8]>, { KINDS * CAPACITY }>,
+    free: ArrayVec<Box<[u8]>, TOTAL>,
     /// Bytes that each of them holds.
     frame_len: usize,
 }
@@ -107,7 +114,7 @@ impl Waiting {
             answers: 0,
             looked_ns: (workers > 1).then_some(0),
             back: ArrayVec::new(),
-            free: (0..KINDS * CAPACITY).map(|_| vec![0; frame_len].into_boxed_slice()).collect(),
+            free: (0..TOTAL).map(|_| vec![0; frame_len].into_boxed_slice()).collect(),
             frame_len,
         }
     }
@@ -211,7 +218,7 @@ impl Waiting {
             return Err(GivenUp);
         }
         let same = |kept: &&Kept| kept.waits == waits;
-        let is_full = self.kept.iter().filter(same).count() >= CAPACITY;
+        let is_full = self.kept.iter().filter(same).count() >= waits.capacity();
         if is_full && let Some(oldest) = self.kept.iter().position(|kept| kept.waits == waits) {
             self.remove(oldest);
         }

@@ -70,13 +70,23 @@ impl Outer {
     }
 
     /// A TCP segment, UDP datagram, or just ports in any other protocol.
-    pub(super) fn transport(&self, key: &FlowKey, flags: u8, payload: usize, field: Field) -> Vec<u8> {
+    /// A segment's own number and the one that it acknowledges are `numbers`.
+    pub(super) fn transport(
+        &self,
+        key: &FlowKey,
+        flags: u8,
+        numbers: [u32; 2],
+        payload: usize,
+        field: Field,
+    ) -> Vec<u8> {
         let [[s0, s1], [d0, d1]] = [key.sport, key.dport].map(u16::to_be_bytes);
         let payload: Vec<u8> = (0u8..=255).cycle().take(payload).collect();
         let (mut segment, at) = match key.proto {
             TCP => {
-                let header = [s0, s1, d0, d1, 0, 0, 3, 232, 0, 0, 7, 208, 0x50, flags, 0x20, 0, 0, 0, 0, 0];
-                (header.to_vec(), 16)
+                let [own, acknowledged] = numbers.map(u32::to_be_bytes);
+                let header =
+                    [&[s0, s1, d0, d1][..], &own, &acknowledged, &[0x50, flags, 0x20, 0, 0, 0, 0, 0]];
+                (header.concat(), 16)
             }
             _ => {
                 let [high, low] = (8 + len(&payload)).to_be_bytes();

@@ -3,6 +3,7 @@
 use super::{Arrival, Outcome, special};
 use crate::flow::entry::Way;
 use crate::flow::key::{FlowKey, TCP, UDP, address};
+use crate::flow::sequence::Sequence;
 use crate::frame::Checksum;
 use crate::packet::{Kind, Packet, parse};
 use crate::pipeline::Engine;
@@ -53,6 +54,9 @@ fn forwarded(engine: &Engine, tables: &Snapshot, (arrival, before): (&Arrival, &
     let hit = hit.expect("what is sent belongs to a flow");
     let entry = flows.entry(hit.slot()).expect("a flow that was found");
     let (tuple, way) = (flows.tuple(entry), hit.way());
+    if flows.extra(hit.slot()).is_some_and(|extra| extra.sequence != Sequence::default()) {
+        return special::shaped(tables, (&tuple, way), (arrival, before), outcome);
+    }
     if entry.mode().is_tunnel() {
         let extra = flows.extra(hit.slot()).expect("a tunnel has parameters");
         return special::tunnelled(tables, (&tuple, entry.mode(), extra), (arrival, before), outcome);

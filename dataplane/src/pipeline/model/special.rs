@@ -13,7 +13,8 @@ use crate::pipeline::fixture::GUE_PORT;
 use crate::snapshot::net::Hop;
 use crate::snapshot::{Mode, Snapshot, TunnelChecksum};
 use crate::verdict::Verdict;
-use crate::wire::checksum::{Sum, is_partial};
+use crate::wire::checksum::{Sum, complete, is_partial};
+use crate::wire::tcp::SYN;
 
 /// The path towards `target`, where what is sent has to go: its hop, the largest packet, and Weir's own address.
 fn path(tables: &Snapshot, target: IpAddr, outcome: &Outcome) -> (Hop, u16, Option<IpAddr>) {
@@ -155,6 +156,39 @@ pub(super) fn crossed(
         "payload"
     );
     checksum(tables, (arrival, before), (outcome, &after));
+}
+
+/// A packet of a flow whose segments are renumbered, and whose backend may be told of the client.
+pub(super) fn shaped(
+    tables: &Snapshot,
+    (tuple, way): (&Tuple, Way),
+    (arrival, before): (&Arrival, &Packet),
+    outcome: &Outcome,
+) {
+    let after = parse(&outcome.bytes).expect("what is sent can be parsed");
+    let is_error = before.kind == Kind::IcmpError;
+    let seen = if is_error { after.key.reversed() } else { after.key };
+    let wanted = tuple.translated(way);
+    assert_eq!((after.kind, after.ttl, seen), (before.kind, before.ttl - 1, wanted), "translation");
+    let (_, mtu, _) = path(tables, wanted.destination(), outcome);
+    assert!(after.end - after.l3 <= mtu, "too large for its path");
+    if is_error {
+        assert!(verifies(&outcome.bytes, &after), "ICMP checksum");
+        return;
+    }
+    let longer = i32::from(after.end - after.l4) - i32::from(before.end - before.l4);
+    let is_remade = before.tcp_flags & SYN == 0 && after.tcp_flags == SYN;
+    assert!(longer <= 52 + 20, "more than a header and an option");
+    assert!(way == Way::Forward || longer == 0, "the client is told nothing");
+    if let Checksum::Partial { offset, .. } = outcome.checksum {
+        let mut finished = outcome.bytes.clone();
+        let range = after.l4.into()..after.end.into();
+        assert!(complete(&mut finished[range], offset.into()) && verifies(&finished, &after), "partial");
+    } else if is_remade {
+        assert!(verifies(&outcome.bytes, &after), "checksum of a segment made anew");
+    } else if wanted.v6 == before.key.v6 && field(&outcome.bytes, &after) != 0 {
+        assert_eq!(verifies(&outcome.bytes, &after), verifies(&arrival.bytes, before), "checksum");
+    }
 }
 
 fn checksum(

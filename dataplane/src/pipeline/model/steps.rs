@@ -5,10 +5,11 @@ use super::world::LONGEST;
 use super::{Arrival, Model, WORKERS};
 use crate::flow::key::{FlowKey, TCP, UDP, bits};
 use crate::ids::PortId;
-use crate::packet::{Kind, parse};
+use crate::packet::{Kind, Packet, parse};
 use crate::pipeline::fixture::{LAN, MACS, SNAT4, SNAT6, SPECIAL, UPLINK, backend, vip};
 use crate::time::{TICKS_PER_SECOND, Tick};
-use crate::wire::tcp::{ACK, FIN, RST, SYN};
+use crate::wire::tcp::{ACK, FIN, RST, SYN, Tcp};
+use crate::wire::view;
 
 /// Bytes from the front; zeros once there are no more.
 pub(super) struct Input<'a>(&'a [u8]);
@@ -79,7 +80,7 @@ fn to_vip(input: &mut Input<'_>) -> Vec<u8> {
         0 => input.pick(&[80, 81, 82, 83, 84]),
         _ => input.pick(&SPECIAL).port,
     };
-    transport(FlowKey { src, dst: bits(vip(v6)).0, sport, dport, proto, v6 }, input)
+    transport(FlowKey { src, dst: bits(vip(v6)).0, sport, dport, proto, v6 }, [1000, 2000], input)
 }
 
 /// Mostly clients, and some who cannot be one.
@@ -112,7 +113,22 @@ fn answer(model: &Model, input: &mut Input<'_>) -> Option<Vec<u8>> {
     let received = if which & 0x80 == 0 { &model.sent } else { &model.seen };
     let frame = received.get(usize::from(which & 0x7f) % received.len().max(1))?;
     let packet = parse(frame).ok().filter(|packet| packet.kind == Kind::Transport)?;
-    Some(transport(if which & 0x80 == 0 { packet.key.reversed() } else { packet.key }, input))
+    let [next, acknowledged] = following(frame, &packet);
+    Some(if which & 0x80 == 0 {
+        transport(packet.key.reversed(), [acknowledged, next], input)
+    } else {
+        transport(packet.key, [next, acknowledged], input)
+    })
+}
+
+/// The number behind a segment, and the one that it acknowledges.
+fn following(frame: &[u8], packet: &Packet) -> [u32; 2] {
+    let Ok(tcp) = view::<Tcp>(frame, packet.l4.into()) else { return [1000, 2000] };
+    let end = usize::from(packet.l4) + tcp.header_len();
+    let data = u32::try_from(usize::from(packet.end).saturating_sub(end)).expect("a frame is shorter");
+    let controls = u32::from(tcp.flags & SYN != 0) + u32::from(tcp.flags & FIN != 0);
+    let next = tcp.sequence.get().wrapping_add(data).wrapping_add(controls);
+    [next, if tcp.flags & ACK != 0 { tcp.acknowledgement.get() } else { 2000 }]
 }
 
 /// An ICMP error about an earlier frame, to who seemed to have sent it.
@@ -160,7 +176,7 @@ fn changed(model: &Model, input: &mut Input<'_>) -> Option<Vec<u8>> {
 }
 
 /// A segment or datagram with this key, from its flags to its checksum as the input says.
-fn transport(key: FlowKey, input: &mut Input<'_>) -> Vec<u8> {
+fn transport(key: FlowKey, numbers: [u32; 2], input: &mut Input<'_>) -> Vec<u8> {
     let flags = input.pick(&[SYN, SYN | ACK, ACK, ACK | FIN, RST, RST | ACK, 0, 0xff]);
     let field = input.pick(&[Field::Right, Field::Right, Field::Partial, Field::Wrong, Field::Zero]);
     let outer = outer(input);
@@ -168,7 +184,7 @@ fn transport(key: FlowKey, input: &mut Input<'_>) -> Vec<u8> {
         255 => usize::from(input.word() % 1800),
         few => usize::from(few % 64),
     };
-    outer.transport(&key, flags, payload, field)
+    outer.transport(&key, flags, numbers, payload, field)
 }
 
 fn outer(input: &mut Input<'_>) -> Outer {

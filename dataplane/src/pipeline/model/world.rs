@@ -12,7 +12,9 @@ use crate::pipeline::Engine;
 use crate::pipeline::fixture::{LAN, engines, net, tables, vip};
 use crate::schedule::{Flags, Kind as Scheduling, Scheduler};
 use crate::snapshot::net::{Hop, Net};
-use crate::snapshot::{Mode, Services, Snapshot, SnatPool, Timeouts};
+use crate::snapshot::{
+    Defence, Mode, Options, Service, Services, Settings, Snapshot, SnatPool, SynProxy, Timeouts,
+};
 use crate::time::{TICKS_PER_SECOND, Tick};
 use crate::verdict::Verdict;
 
@@ -144,7 +146,7 @@ fn frame<'a>(arrival: &Arrival, chunk: &'a mut [u8]) -> Frame<'a> {
 }
 
 /// Tables that may follow each other in any order: hops with the same epoch have the same ids.
-static TABLES: LazyLock<[Snapshot; 6]> = LazyLock::new(|| {
+static TABLES: LazyLock<[Snapshot; 8]> = LazyLock::new(|| {
     let usual = tables();
     let with_net = |net: Net| Snapshot { net: Arc::new(net), ..usual.clone() };
     let mut unresolved = net();
@@ -161,8 +163,33 @@ static TABLES: LazyLock<[Snapshot; 6]> = LazyLock::new(|| {
         with_net(lost),
         Snapshot { services: Arc::new(reduced()), ..usual.clone() },
         Snapshot { timeouts: short, ..usual.clone() },
+        with_options(&usual, SynProxy::Always),
+        Snapshot { settings: defended(), ..with_options(&usual, SynProxy::Above(1)) },
     ]
 });
+
+/// All services tell their backends of the client, and answer SYNs themselves.
+fn with_options(usual: &Snapshot, syn_proxy: SynProxy) -> Snapshot {
+    let list = usual.services.iter().map(|service| {
+        let told = Options { proxy_protocol: true, toa: true, syn_proxy, ..service.options };
+        Service { options: told, ..service.clone() }
+    });
+    let services = Services::new(list.collect(), usual.services.pools().to_vec(), [vip(false), vip(true)]);
+    Snapshot { services: Arc::new(services), ..usual.clone() }
+}
+
+/// All defences are on.
+fn defended() -> Settings {
+    Settings {
+        half_open: 2,
+        new_flows_per_s: 3,
+        drop_packet: Defence::Always,
+        am_droprate: 4,
+        drop_entry: Defence::Always,
+        secure_tcp: Defence::Always,
+        ..Settings::default()
+    }
+}
 
 /// Every neighbour has another hop id, and the backends moved behind a link with two tags and a small MTU.
 fn moved() -> Net {
