@@ -256,11 +256,10 @@ fn persistence_and_options_that_cannot_be_are_refused() {
             ],
         ),
         (
-            "options of tcp",
+            "options of tcp, one of which udp has, too",
             "..\nservices:\n  - name: a\n    vip: 10.0.0.1\n    port: 1\n    protocol: udp\n    proxy_protocol: true\n    \
              toa: true\n    mss: 1400\n    syn_proxy: always\n    stateless_fallback: true\n    drain_s: 5\n",
             &[
-                "7:21: services[0].proxy_protocol: proxy_protocol is for tcp, and this is udp",
                 "8:10: services[0].toa: toa is for tcp, and this is udp",
                 "9:10: services[0].mss: mss is for tcp, and this is udp",
                 "10:16: services[0].syn_proxy: syn_proxy is for tcp, and this is udp",

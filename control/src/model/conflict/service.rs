@@ -143,7 +143,9 @@ impl<'a> Finder<'a> {
                 continue;
             }
             let at = Place::Option(index, option);
-            if let Some(protocol) = other.map(Protocol::name) {
+            // A datagram can carry the header, too.
+            let takes = |protocol: &Protocol| option == "proxy_protocol" && *protocol == Protocol::Udp;
+            if let Some(protocol) = other.filter(|protocol| !takes(protocol)).map(Protocol::name) {
                 self.refuse(at, Reason::OptionProtocol { option, protocol });
             } else if let Some(past) = past.filter(|_| both_ways) {
                 let reason = Reason::OptionMode { option, backend: socket(past), mode: past.mode.name() };
