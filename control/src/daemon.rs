@@ -448,7 +448,7 @@ impl<G: Gate> Control<G> {
                 xdp: self.xdp_counts(all),
             }),
             Request::Interfaces {} => Reply::Interfaces(self.interfaces()),
-            Request::Flows { limit, service, client } => {
+            Request::Flows { limit, service, client, after } => {
                 let desks: Vec<_> = self
                     .workers
                     .iter()
@@ -456,7 +456,7 @@ impl<G: Gate> Control<G> {
                     .collect();
                 let snapshot = self.reconciler.current();
                 tokio::task::spawn_blocking(move || {
-                    let flows = show::flows(&desks, &snapshot, &FlowFilter { limit, service, client });
+                    let flows = show::flows(&desks, &snapshot, &FlowFilter { limit, service, client, after });
                     let _ = reply.send(Reply::Flows(flows));
                 });
                 return;

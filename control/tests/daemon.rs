@@ -185,7 +185,7 @@ fn control_serves_reloads_resolves_and_leaves_nothing_behind() {
         let Ok(Reply::Workers(workers)) = ask(&socket, &Request::Workers {}) else { panic!() };
         assert!(workers.len() == 1 && workers[0].alive && workers[0].turns > 0, "{workers:?}");
         let Ok(Reply::Flows(flows)) =
-            ask(&socket, &Request::Flows { limit: 10, service: None, client: None })
+            ask(&socket, &Request::Flows { limit: 10, service: None, client: None, after: None })
         else {
             panic!()
         };

@@ -71,7 +71,7 @@ pub(crate) fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
         What::Status => Request::Status {},
         What::Services => Request::Services {},
         What::Backends => Request::Backends { service },
-        What::Flows => Request::Flows { limit: args.limit, service, client: args.client },
+        What::Flows => Request::Flows { limit: args.limit, service, client: args.client, after: None },
         What::Workers => Request::Workers {},
         What::Drops => Request::Drops { all: args.all },
         What::Interfaces => Request::Interfaces {},

@@ -40,6 +40,9 @@ pub enum Request {
         /// From this client address alone.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client: Option<std::net::IpAddr>,
+        /// Those behind the ones of an earlier reply: its [`Flows::next`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<FlowsCursor>,
     },
     /// Workers.
     Workers {},
@@ -223,8 +226,20 @@ pub struct Flows {
     pub flows: Vec<FlowRow>,
     /// Whether there are more than were asked for.
     pub more: bool,
+    /// Where the others begin, if there are more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<FlowsCursor>,
     /// Workers that did not answer in time.
     pub silent: Vec<u8>,
+}
+
+/// A place among all flows. Flows that come or go meanwhile may be missed, but none is told twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowsCursor {
+    /// The worker.
+    pub worker: u8,
+    /// The place in its table.
+    pub slot: usize,
 }
 
 /// A flow.

@@ -18,7 +18,8 @@ use dataplane::verdict::DropReason;
 use dataplane::worker::{FlowDesk, WorkerHandle};
 
 use super::protocol::{
-    BackendRow, Count, FLOWS_LIMIT, FlowRow, Flows, InterfaceRow, QueueRow, ServiceRow, Traffic, WorkerRow,
+    BackendRow, Count, FLOWS_LIMIT, FlowRow, Flows, FlowsCursor, InterfaceRow, QueueRow, ServiceRow, Traffic,
+    WorkerRow,
 };
 use crate::netlink::mirror::Mirror;
 use crate::reconcile::Reconciler;
@@ -187,6 +188,8 @@ pub struct FlowFilter {
     pub service: Option<String>,
     /// From this client alone.
     pub client: Option<IpAddr>,
+    /// Only those from here on.
+    pub after: Option<FlowsCursor>,
 }
 
 /// Asks the workers for their flows, one after the other. Blocks, for some 10 s at most.
@@ -195,22 +198,34 @@ pub fn flows(desks: &[(u8, FlowDesk)], snapshot: &Snapshot, filter: &FlowFilter)
     let deadline = Instant::now() + FLOWS_PATIENCE;
     let names: HashMap<ServiceId, &str, ahash::RandomState> =
         snapshot.services.iter().map(|service| (service.id, &*service.name)).collect();
-    let mut reply = Flows { flows: Vec::new(), more: false, silent: Vec::new() };
-    for (worker, desk) in desks {
-        let mut cursor = Some(0);
+    let mut reply = Flows { flows: Vec::new(), more: false, next: None, silent: Vec::new() };
+    let first = filter.after.unwrap_or(FlowsCursor { worker: 0, slot: 0 });
+    // Where the flows begin that do not fit.
+    let mut rest = None;
+    for (worker, desk) in desks.iter().filter(|(worker, _)| *worker >= first.worker) {
+        let mut cursor = Some(if *worker == first.worker { first.slot } else { 0 });
         while let Some(from) = cursor {
+            let here = FlowsCursor { worker: *worker, slot: from };
+            let room = limit - reply.flows.len();
+            if room == 0 {
+                rest.get_or_insert(here);
+            }
             if Instant::now() > deadline {
                 reply.more = true;
+                reply.next = rest.or(Some(here));
                 return reply;
             }
-            let Ok(page) = desk.page(from, PAGE, PAGE_PATIENCE) else {
+            // No more than fits, so that what does not fit begins with a page.
+            let Ok(page) = desk.page(from, if room == 0 { PAGE } else { PAGE.min(room) }, PAGE_PATIENCE)
+            else {
                 reply.silent.push(*worker);
                 break;
             };
             let rows = page.records.iter().map(|record| flow(*worker, record, &names));
             for row in rows.zip(&page.records).filter(|(row, record)| matches(filter, row, record)) {
-                if reply.flows.len() == limit {
+                if room == 0 {
                     reply.more = true;
+                    reply.next = rest;
                     return reply;
                 }
                 reply.flows.push(row.0);

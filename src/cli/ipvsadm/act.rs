@@ -4,7 +4,7 @@ use std::io::{BufRead, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use control::admin::client;
+use control::admin::client::{self, ClientError};
 use control::admin::protocol::{IpvsList, Reply, Request};
 use control::ipvs::command::{COMMANDS_MAX, Command, Forward, Key, Refusal, ServiceEntry};
 
@@ -200,6 +200,15 @@ impl Session {
 
     fn ask(&self, request: &Request) -> Result<Reply, Status> {
         client::ask(&self.socket, request).map_err(|error| {
+            let error = match error {
+                ClientError::NotRunning(path) => {
+                    format!(
+                        "weir does not run here: nobody listens on {} (WEIR_SOCKET names another)",
+                        path.display()
+                    )
+                }
+                error => error.to_string(),
+            };
             eprintln!("Can't initialize ipvs: {error}");
             Status::USAGE
         })

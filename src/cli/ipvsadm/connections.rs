@@ -5,72 +5,87 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use control::admin::client;
-use control::admin::protocol::{FLOWS_LIMIT, FlowRow, Reply, Request};
+use control::admin::protocol::{FlowRow, Flows, FlowsCursor, Reply, Request};
 use control::ipvs::command::Protocol;
 
 use super::act::{Status, print};
 use super::names::Names;
 use super::options::{Opt, Options};
 
-/// Prints all connections.
+/// Connections asked for at once.
+const PIECE: usize = 10_000;
+
+/// Prints all connections, as they come.
 pub(super) fn list(socket: &Path, options: Options) -> Status {
-    let request = Request::Flows { limit: FLOWS_LIMIT, service: None, client: None };
-    let flows = match client::ask(socket, &request) {
-        Ok(Reply::Flows(flows)) => flows,
-        Ok(Reply::Error { message }) => {
-            eprintln!("{message}");
-            return Status(1);
-        }
-        Ok(_) => {
-            eprintln!("the reply cannot be read, is it another version of weir?");
-            return Status(1);
-        }
-        Err(error) => {
-            eprintln!("{error}");
-            return Status(1);
-        }
-    };
+    let with_engine = options.has(Opt::PersistentConn);
     let mut names = Names::new(options.has(Opt::Numeric));
-    let status = print(&table(&flows.flows, options.has(Opt::PersistentConn), &mut names));
-    if flows.more {
-        eprintln!("there are more than these {} connections", flows.flows.len());
+    let mut text = title(with_engine);
+    let mut after = None;
+    loop {
+        let flows = match ask(socket, after) {
+            Ok(flows) => flows,
+            Err(message) => {
+                eprintln!("{message}");
+                return Status(1);
+            }
+        };
+        for flow in &flows.flows {
+            row(&mut text, flow, &mut names);
+        }
+        match print(&text) {
+            Status(0) => text.clear(),
+            failed => return failed,
+        }
+        for worker in &flows.silent {
+            eprintln!("worker {worker} did not answer: its connections are missing");
+        }
+        after = flows.next;
+        if after.is_none() {
+            return Status(0);
+        }
     }
-    for worker in &flows.silent {
-        eprintln!("worker {worker} did not answer: its connections are missing");
-    }
-    status
 }
 
-fn table(flows: &[FlowRow], with_engine: bool, names: &mut Names) -> String {
-    let mut text = "IPVS connection entries\n".to_owned();
-    let (state, source, to, destination) = ("state", "source", "virtual", "destination");
-    let _ = match with_engine {
-        // No connection has a persistence engine, so its columns stay empty.
-        true => writeln!(
-            text,
-            "pro expire {state:<11} {source:<18} {to:<18} {destination:<18} {:<16} pe_data",
-            "pe name"
-        ),
-        false => writeln!(text, "pro expire {state:<11} {source:<18} {to:<18} {destination}"),
-    };
-    for flow in flows {
-        let protocol = match flow.protocol.as_str() {
-            "tcp" => Some(Protocol::Tcp),
-            "udp" => Some(Protocol::Udp),
-            "sctp" => Some(Protocol::Sctp),
-            _ => None,
-        };
-        let mut place = |text: &str| match text.parse::<SocketAddr>() {
-            Ok(addr) => names.place(addr.ip(), addr.port(), protocol),
-            Err(_) => text.to_owned(),
-        };
-        let (source, to, destination) = (place(&flow.client), place(&flow.vip), place(&flow.backend));
-        let expires = format!("{:02}:{:02}", flow.expires_s / 60, flow.expires_s % 60);
-        let name = flow.protocol.to_uppercase();
-        let state = &flow.state;
-        let _ = writeln!(text, "{name:<3} {expires:<6} {state:<11} {source:<18} {to:<18} {destination}");
+fn ask(socket: &Path, after: Option<FlowsCursor>) -> Result<Flows, String> {
+    let request = Request::Flows { limit: PIECE, service: None, client: None, after };
+    match client::ask(socket, &request) {
+        Ok(Reply::Flows(flows)) => Ok(flows),
+        Ok(Reply::Error { message }) => Err(message),
+        Ok(_) => Err("the reply cannot be read, is it another version of weir?".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
-    text
+}
+
+/// No connection has a persistence engine, so its columns stay empty.
+fn title(with_engine: bool) -> String {
+    let destination = match with_engine {
+        true => format!("{:<18} {:<16} pe_data", "destination", "pe name"),
+        false => "destination".to_owned(),
+    };
+    let (state, source, to) = ("state", "source", "virtual");
+    format!("IPVS connection entries\npro expire {state:<11} {source:<18} {to:<18} {destination}\n")
+}
+
+fn row(text: &mut String, flow: &FlowRow, names: &mut Names) {
+    let protocol = match flow.protocol.as_str() {
+        "tcp" => Some(Protocol::Tcp),
+        "udp" => Some(Protocol::Udp),
+        "sctp" => Some(Protocol::Sctp),
+        _ => None,
+    };
+    let mut place = |text: &str| match text.parse::<SocketAddr>() {
+        Ok(addr) => names.place(addr.ip(), addr.port(), protocol),
+        Err(_) => text.to_owned(),
+    };
+    let (source, to, destination) = (place(&flow.client), place(&flow.vip), place(&flow.backend));
+    let expires = format!("{:02}:{:02}", flow.expires_s / 60, flow.expires_s % 60);
+    let name = match flow.protocol.as_str() {
+        // Of a mark.
+        "0" => "IP".to_owned(),
+        protocol => protocol.to_uppercase(),
+    };
+    let state = &flow.state;
+    let _ = writeln!(text, "{name:<3} {expires:<6} {state:<11} {source:<18} {to:<18} {destination}");
 }
 
 #[cfg(test)]
@@ -91,8 +106,20 @@ mod tests {
             state: "ESTABLISHED".into(),
             expires_s: 899,
         };
+        let mut text = title(false);
+        row(&mut text, &flow, &mut Names::new(true));
         let head = "IPVS connection entries\npro expire state       source             virtual            destination\n";
         let line = "TCP 14:59  ESTABLISHED 10.0.0.1:40004     10.0.0.100:80      [fd00:1::1]:80\n";
-        assert_eq!(table(&[flow], false, &mut Names::new(true)), format!("{head}{line}"));
+        assert_eq!(text, format!("{head}{line}"));
+    }
+
+    #[test]
+    fn with_persistence_engines_the_title_is_longer() {
+        assert_eq!(
+            title(true).lines().last(),
+            Some(
+                "pro expire state       source             virtual            destination        pe name          pe_data"
+            )
+        );
     }
 }
