@@ -15,6 +15,7 @@
 mod compare;
 #[path = "../../dataplane/tests/golden/mod.rs"]
 mod golden;
+mod live;
 mod network;
 mod traffic;
 
@@ -33,8 +34,7 @@ const SETTLES: Duration = Duration::from_secs(2);
 
 #[test]
 fn every_recorded_command_is_answered_as_the_kernels_tool_does() {
-    if !testbed::is_root() || !testbed::missing_programs().is_empty() {
-        println!("did not run: network namespaces need root, and some programs");
+    if !can_run() {
         return;
     }
     let mut network = Network::build().expect("the network is built");
@@ -79,6 +79,16 @@ fn replay(network: &mut Network, recording: &Value) -> Result<()> {
     Ok(())
 }
 
+/// Whether there can be namespaces; says why not.
+fn can_run() -> bool {
+    let can = testbed::is_root() && testbed::missing_programs().is_empty();
+    if !can {
+        println!("did not run: network namespaces need root, and some programs");
+    }
+    can
+}
+
+/// Runs a command of the shell, in the director.
 fn run(network: &Network, command: &str, input: &str) -> Result<Outcome> {
     use std::io::Write as _;
     let path = std::env::var("PATH").unwrap_or_default();

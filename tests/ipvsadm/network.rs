@@ -1,11 +1,11 @@
 //! The network of the recordings: a client, a director with the VIPs, and three real servers.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use testbed::topology::{Topology, veth};
@@ -45,7 +45,7 @@ impl Network {
         }
         let programs = topology.scratch().join("bin");
         std::fs::create_dir(&programs)?;
-        for name in ["ipvsadm", "ipvsadm-save", "ipvsadm-restore"] {
+        for name in ["weir", "ipvsadm", "ipvsadm-save", "ipvsadm-restore"] {
             symlink(weir(), programs.join(name))?;
         }
         let socket = topology.scratch().join("weir.sock");
@@ -73,6 +73,11 @@ impl Network {
             }
             Some(running) => running.reload(&self.config),
         }
+    }
+
+    /// Replaces the configuration of the Weir that runs.
+    pub(crate) fn reload(&self, config: &str) -> Result<()> {
+        self.weir.as_ref().context("weir runs")?.reload(config)
     }
 
     /// Where Weir runs.
@@ -137,8 +142,8 @@ fn serve(namespace: &Namespace, number: u8) -> Result<()> {
         let addr: IpAddr = addr.parse()?;
         for port in PORTS {
             let at = SocketAddr::new(addr, port);
-            let (tcp, udp) = namespace.enter(|| (TcpListener::bind(at), UdpSocket::bind(at)))?;
-            let (tcp, udp) = (tcp?, udp?);
+            let tcp = bound(namespace, || TcpListener::bind(at))?;
+            let udp = bound(namespace, || UdpSocket::bind(at))?;
             let of_tcp = name.clone();
             thread::spawn(move || {
                 for stream in tcp.incoming().flatten() {
@@ -157,6 +162,19 @@ fn serve(namespace: &Namespace, number: u8) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A socket with an address that may be usable only a moment after it was given to an interface.
+fn bound<T: Send>(namespace: &Namespace, bind: impl Fn() -> std::io::Result<T> + Sync) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match namespace.enter(&bind)? {
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return Ok(result?),
+        }
+    }
 }
 
 /// Answers each request of a connection until its other end closes.

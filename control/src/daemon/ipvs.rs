@@ -4,7 +4,7 @@ use dataplane::ids::ServiceId;
 
 use super::Control;
 use crate::ipvs::command::{COMMANDS_MAX, Command, Key, Refusal};
-use crate::ipvs::{Table, list};
+use crate::ipvs::{Room, Table, list};
 use crate::model::DesiredState;
 use crate::reconcile::{self, Gate};
 
@@ -33,7 +33,9 @@ impl<G: Gate> Control<G> {
     /// The same, refused whole where Weir cannot have what comes of it.
     async fn put(&mut self, commands: &[Command]) -> Result<Vec<Option<Refusal>>, Refusal> {
         let own = self.host.monitor.mirror().addresses.iter().map(|(_, addr, _)| *addr).collect();
-        let mut table = Table::new(self.reconciler.desired().draft().clone(), own);
+        let (services, servers) = self.reconciler.state().capacity();
+        let room = Room { services, servers };
+        let mut table = Table::new(self.reconciler.desired().draft().clone(), own, room);
         let results = commands.iter().map(|command| table.run(command).err()).collect();
         let is_changed = table.is_changed();
         let (draft, zeroed) = table.finish();

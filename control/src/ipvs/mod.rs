@@ -12,4 +12,4 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use table::Table;
+pub use table::{Room, Table};

@@ -33,20 +33,45 @@ pub struct Table {
     names: HashSet<Arc<str>, ahash::RandomState>,
     /// The addresses that this machine has itself.
     own: HashSet<IpAddr, ahash::RandomState>,
+    room: Room,
+    left: Room,
     zeroed: Vec<Option<Key>>,
     changed: bool,
 }
 
+/// How many more services (each address counts) and servers there is room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Services.
+    pub services: usize,
+    /// Servers of all services.
+    pub servers: usize,
+}
+
+impl Room {
+    /// What is left of it beside these services.
+    fn beside<'s>(self, services: impl Iterator<Item = &'s model::Service>) -> Self {
+        services.fold(self, |room, service| Self {
+            services: room.services.saturating_sub(keys(service).len()),
+            servers: room.servers.saturating_sub(service.backends.len()),
+        })
+    }
+}
+
 impl Table {
     /// A table of what `draft` has. `own` are the addresses that this machine has.
-    pub fn new(mut draft: Draft, own: HashSet<IpAddr, ahash::RandomState>) -> Self {
+    /// `room` is there for all services together.
+    pub fn new(mut draft: Draft, own: HashSet<IpAddr, ahash::RandomState>, room: Room) -> Self {
         let services: Vec<_> = std::mem::take(&mut draft.services).into_iter().map(Some).collect();
+        let left = room.beside(services.iter().flatten());
         let mut table = Self {
             draft,
             services,
             places: Map::default(),
             names: HashSet::default(),
             own,
+            room,
+            left,
             zeroed: Vec::new(),
             changed: false,
         };
@@ -84,6 +109,7 @@ impl Table {
                 self.services.clear();
                 self.places.clear();
                 self.names.clear();
+                self.left = self.room;
             }
             Command::SetTimeouts(timeouts) => self.set_timeouts(*timeouts)?,
         }
@@ -107,6 +133,7 @@ impl Table {
             return Err(Refusal::Exists);
         }
         let scheduling = scheduling(of)?;
+        let left = self.left.services.checked_sub(1).ok_or(Refusal::NoMemory)?;
         let mut service = model::Service::new(
             free_name(of.key, |name| self.names.contains(name)),
             reach(of.key),
@@ -120,6 +147,7 @@ impl Table {
             Key::Mark { .. } => true,
         };
         self.insert(of.key, service);
+        self.left.services = left;
         // One of this key that was deleted right before leaves it nothing.
         self.zeroed.push(Some(of.key));
         Ok(())
@@ -145,7 +173,9 @@ impl Table {
         if let Some(service) = self.services.get_mut(slot)
             && let Some(gone) = service
         {
+            self.left.services += 1;
             if !without(gone, key) {
+                self.left.servers += gone.backends.len();
                 for key in on_node(gone, &self.draft) {
                     self.places.remove(&key);
                 }
@@ -163,8 +193,13 @@ impl Table {
         if find(service, server.key()).is_some() {
             return Err(Refusal::Exists);
         }
+        if self.left.servers == 0 {
+            return Err(Refusal::NoMemory);
+        }
         let backend = backend(server)?;
-        self.own_service(key)?.backends.push(backend);
+        let service = self.own_service(key)?;
+        service.backends.push(backend);
+        self.left.servers = self.left.servers.saturating_sub(1);
         Ok(())
     }
 
@@ -182,6 +217,7 @@ impl Table {
     fn delete_server(&mut self, key: Key, server: ServerKey) -> Result<(), Refusal> {
         let place = find(self.service(key)?, server).ok_or(Refusal::NoEntry)?;
         self.own_service(key)?.backends.remove(place);
+        self.left.servers += 1;
         Ok(())
     }
 
@@ -228,6 +264,7 @@ impl Table {
             parted.reach = reach(key);
             parted.node_port = None;
             slot = self.services.len();
+            self.left.servers = self.left.servers.saturating_sub(parted.backends.len());
             self.insert(key, parted);
         }
         self.services.get_mut(slot).and_then(Option::as_mut).ok_or(Refusal::NoService)

@@ -1,11 +1,11 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
-use super::Table;
 use super::command::{
     Command, Forward, Key, Netmask, Protocol, Refusal, SchedulerFlags, Server, Service, SyncRole, Timeouts,
     TunnelChecksum, TunnelKind,
 };
+use super::{Room, Table};
 use crate::config;
 use crate::model::{DesiredState, Draft};
 
@@ -14,6 +14,8 @@ const WEB: Key = Key::Address {
     addr: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100)),
     port: 80,
 };
+
+const ROOM: Room = Room { services: 10, servers: 20 };
 
 fn mark(number: u32) -> Key {
     Key::Mark { mark: NonZeroU32::new(number).unwrap(), v6: false }
@@ -38,7 +40,7 @@ fn server(addr: &str, port: u16) -> Server {
 
 /// A table of nothing on a machine that has 10.0.0.7 itself.
 fn empty() -> Table {
-    Table::new(Draft::default(), [IpAddr::from([10, 0, 0, 7])].into_iter().collect())
+    Table::new(Draft::default(), [IpAddr::from([10, 0, 0, 7])].into_iter().collect(), ROOM)
 }
 
 /// The state after the commands; those before the last are carried out.
@@ -195,7 +197,7 @@ fn a_service_with_several_addresses_is_several_services() {
     let text = "interfaces: [{name: eth1}]\nnode_addresses: [10.0.0.7]\nservices:\n\
         - {name: web, vips: [10.0.0.100, 10.0.0.101], port: 80, node_port: 30080, backends: [{address: 10.1.0.1}]}\n";
     let draft = config::parse("test.yaml", text).unwrap().desired.draft().clone();
-    let table = || Table::new(draft.clone(), Default::default());
+    let table = || Table::new(draft.clone(), Default::default(), ROOM);
     let names = |table: Table| -> Vec<(String, Vec<String>, usize)> {
         let (draft, _) = table.finish();
         let state = DesiredState::new(draft).unwrap();
@@ -239,4 +241,35 @@ fn the_whole_configuration_survives_being_written_and_read() {
     assert_eq!(second.settings, first.settings, "{written}");
     assert_eq!(second.desired, first.desired, "{written}");
     assert_eq!(config::write(&second.settings, &second.desired), written);
+}
+
+#[test]
+fn there_is_room_for_so_many_and_what_is_deleted_makes_room() {
+    let other = |port| Key::Address { protocol: Protocol::Tcp, addr: [10, 0, 0, 100].into(), port };
+    let mut table = Table::new(Draft::default(), Default::default(), Room { services: 2, servers: 1 });
+    run(&mut table, &[Command::AddService(service(other(80))), Command::AddService(service(other(81)))])
+        .unwrap();
+    assert_eq!(table.run(&Command::AddService(service(other(82)))), Err(Refusal::NoMemory));
+    run(
+        &mut table,
+        &[
+            Command::AddServer(other(80), server("10.1.0.1", 80)),
+            Command::DeleteService(other(80)),
+            Command::AddService(service(other(82))),
+            Command::AddServer(other(81), server("10.1.0.1", 80)),
+        ],
+    )
+    .unwrap();
+    assert_eq!(table.run(&Command::AddServer(other(82), server("10.1.0.1", 80))), Err(Refusal::NoMemory));
+    run(
+        &mut table,
+        &[
+            Command::DeleteServer(other(81), ("10.1.0.1".parse().unwrap(), 80)),
+            Command::AddServer(other(82), server("10.1.0.1", 80)),
+            Command::Flush,
+            Command::AddService(service(other(80))),
+            Command::AddServer(other(80), server("10.1.0.1", 80)),
+        ],
+    )
+    .unwrap();
 }

@@ -368,3 +368,100 @@ fn cut(name: &mut String, most: usize) {
         name.truncate(end);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What ipvsadm 1.31 prints of the same service and servers.
+    const COUNTS: [&str; 3] = [
+        "TCP  10.0.0.1:80                     4000M  999999K  100000K   99999G     123T",
+        "  -> 10.1.0.1:80                     4000M  999999K  100000K   99999G     123T",
+        "  -> 10.1.0.2:80                     4000M  999999K  100000K   99999G     123T",
+    ];
+    const EXACT: [&str; 3] = [
+        "TCP  10.0.0.1:80                  4000000000 999999999 100000000 99999999999999 123456789012345",
+        "  -> 10.1.0.1:80                  4000000000 999999999 100000000 99999999999999 123456789012345",
+        "  -> 10.1.0.2:80                  4000000000 999999999 100000000 99999999999999 123456789012345",
+    ];
+    const RATES: [&str; 3] = [
+        "TCP  10.0.0.1:80                     4000M        1        2        3        4",
+        "  -> 10.1.0.1:80                  4000000000        1        2        3        4",
+        "  -> 10.1.0.2:80                  4000000000        1        2        3        4",
+    ];
+    const TUNNELS: [&str; 3] = [
+        "TCP  10.0.0.1:80 sh (sh-fallback,sh-port) persistent 60 mask 255.255.255.0 ops",
+        "  -> 10.1.0.1:80                  Tunnel  ipip          1      0          0         ",
+        "  -> 10.1.0.2:80                  Route   n/a           0      0          0         ",
+    ];
+    const RULES: &str = "-A -t 10.0.0.1:80 -s sh -p 60 -M 255.255.255.0 -o -b sh-fallback,sh-port\n\
+        -a -t 10.0.0.1:80 -r 10.1.0.1:80 -i -w 1 --tun-type ipip\n\
+        -a -t 10.0.0.1:80 -r 10.1.0.2:80 -g -w 0\n";
+
+    fn entry() -> ServiceEntry {
+        let stats = Stats {
+            conns: 4_000_000_000,
+            in_packets: 999_999_999,
+            out_packets: 100_000_000,
+            in_bytes: 99_999_999_999_999,
+            out_bytes: 123_456_789_012_345,
+            conns_rate: 4_000_000_000,
+            in_packets_rate: 1,
+            out_packets_rate: 2,
+            in_bytes_rate: 3,
+            out_bytes_rate: 4,
+        };
+        let tunnel = Forward::Tunnel { kind: TunnelKind::Ipip, port: 0, checksum: TunnelChecksum::None };
+        let server = |last, forward, weight| ServerEntry {
+            server: Server { addr: [10, 1, 0, last].into(), port: 80, forward, weight, upper: 0, lower: 0 },
+            active: 0,
+            inactive: 0,
+            persistent: 0,
+            stats,
+        };
+        ServiceEntry {
+            service: Service {
+                key: Key::Address { protocol: Protocol::Tcp, addr: [10, 0, 0, 1].into(), port: 80 },
+                scheduler: "sh".into(),
+                flags: SchedulerFlags { first: true, second: true, third: false },
+                persistent_s: Some(60),
+                netmask: Netmask::V4([255, 255, 255, 0].into()),
+                one_packet: true,
+                engine: String::new(),
+            },
+            stats,
+            servers: vec![server(2, Forward::Route, 0), server(1, tunnel, 1)],
+        }
+    }
+
+    #[test]
+    fn tables_are_those_of_ipvsadm() {
+        for (options, want) in [
+            (vec![Opt::Numeric, Opt::Stats], COUNTS),
+            (vec![Opt::Numeric, Opt::Stats, Opt::Rate], COUNTS),
+            (vec![Opt::Numeric, Opt::Stats, Opt::Exact], EXACT),
+            (vec![Opt::Numeric, Opt::Rate], RATES),
+            (vec![Opt::Numeric, Opt::TunInfo], TUNNELS),
+        ] {
+            let mut set = Options::default();
+            options.iter().for_each(|option| set.add(*option).unwrap());
+            let text = Table::new(set).print(vec![entry()]);
+            assert_eq!(text.lines().skip(2).collect::<Vec<_>>(), want, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn rules_make_the_same_services_anew() {
+        assert_eq!(rules(vec![entry()], true), RULES);
+        let mut marked = entry();
+        marked.service.key = Key::Mark { mark: std::num::NonZeroU32::MAX, v6: true };
+        assert!(rules(vec![marked], true).starts_with("-A -f -1 -6 -s sh "), "marks are signed");
+    }
+
+    #[test]
+    fn a_long_name_is_cut_but_for_ipv6() {
+        let mut name = "TCP  a-host-with-a-very-long-name.example.org:80".to_owned();
+        cut(&mut name, 33);
+        assert_eq!(name, "TCP  a-host-with-a-very-long-name");
+    }
+}
