@@ -17,7 +17,7 @@ use super::fault::{Faults, Sink};
 pub struct HostReport {
     /// What keeps Weir from starting here.
     pub faults: Faults,
-    /// What Weir can start with, although traffic may pass it by.
+    /// What Weir can start with, although traffic may pass it or a service by.
     pub warnings: Faults,
 }
 
@@ -56,6 +56,9 @@ pub(super) fn check(config: &Config) -> HostReport {
 impl Host<'_> {
     fn check(&self, config: &Config) -> HostReport {
         let (faults, warnings) = (Sink::new(&config.file), Sink::new(&config.file));
+        for warning in config.warnings.iter() {
+            warnings.add(warning.at, &warning.path, &warning.reason);
+        }
         self.check_cores(config, &faults);
         let workers = usize::from(config.settings.workers.count.get());
         let interfaces = config.settings.interfaces.iter().zip(&config.interface_marks);
@@ -181,6 +184,20 @@ mod tests {
             report.warnings.to_string(),
             "f:4:11: interfaces[2].name: four has 4 RX queues for 2 workers: what arrives on queues 2 and up passes \
              Weir by"
+        );
+    }
+
+    #[test]
+    fn a_service_of_a_mark_that_no_rule_gives_is_a_warning() {
+        let text = "interfaces: [{name: two}]\nmatch_rules: [{mark: 7, sources: [10.0.0.0/8]}]\nservices:\n  \
+                    - {name: a, mark: 7}\n  - {name: b, mark: 7, family: ipv6}\n  - {name: c, mark: 8}\n";
+        let sysfs = ClassNet::new("marks", &[("two", 2, 1)]);
+        let report = sysfs.host(&[("two", 2)], &[0]).check(&parse("f", text).unwrap());
+        assert_eq!(report.faults.count(), 0);
+        assert_eq!(
+            report.warnings.to_string(),
+            "f:5:21: services[1].mark: no rule gives IPv6 packets mark 7\n\
+             f:6:21: services[2].mark: no rule gives IPv4 packets mark 8"
         );
     }
 

@@ -69,6 +69,8 @@ pub struct Config {
     pub desired: DesiredState,
     file: Arc<str>,
     interface_marks: Vec<Mark>,
+    /// What works, but perhaps not as meant.
+    warnings: Faults,
 }
 
 impl Config {
@@ -82,7 +84,7 @@ impl Config {
         self.settings.differences(&old.settings)
     }
 
-    /// What of the configuration this machine does not have: interfaces, RX queues, cores.
+    /// What of the configuration this machine does not have (interfaces, RX queues, cores), and what may not be meant.
     pub fn check_host(&self) -> HostReport {
         host::check(self)
     }
@@ -127,12 +129,15 @@ pub fn parse(file_name: &str, text: &str) -> Result<Config, Faults> {
     let places = Places { root: &root, sources: &sources, sink: &sink };
     places.check_limits(&draft, settings.limits);
     let desired = DesiredState::new(draft).map_err(|conflicts| places.refuse(&conflicts));
-    let faults = sink.into_faults();
+    let count = sink.count();
     match desired {
-        Ok(desired) if faults.count() == 0 => {
-            Ok(Config { settings, desired, file: file_name.into(), interface_marks })
+        Ok(desired) if count == 0 => {
+            let warnings = Sink::new(file_name);
+            Places { sink: &warnings, ..places }.warn(&desired);
+            let warnings = warnings.into_faults();
+            Ok(Config { settings, desired, file: file_name.into(), interface_marks, warnings })
         }
-        _ => Err(faults),
+        _ => Err(sink.into_faults()),
     }
 }
 
@@ -161,6 +166,18 @@ impl Places<'_> {
             let count: usize = count;
             if count > limit {
                 self.add(&[Step::Key(list)], format_args!("{count} {name} {limit}"));
+            }
+        }
+    }
+
+    /// Says what gets no packets.
+    fn warn(&self, desired: &DesiredState) {
+        for (index, service) in desired.services().iter().enumerate() {
+            let (Some(mark), Some(family)) = (service.mark(), service.family()) else { continue };
+            let rules = desired.rules();
+            if !rules.iter().any(|rule| rule.mark == mark.value && rule.has_family(family)) {
+                let reason = format_args!("no rule gives {} packets mark {}", family.name(), mark.value);
+                self.add(&self.steps(Place::Mark(index)), reason);
             }
         }
     }
