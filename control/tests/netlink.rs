@@ -132,6 +132,19 @@ fn the_mirror_follows_links_addresses_routes_and_neighbours() {
         ip("route del 203.0.113.0/24 via 10.1.0.9 metric 7");
         until(&mut monitor, "the second", |m| next(m, "203.0.113.1") == Ok("10.2.0.9".into())).await;
 
+        let path = |m: &Mirror, prefix| match compiled(m).routes4.get(&prefix) {
+            Some(Route::Via(paths)) => paths.first().map(|path| (path.source, path.mtu)),
+            _ => None,
+        };
+        ip("addr add 10.1.0.99/24 dev eth1");
+        ip("route add 10.77.0.0/16 via 10.1.0.254 src 10.1.0.99 mtu 1300");
+        until(&mut monitor, "a route with a source and an MTU", |m| {
+            path(m, (0x0a4d_0000, 16)) == Some((Some(addr("10.1.0.99")), Some(1300)))
+        })
+        .await;
+        let connected = path(monitor.mirror(), (0x0a02_0000, 24));
+        assert_eq!(connected, Some((Some(addr("10.2.0.1")), None)), "the kernel's own route");
+
         ip("-6 addr add fd01::1/64 dev eth1 nodad");
         ip("-6 addr add fd02::1/64 dev eth2 nodad");
         until(&mut monitor, "IPv6", |m| next(m, "fd01::2") == Ok("fd01::2".into())).await;
