@@ -270,7 +270,7 @@ pub(super) struct Kernel {
 
 impl Kernel {
     /// A packet of a client (`ip_vs_in_hook`). `candidates` are the service's backends.
-    pub(super) fn from_client(&mut self, key: Key, seen: Seen, now: u64, candidates: &[u32]) -> Answer {
+    pub(super) fn client_sends(&mut self, key: Key, seen: Seen, now: u64, candidates: &[u32]) -> Answer {
         if let Some(connection) = self.connections.get(&key) {
             let destination = &self.destinations[&connection.backend];
             let quiet = destination.available && destination.weight == 0;
@@ -312,7 +312,7 @@ impl Kernel {
     }
 
     /// A packet of the backend. Whether it belongs to a connection.
-    pub(super) fn from_backend(&mut self, key: Key, seen: Seen, now: u64) -> bool {
+    pub(super) fn backend_sends(&mut self, key: Key, seen: Seen, now: u64) -> bool {
         let lives = self.connections.get(&key).is_some_and(|connection| connection.expires > now);
         if lives {
             self.step(key, seen, true, now);

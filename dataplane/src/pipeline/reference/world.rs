@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::frames::frame;
-use super::kernel::{Answer, Destination, Kernel, Key, SCTP, Seen, TCP, UDP};
+use super::kernel::{Answer, Destination, Kernel, Key, Rules, SCTP, Seen, TCP, UDP};
 use crate::flow::key::{FlowKey, VipKey, address, bits};
 use crate::frame::Frame;
 use crate::ids::{BackendId, PortId, ServiceId};
 use crate::pipeline::fixture::{self, LAN, UPLINK};
 use crate::pipeline::{Engine, FlowRecord};
 use crate::schedule::{Flags, Kind, Scheduler};
-use crate::snapshot::{Backend, Defence, Mode, Service, Services, Settings, Snapshot};
+use crate::snapshot::{Backend, Defence, Mode, Service, Services, Settings, Snapshot, Timeouts};
 use crate::time::{TICKS_PER_SECOND, Tick};
 use crate::verdict::{DropReason, Verdict};
 
@@ -47,8 +47,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new() -> Self {
         let engine = fixture::engines(1, 256).remove(0);
-        let settings = Settings { half_open: u32::MAX, drop_removed: true, ..Settings::default() };
-        let tables = Snapshot { net: Arc::new(fixture::net()), settings, ..Snapshot::default() };
+        let tables = Snapshot { net: Arc::new(fixture::net()), settings: settings(), ..Snapshot::default() };
         let mut kernel = Kernel::default();
         for id in 0..u32::try_from(SERVICES * BACKENDS).expect("few") {
             kernel.destinations.insert(id, Destination { available: true, weight: 1, ..Default::default() });
@@ -60,11 +59,11 @@ impl World {
     }
 
     /// A packet of a client.
-    pub(super) fn from_client(&mut self, key: Key, seen: Seen) {
+    pub(super) fn client_sends(&mut self, key: Key, seen: Seen) {
         let verdict = self.process(&forward_key(key), seen, UPLINK);
         let candidates = backends(key.1);
         let before = self.kernel.connections.get(&key).map(|connection| connection.backend);
-        let answer = self.kernel.from_client(key, seen, self.now.into(), &candidates);
+        let answer = self.kernel.client_sends(key, seen, self.now.into(), &candidates);
         match answer {
             Answer::Sent => assert_eq!(verdict, Verdict::Tx(LAN), "{key:?} {seen:?} goes on to {before:?}"),
             Answer::Schedules => {
@@ -94,11 +93,11 @@ impl World {
     }
 
     /// A packet of the backend of a connection, or of one where there is none.
-    pub(super) fn from_backend(&mut self, key: Key, seen: Seen) {
+    pub(super) fn backend_sends(&mut self, key: Key, seen: Seen) {
         let backend = self.kernel.connections.get(&key).map(|connection| connection.backend);
         let backend = backend.unwrap_or(backends(key.1)[0]);
         let verdict = self.process(&reply_key(key, backend), seen, LAN);
-        let is_known = SHAPES[key.1].2.has_replies() && self.kernel.from_backend(key, seen, self.now.into());
+        let is_known = SHAPES[key.1].2.has_replies() && self.kernel.backend_sends(key, seen, self.now.into());
         let want = if is_known { Verdict::Tx(UPLINK) } else { Verdict::Kernel };
         assert_eq!(verdict, want, "{key:?} {seen:?} from backend {backend}");
         // The engine ends a connection that it finds to be out of time.
@@ -170,6 +169,19 @@ impl World {
             state @ 11..25 => (rules.sctp_s[state - 11], timeouts.sctp_s[state - 11]) = (seconds, seconds),
             _ => (rules.udp_s, timeouts.udp_s) = (seconds, seconds),
         }
+    }
+
+    /// All backends take new connections, and all settings are as at the start.
+    pub(super) fn restore(&mut self) {
+        self.kernel.rules = Rules::default();
+        (self.tables.settings, self.tables.timeouts) = (settings(), Timeouts::default());
+        for (id, destination) in &mut self.kernel.destinations {
+            (destination.available, destination.weight) = (true, 1);
+            destination.limit(0, 0);
+            self.engine.core.setup.state.backend(BackendId(*id)).expect("a backend").set_thresholds(0, 0);
+        }
+        self.publish();
+        self.pass(TICKS_PER_SECOND);
     }
 
     /// In the end all connections run out, and nothing is left.
@@ -266,6 +278,11 @@ impl World {
         self.tables.services = Arc::new(Services::new(list.collect(), Vec::new(), []));
         self.tables.generation += 1;
     }
+}
+
+/// The kernel's, without a bound on half-open flows.
+fn settings() -> Settings {
+    Settings { half_open: u32::MAX, drop_removed: true, ..Settings::default() }
 }
 
 /// The id of the backend that an operation means.
