@@ -787,3 +787,41 @@ fn datagrams_carry_the_header_each() {
         assert_eq!(verdict, Verdict::Reply(Some(DropReason::MtuExceeded)), "too large with the header");
     }
 }
+
+/// "Fragmentation needed" about the IPv4 packet in `frame`, to who seemed to have sent it, quoting `len` bytes of it.
+fn fragmentation_needed(frame: &[u8], mtu: u16, len: usize) -> Vec<u8> {
+    let quote = &frame[14..frame.len().min(14 + len)];
+    let mut message = [&[3, 4, 0, 0, 0, 0][..], &mtu.to_be_bytes(), quote].concat();
+    let checksum = Sum::of(&message).checksum();
+    message[2..4].copy_from_slice(&checksum.to_be_bytes());
+    let total = 20 + message.len() as u16;
+    let mut header =
+        [&[0x45, 0][..], &total.to_be_bytes(), &[0, 1, 0, 0, 64, 1, 0, 0, 10, 1, 0, 254]].concat();
+    header.extend(&quote[12..16]);
+    let checksum = Sum::of(&header).checksum();
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    [&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 9, 9, 8, 0][..], &header, &message].concat()
+}
+
+#[test]
+fn errors_quote_the_number_that_their_receiver_sent() {
+    for (port, quoted) in [(80, 28), (81, 28), (80, 60), (81, 60)] {
+        let options = Options { syn_proxy: SynProxy::Always, proxy_protocol: true, ..Options::default() };
+        let (mut path, ends, _) = run(&Case { port, ..usual(options) });
+        for (end, port, back) in [(&ends[0], UPLINK, LAN), (&ends[1], LAN, UPLINK)] {
+            let segment = end.segment(ACK, end.next, &[7; 100]);
+            let (verdict, sent) = path.through(&segment.frame(), port, false);
+            assert_eq!(verdict, Verdict::Tx(back));
+            assert_ne!(Segment::read(&sent).seq, segment.seq, "renumbered");
+            let error = fragmentation_needed(&sent, 1400, quoted);
+            let (verdict, told) = path.through(&error, back, false);
+            assert_eq!(verdict, Verdict::Tx(port));
+            let l4 = usize::from(packet::parse(&told).unwrap().l4);
+            let number = u32::from_be_bytes(told[l4 + 8 + 24..l4 + 8 + 28].try_into().unwrap());
+            assert_eq!(number, segment.seq, "{quoted} bytes quoted");
+            let mtu = u16::from_be_bytes([told[l4 + 6], told[l4 + 7]]);
+            let header = if end.is_client { 28 } else { 0 };
+            assert_eq!(mtu, 1400 - header, "room for what is added on the way");
+        }
+    }
+}
