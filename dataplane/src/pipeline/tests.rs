@@ -1,4 +1,5 @@
 mod conntrack;
+mod ends;
 mod errors;
 mod floods;
 mod fragments;
