@@ -22,6 +22,7 @@
 mod bare;
 mod frames;
 mod instructions;
+mod lifetime;
 mod measure;
 #[expect(unsafe_code, reason = "advice about memory has no safe wrapper")]
 mod memory;
@@ -38,6 +39,7 @@ use dataplane::snapshot::Mode;
 use bare::Bare;
 use frames::{Chunks, SECTION};
 use instructions::Subject;
+use lifetime::Lifetime;
 use measure::{Meter, Random};
 use results::{Case, Count, Report};
 use world::{Direction, Shape, World, bare_section};
@@ -67,6 +69,9 @@ struct Cli {
     /// Be the run that valgrind looks at.
     #[arg(long, hide = true)]
     instructions: Option<Subject>,
+    /// Be the process whose memory is looked at, with so many flows.
+    #[arg(long, hide = true)]
+    lifetime: Option<u32>,
     /// In that run, process what was prepared.
     #[arg(long, hide = true)]
     process: bool,
@@ -79,6 +84,10 @@ fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     if let Some(subject) = cli.instructions {
         instructions::run(subject, cli.process);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(flows) = cli.lifetime {
+        Lifetime::run(flows)?;
         return Ok(ExitCode::SUCCESS);
     }
     // A move to another core would empty the caches.
@@ -97,6 +106,9 @@ fn main() -> Result<ExitCode> {
         kinds(&mut report, name, Shape { mode, v6, ..Shape::plain(MIDDLE) });
     }
     services(&mut report);
+    for flows in [1_000_000, 10_000_000].into_iter().filter(|flows| *flows <= cli.flows) {
+        report.lifetimes.push(Lifetime::measure(flows)?);
+    }
     report.print(last.as_ref());
     let met = targets(&report);
     if !cli.no_store {
@@ -232,6 +244,7 @@ fn targets(report: &Report) -> bool {
         ("established, 1M flows, times the bare loop", ratio("established", 1_000_000), 1.6),
         ("instructions of an established packet", report.count("established"), 400.0),
         ("established, 50,000 services, times 1", ratio("established, 50,000 services", MIDDLE), 1.05),
+        ("bytes of a nat flow at 10M", report.bytes_a_flow(10_000_000), 128.0),
         ("new, 50,000 services, times 1", ratio("new, 50,000 services", MIDDLE), 1.05),
     ];
     println!();

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::lifetime::Lifetime;
 use crate::measure::Summary;
 
 /// One run of the bench.
@@ -27,6 +28,9 @@ pub(crate) struct Report {
     pub(crate) cases: Vec<Case>,
     /// Instructions a packet.
     pub(crate) instructions: Vec<Count>,
+    /// Memory.
+    #[serde(default)]
+    pub(crate) lifetimes: Vec<Lifetime>,
 }
 
 /// Nanoseconds a packet of one case.
@@ -82,6 +86,7 @@ impl Report {
             batch,
             cases: Vec::new(),
             instructions: Vec::new(),
+            lifetimes: Vec::new(),
         })
     }
 
@@ -93,6 +98,11 @@ impl Report {
     /// The subject's instructions, if they were counted.
     pub(crate) fn count(&self, name: &str) -> Option<f64> {
         self.instructions.iter().find(|count| count.name == name).map(|count| count.per_packet)
+    }
+
+    /// Bytes of one of so many flows, if they were looked at.
+    pub(crate) fn bytes_a_flow(&self, flows: u32) -> Option<f64> {
+        self.lifetimes.iter().find(|lifetime| lifetime.flows == flows).map(|lifetime| lifetime.bytes_a_flow)
     }
 
     /// Prints all numbers, with the differences from `last`.
@@ -133,6 +143,7 @@ impl Report {
                 change
             );
         }
+        self.lifetimes.iter().for_each(Lifetime::print);
     }
 
     fn mark(&self) -> &'static str {

@@ -174,6 +174,24 @@ impl World {
         });
     }
 
+    /// Lets all flows run out. Returns how many did.
+    pub(crate) fn forget(&mut self) -> u32 {
+        let flows = self.engine.flows();
+        self.clock += Duration::from_secs(24 * 3600);
+        let mut now = Tick::from_ns(self.clock.as_nanos() as u64);
+        while self.engine.flows() > 0 {
+            // A round of the sweep is bounded; the next one begins a tick later.
+            while self.engine.sweep(now, &self.tables) {}
+            now = Tick(now.0 + 1);
+        }
+        flows as u32
+    }
+
+    /// Bytes of what the world itself notes of flows.
+    pub(crate) fn own_bytes(&self) -> u64 {
+        (self.sent.capacity() * size_of::<Sent>()) as u64
+    }
+
     /// Processes one section of packets of known flows below `flows`, in random order.
     pub(crate) fn section(
         &mut self,
