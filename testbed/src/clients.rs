@@ -162,8 +162,22 @@ pub fn wrk(
     duration: Duration,
     log: std::path::PathBuf,
 ) -> Result<Process> {
+    wrk_with(client, server, 16, duration, log)
+}
+
+/// [`wrk`] with so many connections.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn wrk_with(
+    client: &Namespace,
+    server: SocketAddr,
+    connections: u32,
+    duration: Duration,
+    log: std::path::PathBuf,
+) -> Result<Process> {
     let mut command = client.command("wrk");
-    command.args(["--threads", "1", "--connections", "16", "--timeout", "5s"]);
+    command.args(["--threads", "1", "--connections", &connections.to_string(), "--timeout", "5s"]);
     command.arg(format!("--duration={}s", duration.as_secs())).arg(format!("http://{server}/"));
     Process::spawn("wrk", command, log)
 }

@@ -18,6 +18,7 @@ mod cleanup;
 pub mod clients;
 pub mod config;
 pub mod echo;
+pub mod flood;
 mod http;
 mod namespace;
 mod process;

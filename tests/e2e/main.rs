@@ -5,6 +5,7 @@ mod answers;
 mod commands;
 mod datagrams;
 mod demo;
+mod flood;
 mod icmp;
 mod kernel;
 mod modes;

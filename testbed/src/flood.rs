@@ -1,0 +1,141 @@
+//! A flood of SYNs from addresses that never answer, as fast as packet sockets send, and what it does to clients.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use etherparse::PacketBuilder;
+
+use crate::clients::{self, Wrk};
+use crate::http::{Load, load};
+use crate::raw::Raw;
+use crate::topology::{ETH, Family, Topology, WAN};
+use crate::weir::Weir;
+
+/// Different SYNs, sent over and over: more than the half-open flows that a test's table holds.
+const FRAMES: u32 = 1 << 18;
+/// The first of the senders' addresses; behind the client as the gateway's routes have it.
+const SENDERS: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 0);
+
+/// A flood, running until this goes out of scope.
+#[derive(Debug)]
+pub struct Flood {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<u64>>,
+}
+
+impl Flood {
+    /// Floods the IPv4 service at `target` from the client's namespace.
+    ///
+    /// # Errors
+    /// When the gateway's route to the senders cannot be set, or there is no packet socket to be had.
+    pub fn start(topology: &Topology, target: SocketAddr) -> Result<Self> {
+        let SocketAddr::V4(target) = target else { bail!("{target} is no IPv4 address") };
+        topology.gateway.ip(&format!("route replace {SENDERS}/16 via {}\n", Family::V4.client()))?;
+        let [client, gateway] = [mac(&topology.client, ETH)?, mac(&topology.gateway, WAN)?];
+        let frames = (0..FRAMES).map(|number| {
+            // Addresses from a /16, several ports each.
+            let sender = Ipv4Addr::from_bits(SENDERS.to_bits() | number & 0xffff);
+            let port = u16::try_from(1024 + (number >> 16) * 977 + number % 31).unwrap_or(1024);
+            let mut frame = Vec::new();
+            PacketBuilder::ethernet2(client, gateway)
+                .ipv4(sender.octets(), target.ip().octets(), 64)
+                .tcp(port, target.port(), number.wrapping_mul(0x9e37_79b1), 64_240)
+                .syn()
+                .write(&mut frame, &[])
+                .map(|()| frame)
+        });
+        let frames = frames.collect::<Result<Vec<_>, _>>()?;
+        let raw = Raw::open(&topology.client, ETH)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut sent = 0;
+            for frame in frames.iter().cycle() {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                // A queue that is full takes the next one.
+                sent += u64::from(raw.send(frame).is_ok());
+            }
+            sent
+        });
+        Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// Ends it. Returns how many SYNs left.
+    pub fn stop(mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // What it counted is not asked for.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What clients met during a flood.
+#[derive(Debug)]
+pub struct Outcome {
+    /// SYNs of the flood a second.
+    pub rate_pps: f64,
+    /// Connections that were open before, and used all the time.
+    pub kept: Wrk,
+    /// Connections opened meanwhile, one request each.
+    pub new: Load,
+    /// By how much Weir's resident memory grew, bytes.
+    pub grown: i64,
+}
+
+/// Has `kept` connections to `server` carry requests for `duration`, floods it from a second after their start until
+/// they end, and opens `new` connections meanwhile.
+///
+/// # Errors
+/// When a part cannot be run. What clients meet is in the outcome.
+pub fn under_flood(
+    topology: &Topology,
+    weir: &Weir,
+    server: SocketAddr,
+    kept: u32,
+    new: u32,
+    duration: Duration,
+) -> Result<Outcome> {
+    let log = topology.scratch().join("wrk-under-flood.log");
+    let mut wrk = clients::wrk_with(&topology.client, server, kept, duration, log)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let before = resident(weir.pid())?;
+    let started = Instant::now();
+    let flood = Flood::start(topology, server)?;
+    let new = load(&topology.client, server, new, 2)?;
+    let status = wrk.wait(duration + Duration::from_secs(20))?.context("wrk did not end")?;
+    let rate_pps = flood.stop() as f64 / started.elapsed().as_secs_f64();
+    anyhow::ensure!(status.success(), "wrk: {}", wrk.log());
+    let grown = resident(weir.pid())? - before;
+    Ok(Outcome { rate_pps, kept: clients::wrk_result(&wrk.log())?, new, grown })
+}
+
+/// The hardware address of an interface.
+fn mac(namespace: &crate::Namespace, interface: &str) -> Result<[u8; 6]> {
+    let path = Path::new("/sys/class/net").join(interface).join("address");
+    let said = crate::run(namespace.command("cat").arg(path), Duration::from_secs(5))?;
+    let bytes = said.out.trim().split(':').map(|byte| u8::from_str_radix(byte, 16));
+    let bytes = bytes.collect::<Result<Vec<_>, _>>().with_context(|| said.out.clone())?;
+    bytes.try_into().ok().with_context(|| format!("{interface} has the address {}", said.out))
+}
+
+/// Resident bytes of a process.
+fn resident(pid: u32) -> Result<i64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<i64>()? * 1024)
+}
