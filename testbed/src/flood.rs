@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use etherparse::PacketBuilder;
 
 use crate::clients::{self, Wrk};
-use crate::http::{Load, load};
+use crate::http::{Load, load_for};
 use crate::raw::Raw;
 use crate::topology::{ETH, Family, Topology, WAN};
 use crate::weir::Weir;
@@ -98,7 +98,7 @@ pub struct Outcome {
 }
 
 /// Has `kept` connections to `server` carry requests for `duration`, floods it from a second after their start until
-/// they end, and opens `new` connections meanwhile.
+/// they end, and opens connections one after the other meanwhile.
 ///
 /// # Errors
 /// When a part cannot be run. What clients meet is in the outcome.
@@ -107,7 +107,6 @@ pub fn under_flood(
     weir: &Weir,
     server: SocketAddr,
     kept: u32,
-    new: u32,
     duration: Duration,
 ) -> Result<Outcome> {
     let log = topology.scratch().join("wrk-under-flood.log");
@@ -116,7 +115,7 @@ pub fn under_flood(
     let before = resident(weir.pid())?;
     let started = Instant::now();
     let flood = Flood::start(topology, server)?;
-    let new = load(&topology.client, server, new, 2)?;
+    let new = load_for(&topology.client, server, duration.saturating_sub(Duration::from_secs(2)), 2)?;
     let status = wrk.wait(duration + Duration::from_secs(20))?.context("wrk did not end")?;
     let rate_pps = flood.stop() as f64 / started.elapsed().as_secs_f64();
     anyhow::ensure!(status.success(), "wrk: {}", wrk.log());

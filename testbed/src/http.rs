@@ -58,10 +58,28 @@ impl Load {
 /// When the namespace cannot be entered. A request that fails is counted in the result.
 pub fn load(client: &Namespace, server: SocketAddr, requests: u32, at_once: u32) -> Result<Load> {
     let next = AtomicU32::new(0);
+    load_while(client, server, at_once, || next.fetch_add(1, Ordering::Relaxed) < requests)
+}
+
+/// [`load`] for so long instead of so often.
+///
+/// # Errors
+/// When the namespace cannot be entered. A request that fails is counted in the result.
+pub fn load_for(client: &Namespace, server: SocketAddr, duration: Duration, at_once: u32) -> Result<Load> {
+    let end = Instant::now() + duration;
+    load_while(client, server, at_once, || Instant::now() < end)
+}
+
+fn load_while(
+    client: &Namespace,
+    server: SocketAddr,
+    at_once: u32,
+    goes_on: impl Fn() -> bool + Sync,
+) -> Result<Load> {
     let started = Instant::now();
     let one = || -> Result<Load> {
         let mut load = Load::new()?;
-        while next.fetch_add(1, Ordering::Relaxed) < requests {
+        while goes_on() {
             let started = Instant::now();
             let answer = fetch(server);
             load.count(started.elapsed(), answer);

@@ -30,7 +30,7 @@ pub mod tunnels;
 mod weir;
 
 pub use config::{Service, config};
-pub use http::{Load, load};
+pub use http::{Load, load, load_for};
 pub use namespace::Namespace;
 /// For [`Weir::signal`] and [`Process::signal`].
 pub use nix::sys::signal::Signal;
