@@ -16,6 +16,8 @@ use crate::topology::{Family, Topology};
 pub const HTTP_PORT: u16 = 80;
 /// Where dnsmasq listens, UDP and TCP.
 pub const DNS_PORT: u16 = 53;
+/// Where vsftpd listens.
+pub const FTP_PORT: u16 = 21;
 /// Where iperf3 listens.
 pub const IPERF_PORT: u16 = 5201;
 /// The name whose TXT record is the backend's name.
@@ -117,6 +119,38 @@ pub fn dnsmasq(namespace: &Namespace, number: u8, directory: &Path) -> Result<Pr
         .arg(format!("--txt-record={DNS_NAME},{name}"))
         .args(addresses.iter().map(|addr| format!("--host-record={DNS_NAME},{addr}")));
     serve(namespace, command, &format!("dnsmasq of {name}"), DNS_PORT, &directory.join("dnsmasq.log"))
+}
+
+/// An FTP server for anonymous users, who find the file `name` with the backend's name. Not among [`Servers`].
+///
+/// # Errors
+/// When it does not start, with what it wrote.
+pub fn vsftpd(namespace: &Namespace, number: u8, directory: &Path) -> Result<Process> {
+    let root = directory.join("ftp");
+    let path = directory.join("vsftpd.conf");
+    let empty = directory.join("empty");
+    fs::create_dir_all(&root)?;
+    fs::create_dir_all(&empty)?;
+    fs::write(root.join("name"), backend_name(number))?;
+    fs::write(
+        &path,
+        format!(
+            "listen=NO\nlisten_ipv6=YES\nbackground=NO\nanonymous_enable=YES\nno_anon_password=YES\nlocal_enable=NO\n\
+             write_enable=NO\nconnect_from_port_20=YES\nport_enable=YES\npasv_enable=YES\nseccomp_sandbox=NO\n\
+             xferlog_enable=NO\nanon_root={}\nsecure_chroot_dir={}\n",
+            root.display(),
+            empty.display()
+        ),
+    )?;
+    let mut command = namespace.command("vsftpd");
+    command.arg(&path);
+    serve(
+        namespace,
+        command,
+        &format!("vsftpd of {}", backend_name(number)),
+        FTP_PORT,
+        &directory.join("vsftpd.log"),
+    )
 }
 
 /// An iperf3 server.

@@ -6,6 +6,7 @@ mod commands;
 mod datagrams;
 mod demo;
 mod flood;
+mod ftp;
 mod icmp;
 mod kernel;
 mod modes;
