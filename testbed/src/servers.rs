@@ -16,6 +16,8 @@ use crate::topology::{Family, Topology};
 pub const HTTP_PORT: u16 = 80;
 /// Where dnsmasq listens, UDP and TCP.
 pub const DNS_PORT: u16 = 53;
+/// Where nginx listens for connections that begin with a PROXY protocol header; its page is the client's address.
+pub const PROXIED_PORT: u16 = 81;
 /// Where vsftpd listens.
 pub const FTP_PORT: u16 = 21;
 /// Where iperf3 listens.
@@ -65,7 +67,8 @@ impl Servers {
     }
 }
 
-/// A web server whose every page is the backend's name, and which has the large file.
+/// A web server whose every page is the backend's name, and which has the large file; at [`PROXIED_PORT`] each page is
+/// the client's address.
 ///
 /// # Errors
 /// When it does not start, with what it wrote.
@@ -87,6 +90,11 @@ pub fn nginx(namespace: &Namespace, number: u8, directory: &Path) -> Result<Proc
              server {{\n\
              listen {HTTP_PORT} backlog=4096;\nlisten [::]:{HTTP_PORT} backlog=4096;\n\
              location / {{ default_type text/plain; return 200 '{name}\\n'; }}\n\
+             location /{BLOB_PATH} {{ root {root}; }}\n\
+             }}\n\
+             server {{\n\
+             listen {PROXIED_PORT} proxy_protocol;\nlisten [::]:{PROXIED_PORT} proxy_protocol;\n\
+             location / {{ default_type text/plain; return 200 '$proxy_protocol_addr\n'; }}\n\
              location /{BLOB_PATH} {{ root {root}; }}\n\
              }}\n}}\n",
             temp = temp.display(),

@@ -2,6 +2,7 @@
 //! IPv4 and IPv6. What needs namespaces needs root, and says so where it does not run.
 
 mod answers;
+mod client_address;
 mod commands;
 mod datagrams;
 mod demo;
