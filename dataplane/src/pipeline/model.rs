@@ -7,6 +7,7 @@
 
 mod draft;
 mod judge;
+mod kept;
 mod special;
 mod steps;
 mod world;

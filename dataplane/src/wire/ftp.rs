@@ -105,6 +105,8 @@ fn number(text: &[u8]) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -149,6 +151,17 @@ mod tests {
             let place = passive(&reply).unwrap();
             assert_eq!((place.addr, place.port), (Some(IpAddr::from(addr)), port));
             assert_eq!(reply[place.text], *text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_said_names_a_place_within_it_or_none(
+            said in "(PORT |EPRT |227 |229 )?[\\(0-9,|)]{0,30}(\r?\n)?.{0,8}",
+        ) {
+            for place in [active(said.as_bytes()), passive(said.as_bytes())].into_iter().flatten() {
+                prop_assert!(place.port != 0 && said.as_bytes().get(place.text).is_some());
+            }
         }
     }
 }

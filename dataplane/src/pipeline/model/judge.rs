@@ -1,6 +1,6 @@
 //! What has to hold for one frame and what became of it.
 
-use super::{Arrival, Outcome, special};
+use super::{Arrival, Outcome, kept, special};
 use crate::flow::entry::Way;
 use crate::flow::key::{FlowKey, TCP, UDP, address};
 use crate::flow::sequence::Sequence;
@@ -51,7 +51,7 @@ fn forwarded(engine: &Engine, tables: &Snapshot, (arrival, before): (&Arrival, &
     if hit.is_none() && matches!(before.kind, Kind::IcmpError | Kind::TunnelError) {
         return told(engine, tables, arrival, outcome);
     }
-    let hit = hit.expect("what is sent belongs to a flow");
+    let Some(hit) = hit else { return kept::single(tables, (arrival, before), outcome) };
     let entry = flows.entry(hit.slot()).expect("a flow that was found");
     let (tuple, way) = (flows.tuple(entry), hit.way());
     if flows.extra(hit.slot()).is_some_and(|extra| extra.sequence != Sequence::default()) {
@@ -125,7 +125,7 @@ fn followed((arrival, before): (&Arrival, &Packet), outcome: &Outcome) {
 }
 
 /// What was right stays right, what was wrong wrong, what was missing missing, and what was partial partial.
-fn transport_checksum(
+pub(super) fn transport_checksum(
     tables: &Snapshot,
     (arrival, before): (&Arrival, &Packet),
     (outcome, after): (&Outcome, &Packet),

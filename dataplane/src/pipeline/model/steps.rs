@@ -2,7 +2,7 @@
 
 use super::draft::{Field, Outer};
 use super::world::LONGEST;
-use super::{Arrival, Model, WORKERS};
+use super::{Arrival, Model, WORKERS, kept};
 use crate::flow::key::{FlowKey, TCP, UDP, bits};
 use crate::ids::PortId;
 use crate::packet::{Kind, Packet, parse};
@@ -78,7 +78,10 @@ fn to_vip(input: &mut Input<'_>) -> Vec<u8> {
     let (src, sport) = source(who >> 2, v6);
     let dport = match who & 0x80 {
         0 => input.pick(&[80, 81, 82, 83, 84]),
-        _ => input.pick(&SPECIAL).port,
+        _ => match input.byte() {
+            which @ 128.. => kept::PORTS[usize::from(which) % kept::PORTS.len()],
+            which => SPECIAL[usize::from(which) % SPECIAL.len()].port,
+        },
     };
     transport(FlowKey { src, dst: bits(vip(v6)).0, sport, dport, proto, v6 }, [1000, 2000], input)
 }

@@ -1,9 +1,10 @@
 //! Two engines that share what workers share, a clock, and the tables of the moment.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, LazyLock};
 
-use super::{Arrival, FLOW_LIMIT, Outcome, judge};
+use super::{Arrival, FLOW_LIMIT, Outcome, judge, kept};
 use crate::flow::key::FlowKey;
 use crate::frame::{Frame, MIN_HEADROOM};
 use crate::ids::{BackendId, HopId, PoolId};
@@ -108,6 +109,15 @@ impl World {
             let kept = state.backend(id).expect("within the slab").counts();
             assert_eq!(kept, counted, "{id:?}: active and inactive flows");
         }
+        let templates = |engine: &Engine| {
+            let templates = &engine.core.templates;
+            let all = (0u32..).zip(0..templates.high_water()).filter_map(|(index, _)| templates.get(index));
+            all.filter(|template| !template.announced).count()
+        };
+        let persistent =
+            (0u32..).zip(0..state.capacity().1).filter_map(|(id, _)| state.backend(BackendId(id)));
+        let persistent: u32 = persistent.map(|backend| backend.persistent.load(Relaxed)).sum();
+        assert_eq!(self.engines.iter().map(templates).sum::<usize>(), persistent as usize, "templates");
     }
 
     /// After a time without frames nothing is left.
@@ -117,6 +127,8 @@ impl World {
         for engine in &mut self.engines {
             while engine.sweep(self.now, self.tables) {}
             assert_eq!(engine.flows(), 0, "flows outlive their time");
+            engine.sweep(self.now, self.tables);
+            assert_eq!(engine.templates(), 0, "templates outlive their time");
             assert_eq!(engine.stats().directory_full.get(), 0);
         }
         self.counts_hold();
@@ -147,7 +159,7 @@ fn frame<'a>(arrival: &Arrival, chunk: &'a mut [u8]) -> Frame<'a> {
 
 /// Tables that may follow each other in any order: hops with the same epoch have the same ids.
 static TABLES: LazyLock<[Snapshot; 8]> = LazyLock::new(|| {
-    let usual = tables();
+    let usual = usual();
     let with_net = |net: Net| Snapshot { net: Arc::new(net), ..usual.clone() };
     let mut unresolved = net();
     for hop in unresolved.hops.iter_mut().flatten().filter(|hop| hop.port == LAN).take(4) {
@@ -171,6 +183,9 @@ static TABLES: LazyLock<[Snapshot; 8]> = LazyLock::new(|| {
 /// All services tell their backends of the client, and answer SYNs themselves.
 fn with_options(usual: &Snapshot, syn_proxy: SynProxy) -> Snapshot {
     let list = usual.services.iter().map(|service| {
+        if service.one_packet || service.steady.is_some() {
+            return service.clone();
+        }
         let told = Options { proxy_protocol: true, toa: true, syn_proxy, ..service.options };
         Service { options: told, ..service.clone() }
     });
@@ -189,6 +204,14 @@ fn defended() -> Settings {
         secure_tcp: Defence::Always,
         ..Settings::default()
     }
+}
+
+/// The fixture's tables, and services whose flows depend on more than the flow table.
+fn usual() -> Snapshot {
+    let tables = tables();
+    let list = tables.services.iter().cloned().chain(kept::services()).collect();
+    let services = Services::new(list, tables.services.pools().to_vec(), [vip(false), vip(true)]);
+    Snapshot { services: Arc::new(services.with_rules(kept::rules())), ..tables }
 }
 
 /// Every neighbour has another hop id, and the backends moved behind a link with two tags and a small MTU.
@@ -211,7 +234,7 @@ fn moved() -> Net {
 /// The `nat` services are gone; of the others the second backend drains, the first takes most; of SNAT ports there are
 /// two for each worker.
 fn reduced() -> Services {
-    let services = tables().services;
+    let services = usual().services;
     let left =
         services.iter().filter(|service| service.backends.iter().all(|backend| backend.mode != Mode::Nat));
     let list = left.map(|service| {
