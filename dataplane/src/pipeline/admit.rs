@@ -329,7 +329,7 @@ fn first_state(packet: &Packet) -> State {
 /// How a new flow is forwarded: as its backend wants it, unless the client is that backend. Then `nat`, which keeps the
 /// client's address, would send a host packets from itself, which it drops, and would not get its answers; where the
 /// service has a SNAT pool the flow is translated from there.
-fn mode_for(key: &FlowKey, service: &Service, backend: &Backend) -> Result<Mode, DropReason> {
+pub(super) fn mode_for(key: &FlowKey, service: &Service, backend: &Backend) -> Result<Mode, DropReason> {
     if backend.mode != Mode::Nat || key::bits(backend.addr) != (key.src, key.v6) {
         return Ok(backend.mode);
     }

@@ -1,5 +1,6 @@
 //! Persistence: a client's flows go where its first one went (IPVS: persistent services).
 
+use super::admit::mode_for;
 use super::{Core, FlowRecord};
 use crate::flow::key::{FlowKey, TCP, UDP};
 use crate::flow::table::Slot;
@@ -107,7 +108,8 @@ impl Core {
             backend.port == 0 || service.persistence.is_some() && !is_exact(service, key, tables);
         let port = if keeps_port { key.dport } else { backend.port };
         // Where the SNAT port is, the reply needs the flow.
-        let is_single = service.one_packet && key.proto == UDP && backend.mode != Mode::FullNat;
+        let is_single =
+            service.one_packet && key.proto == UDP && mode_for(key, service, backend) != Ok(Mode::FullNat);
         let keeps = match by {
             _ if is_single => Keeps::Single,
             By::Scheduler => Keeps::Flow,

@@ -5,7 +5,7 @@
 //! if the scheduler is mh and so chose by that table, too.
 
 use super::Core;
-use super::admit::check_source;
+use super::admit::{check_source, mode_for};
 use super::persist::{By, Choice, Keeps};
 use crate::flow::entry::Way;
 use crate::flow::key::{FlowKey, TCP, VipKey};
@@ -100,6 +100,7 @@ impl Core {
         let home = service.steady.as_ref()?.home(&service.backends, &forward)?;
         if home.id != backend.id
             || packet.tcp_flags & (SYN | RST) != 0
+            || mode_for(&forward, service, backend) != Ok(Mode::Nat)
             || check_source(&forward, tables).is_err()
             || !self.defence.lets_open(now, &tables.settings)
         {
@@ -146,6 +147,6 @@ impl Core {
     ) -> Option<Choice<'t>> {
         service.steady.as_ref()?;
         let choice = self.choose(service, &packet.key, By::Hash, now, tables)?;
-        (choice.backend.mode != Mode::FullNat).then_some(choice)
+        (mode_for(&packet.key, service, choice.backend) != Ok(Mode::FullNat)).then_some(choice)
     }
 }

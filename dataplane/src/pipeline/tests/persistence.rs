@@ -477,12 +477,12 @@ fn all_flows_of_a_client_are_one_workers_whichever_they_come_to() {
             let (_, server, _) = wire.seen();
             seen.insert((owner, server));
             // Its further packets find it from anywhere.
-            for worker in 0..3 {
+            for (worker, engine) in engines.iter_mut().enumerate() {
                 for (bytes, port) in [
                     (packet(TCP, ACK, client(host, port), to, 64), UPLINK),
                     (packet(TCP, ACK, server, client(host, port), 64), LAN),
                 ] {
-                    let verdict = Wire::new(&bytes, port).through(&mut engines[worker], &tables, Tick(0));
+                    let verdict = Wire::new(&bytes, port).through(engine, &tables, Tick(0));
                     let handed = Verdict::Handoff(WorkerId(owner as u8));
                     assert!(if worker == owner {
                         matches!(verdict, Verdict::Tx(_))
