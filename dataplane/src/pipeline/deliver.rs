@@ -72,22 +72,26 @@ impl Core {
                 false => self.too_big(frame, packet, largest, tables, trace),
             };
         }
-        let shaped;
-        let mut arrived = packet;
+        // Both renumber: what the client sends in the order opposite to that of what it gets.
+        let is_control = entry.is_ftp() && packet.kind == Kind::Transport;
+        let (was_asked, shaped, answers);
+        let (limits, mut packet) = ((largest, unfinished), packet);
+        if is_control && way == Way::Forward {
+            was_asked = self.control(frame, packet, slot, way, limits, tables)?;
+            packet = &was_asked;
+        }
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         if entry.has_extra() {
-            shaped = match self.shape(frame, packet, slot, way, (largest, unfinished), tables, trace)? {
+            shaped = match self.shape(frame, packet, slot, way, limits, tables, trace)? {
                 Shaped::Passes(packet) => packet,
                 Shaped::Done(verdict) => return Ok(verdict),
             };
-            arrived = &shaped;
+            packet = &shaped;
         }
-        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
-        let controlled;
-        if entry.is_ftp() && packet.kind == Kind::Transport {
-            controlled = self.control(frame, arrived, slot, way, (largest, unfinished), tables)?;
-            arrived = &controlled;
+        if is_control && way == Way::Reply {
+            answers = self.control(frame, packet, slot, way, limits, tables)?;
+            packet = &answers;
         }
-        let packet = arrived;
         // A segment that was made anew is complete.
         let unfinished = unfinished && frame.checksum != Checksum::Complete;
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
