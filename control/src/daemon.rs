@@ -33,7 +33,7 @@ pub use self::host::{Host, HostError};
 use self::pressure::Pressure;
 use self::reload::{Reloads, Waiting};
 pub use self::signals::Signal;
-use crate::admin::protocol::{Count, Drops, IpvsList, Reload, Reply, Request, Status};
+use crate::admin::protocol::{Count, Drops, Reload, Reply, Request, Status};
 use crate::admin::server::{Call, PATIENCE, Socket};
 use crate::admin::show::{self, FlowFilter};
 use crate::config::{self, Config, Faults};
@@ -467,12 +467,10 @@ impl<G: Gate> Control<G> {
             }
             Request::Ipvs { commands } => Reply::Ipvs(self.change(&commands).await),
             Request::IpvsList { service } => match list::services(&self.reconciler, service) {
-                Ok(services) => Reply::IpvsList(IpvsList {
-                    services,
-                    timeouts: list::timeouts(self.reconciler.desired()),
-                }),
+                Ok(services) => Reply::IpvsList(services),
                 Err(refusal) => Reply::Ipvs(vec![Some(refusal)]),
             },
+            Request::IpvsTimeouts {} => Reply::IpvsTimeouts(list::timeouts(self.reconciler.desired())),
         };
         // A caller that is gone wants no reply.
         let _ = reply.send(answer);

@@ -69,6 +69,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         service: Option<Key>,
     },
+    /// The idle times that `ipvsadm --set` sets.
+    IpvsTimeouts {},
 }
 
 fn flows_default() -> usize {
@@ -91,21 +93,13 @@ pub enum Reply {
     Config(String),
     /// Why each command was refused, `None` for one that was carried out.
     Ipvs(Vec<Option<Refusal>>),
-    IpvsList(IpvsList),
+    IpvsList(Vec<ServiceEntry>),
+    IpvsTimeouts(Timeouts),
     /// The request could not be read or carried out.
     Error {
         /// Why.
         message: String,
     },
-}
-
-/// What `ipvsadm` lists.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IpvsList {
-    /// The services.
-    pub services: Vec<ServiceEntry>,
-    /// Idle times.
-    pub timeouts: Timeouts,
 }
 
 /// The process as a whole.

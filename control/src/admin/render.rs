@@ -19,7 +19,7 @@ pub fn render(reply: &Reply) -> String {
         Reply::Reload(reload) => render_reload(reload),
         Reply::Config(text) => text.clone(),
         // `ipvsadm` prints these as its users know them.
-        Reply::Ipvs(_) | Reply::IpvsList(_) => String::new(),
+        Reply::Ipvs(_) | Reply::IpvsList(_) | Reply::IpvsTimeouts(_) => String::new(),
         Reply::Error { message } => format!("{message}\n"),
     }
 }

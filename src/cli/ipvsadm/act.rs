@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use control::admin::client::{self, ClientError};
-use control::admin::protocol::{IpvsList, Reply, Request};
-use control::ipvs::command::{COMMANDS_MAX, Command, Forward, Key, Refusal, ServiceEntry};
+use control::admin::protocol::{Reply, Request};
+use control::ipvs::command::{COMMANDS_MAX, Command, Forward, Key, Refusal, ServiceEntry, Timeouts};
 
 use super::connections;
 use super::help::{TRY, USAGE, VERSION};
@@ -158,34 +158,33 @@ impl Session {
             // There is none, and nothing to tell of it.
             Subject::Daemon => Status::GOOD,
             Subject::One(key) => match self.table(Some(key)) {
-                Ok(list) => print(&Table::new(options).print(list.services)),
+                Ok(list) => print(&Table::new(options).print(list)),
                 Err(status) => status,
             },
             Subject::Table => match self.table(None) {
-                Ok(list) => print(&(HEAD.to_owned() + &Table::new(options).print(list.services))),
+                Ok(list) => print(&(HEAD.to_owned() + &Table::new(options).print(list))),
                 Err(status) => status,
             },
             Subject::Rules => match self.table(None) {
                 Ok(list) => {
-                    if has_fullnat(&list.services) {
+                    if has_fullnat(&list) {
                         eprintln!("fullnat servers are written as -m: `weir show config` tells all of them");
                     }
-                    print(&rules(list.services, options.has(Opt::Numeric)))
+                    print(&rules(list, options.has(Opt::Numeric)))
                 }
                 Err(status) => status,
             },
-            Subject::Timeouts => match self.table(None) {
-                Ok(list) => {
-                    let times = list.timeouts;
-                    let (tcp, fin, udp) = (times.tcp_s, times.tcp_fin_s, times.udp_s);
-                    print(&format!("Timeout (tcp tcpfin udp): {tcp} {fin} {udp}\n"))
+            Subject::Timeouts => match self.ask(&Request::IpvsTimeouts {}) {
+                Ok(Reply::IpvsTimeouts(Timeouts { tcp_s, tcp_fin_s, udp_s })) => {
+                    print(&format!("Timeout (tcp tcpfin udp): {tcp_s} {tcp_fin_s} {udp_s}\n"))
                 }
+                Ok(other) => unexpected(&other),
                 Err(status) => status,
             },
         }
     }
 
-    fn table(&self, service: Option<Key>) -> Result<IpvsList, Status> {
+    fn table(&self, service: Option<Key>) -> Result<Vec<ServiceEntry>, Status> {
         match self.ask(&Request::IpvsList { service })? {
             Reply::IpvsList(list) => Ok(list),
             Reply::Ipvs(refusals) => {
