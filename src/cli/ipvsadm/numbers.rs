@@ -60,8 +60,11 @@ pub(super) struct Place {
 }
 
 /// `host[:port]` or `[IPv6]:port`; an IPv6 address without brackets has no port. `protocol` is for ports by name, of
-/// which there are none without one.
+/// which there are none without one. A number alone could be a port, and is neither.
 pub(super) fn place(text: &str, protocol: Option<Protocol>) -> Option<Place> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
     let (name, behind) = match text.strip_prefix('[') {
         Some(rest) => {
             let (name, behind) = rest.split_once(']')?;
@@ -155,6 +158,9 @@ mod tests {
             ("[fd00::1]", None),
             ("[fd00::1]:", None),
             ("[fd00::1", None),
+            ("167772260", None),
+            ("167772260:80", at("10.0.0.100", Some(80))),
+            ("0x0a000064", at("10.0.0.100", None)),
             ("1.2.3.4:", None),
             ("1.2.3.4:65536", None),
             ("1.2.3.4:-1", None),
