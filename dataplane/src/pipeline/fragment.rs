@@ -188,7 +188,7 @@ impl Core {
         });
     }
 
-    fn fragment_hash(&self, key: &FlowKey) -> u64 {
+    pub(super) fn fragment_hash(&self, key: &FlowKey) -> u64 {
         self.flows.hash(key) ^ APART
     }
 }

@@ -6,6 +6,8 @@
 //! frame, with the same outcome; frame by frame it is judged too.
 
 mod draft;
+pub mod errors;
+pub mod fragments;
 mod judge;
 mod kept;
 mod special;

@@ -23,7 +23,7 @@ impl<'a> Input<'a> {
         self.0.is_empty()
     }
 
-    fn byte(&mut self) -> u8 {
+    pub(super) fn byte(&mut self) -> u8 {
         self.take(1).first().copied().unwrap_or_default()
     }
 
@@ -38,7 +38,7 @@ impl<'a> Input<'a> {
     }
 
     /// One of `choices`.
-    fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+    pub(super) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[usize::from(self.byte()) % choices.len()]
     }
 }

@@ -3,36 +3,13 @@
 use super::*;
 use crate::flow::fragments::LIFE_S;
 use crate::snapshot::Mode;
-use crate::wire::checksum::Sum;
 
 /// Data bytes of a fragment but the last.
 const PIECE: usize = 56;
 
 /// Cuts an IP packet into fragments of [`PIECE`] bytes.
 fn cut(frame: &[u8], id: u8) -> Vec<Vec<u8>> {
-    let v6 = frame[12..14] == [0x86, 0xdd];
-    let (head, data) = frame.split_at(if v6 { 54 } else { 34 });
-    let pieces: Vec<_> = data.chunks(PIECE).collect();
-    let fragment = |(number, piece): (usize, &&[u8])| {
-        let more = number + 1 < pieces.len();
-        let units = (number * PIECE / 8) as u16;
-        let mut head = head.to_vec();
-        if v6 {
-            head[18..20].copy_from_slice(&(piece.len() as u16 + 8).to_be_bytes());
-            let next = std::mem::replace(&mut head[20], 44);
-            let [high, low] = (units << 3 | u16::from(more)).to_be_bytes();
-            head.extend([next, 0, high, low, 0, 0, 0, id]);
-        } else {
-            head[16..18].copy_from_slice(&(piece.len() as u16 + 20).to_be_bytes());
-            head[18..20].copy_from_slice(&[0, id]);
-            head[20..22].copy_from_slice(&(units | if more { 0x2000 } else { 0 }).to_be_bytes());
-            head[24..26].fill(0);
-            let checksum = Sum::of(&head[14..34]).checksum();
-            head[24..26].copy_from_slice(&checksum.to_be_bytes());
-        }
-        [head, piece.to_vec()].concat()
-    };
-    pieces.iter().enumerate().map(fragment).collect()
+    model::fragments::cut(frame, id.into(), PIECE)
 }
 
 /// The packet that these fragments are, as its receiver puts it together.
@@ -54,9 +31,7 @@ fn whole(fragments: &[Wire]) -> Wire {
     } else {
         head[16..18].copy_from_slice(&(data.len() as u16 + 20).to_be_bytes());
         head[20..22].fill(0);
-        head[24..26].fill(0);
-        let checksum = Sum::of(&head[14..34]).checksum();
-        head[24..26].copy_from_slice(&checksum.to_be_bytes());
+        model::fragments::sum_header(&mut head);
     }
     Wire::new(&[head, data].concat(), UPLINK)
 }
@@ -251,9 +226,7 @@ fn a_fragment_too_large_for_the_next_link_is_not_cut_again() {
         let verdicts = [0, 1].map(|n| {
             let mut bytes = pieces[n].clone();
             bytes[20] |= flags;
-            bytes[24..26].fill(0);
-            let checksum = Sum::of(&bytes[14..34]).checksum();
-            bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+            model::fragments::sum_header(&mut bytes);
             Wire::new(&bytes, UPLINK).through(&mut engine, &tables, Tick(0))
         });
         assert_eq!(verdicts, [first, dropped], "{name}");
@@ -314,10 +287,32 @@ fn a_fragment_of_icmp_to_a_vip_is_dropped_by_name() {
     let mut ping = cut(&long(UDP, 0, client(1, false), at(vip(false), 80)), 3);
     for bytes in &mut ping {
         bytes[23] = 1;
-        bytes[24..26].fill(0);
-        let checksum = Sum::of(&bytes[14..34]).checksum();
-        bytes[24..26].copy_from_slice(&checksum.to_be_bytes());
+        model::fragments::sum_header(bytes);
         let verdict = Wire::new(bytes, UPLINK).through(&mut engine, &tables, Tick(0));
         assert_eq!(verdict, Verdict::Drop(DropReason::Fragment));
+    }
+}
+
+proptest! {
+    #[test]
+    fn pieces_of_anything_hold(steps in proptest::collection::vec(any::<u8>(), 0..400)) {
+        model::fragments::check(&steps);
+    }
+
+    #[test]
+    fn errors_about_anything_hold(steps in proptest::collection::vec(any::<u8>(), 0..400)) {
+        model::errors::check(&steps);
+    }
+}
+
+#[test]
+fn the_seeds_of_the_fuzzers_hold() {
+    for (folder, check) in
+        [("fragments", model::fragments::check as fn(&[u8])), ("icmp", model::errors::check as fn(&[u8]))]
+    {
+        let path = format!("{}/fuzz/seeds/{folder}", env!("CARGO_MANIFEST_DIR"));
+        for seed in std::fs::read_dir(path).unwrap() {
+            check(&std::fs::read(seed.unwrap().path()).unwrap());
+        }
     }
 }
