@@ -253,8 +253,8 @@ impl Templates {
         Some(template)
     }
 
-    /// How many templates the sweep is to look at now, so that it passes over all of them in some seconds: at most
-    /// [`A_TURN`].
+    /// How many templates the sweep is to look at now, so that it passes over all of them in some seconds: a bounded
+    /// number.
     pub fn owed(&mut self, now: Tick) -> u32 {
         const ROUND: u32 = ROUND_S * TICKS_PER_SECOND;
         let elapsed = now.0.wrapping_sub(self.swept.0).min(ROUND);
