@@ -5,6 +5,7 @@
 //! the pieces of a packet that were all sent are put together again, and its checksum has to hold.
 
 use std::collections::HashSet;
+use std::sync::LazyLock;
 
 use super::draft::{Field, Outer};
 use super::judge::verifies;
@@ -30,6 +31,9 @@ const PATIENT: usize = 64;
 const MEMORY: usize = 8;
 /// Services: every mode, backends of the other family, one that has no backend, and none at all.
 const PORTS: [u16; 12] = [80, 81, 82, 83, 84, 90, 91, 92, 93, 94, 96, 97];
+
+/// Made once: it costs more than many steps.
+static TABLES: LazyLock<Snapshot> = LazyLock::new(tables);
 
 /// Carries out the steps that `bytes` spell.
 ///
@@ -102,7 +106,7 @@ struct Piece {
 
 struct World {
     engines: Vec<Engine>,
-    tables: Snapshot,
+    tables: &'static Snapshot,
     now: Tick,
     originals: Vec<(u64, Original)>,
     /// Packets so far.
@@ -113,10 +117,10 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let tables = tables();
+        let tables = &*TABLES;
         let mut engines = engines(2, FLOW_LIMIT);
         for engine in &mut engines {
-            engine.sweep(Tick(0), &tables);
+            engine.sweep(Tick(0), tables);
         }
         let early = Default::default();
         Self { engines, tables, now: Tick(0), originals: Vec::new(), made: 0, early, keys: HashSet::new() }
@@ -250,7 +254,7 @@ impl World {
         (frame.handed_over, frame.overdue) = (handed_over, overdue);
         let mut verdict = [Verdict::Kernel];
         let engine = &mut self.engines[worker];
-        engine.process(std::slice::from_mut(&mut frame), &mut verdict, self.now, &self.tables);
+        engine.process(std::slice::from_mut(&mut frame), &mut verdict, self.now, self.tables);
         assert!(engine.core.fragments.len() <= room(FLOW_LIMIT), "more packets than there is room for");
         assert!(engine.flows() <= FLOW_LIMIT, "more flows than allowed");
         (verdict[0], frame.bytes().to_vec())
@@ -289,7 +293,7 @@ impl World {
             original.is_old |= ticks > 0;
         }
         for engine in &mut self.engines {
-            engine.sweep(self.now, &self.tables);
+            engine.sweep(self.now, self.tables);
         }
     }
 
@@ -298,7 +302,7 @@ impl World {
         assert!(self.early.iter().all(Vec::is_empty), "kept for ever");
         self.now = Tick(self.now.0.wrapping_add(2000 * TICKS_PER_SECOND));
         for engine in &mut self.engines {
-            while engine.sweep(self.now, &self.tables) {}
+            while engine.sweep(self.now, self.tables) {}
             assert_eq!((engine.core.fragments.len(), engine.flows()), (0, 0), "outlive their time");
             assert_eq!(engine.stats().directory_full.get(), 0);
         }
