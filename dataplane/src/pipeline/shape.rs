@@ -9,7 +9,7 @@ use crate::flow::key::TCP;
 use crate::flow::sequence::{Placed, Sequence, scaled};
 use crate::flow::state::State;
 use crate::flow::table::Slot;
-use crate::frame::Frame;
+use crate::frame::{Checksum, Frame};
 use crate::packet::{Kind, Packet};
 use crate::rewrite::{handshake, identity, segment};
 use crate::snapshot::{Service, Snapshot};
@@ -141,11 +141,12 @@ impl Core {
             return Err(DropReason::BackendSilent);
         }
         if packet.tcp_flags & RST != 0 || !sequence.may_ask(now, ASK_AGAIN) {
-            return if frame.overdue {
-                Err(DropReason::BackendSilent)
-            } else {
-                Ok(Shaped::Done(Verdict::Unanswered))
-            };
+            if frame.overdue {
+                return Err(DropReason::BackendSilent);
+            }
+            // Noted anew when it comes again.
+            frame.checksum = Checksum::Complete;
+            return Ok(Shaped::Done(Verdict::Unanswered));
         }
         let mut packet = *packet;
         let offer = offered(sequence, packet.key.v6);
@@ -175,7 +176,8 @@ impl Core {
             RST if answers => {
                 // The client expects the number behind the cookie, or would not believe it.
                 let number = sequence.offset.wrapping_add(1);
-                segment::edit(frame.bytes_mut(), packet, false, |tcp, _| tcp.sequence = number.into())?;
+                let unfinished = frame.checksum != Checksum::Complete;
+                segment::edit(frame.bytes_mut(), packet, unfinished, |tcp, _| tcp.sequence = number.into())?;
                 self.enter(slot, State::Close, now, tables)?;
                 self.backends_answered = self.backends_answered.wrapping_add(1);
                 Ok(Shaped::Passes(*packet))

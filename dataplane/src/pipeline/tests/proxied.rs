@@ -259,28 +259,45 @@ fn what_repeats_no_cookie_is_reset_and_counted() {
     }
 }
 
+/// The frame with its checksum left to the interface, as a local sender leaves it.
+fn unfinished(segment: &Segment) -> Vec<u8> {
+    let mut bytes = segment.frame();
+    let packet = packet::parse(&bytes).unwrap();
+    let FlowKey { src, dst, proto, .. } = packet.key;
+    let pseudo = Sum::pseudo_header(src, dst, proto, packet.end - packet.l4);
+    bytes[usize::from(packet.l4) + 16..][..2].copy_from_slice(&pseudo.fold().to_be_bytes());
+    bytes
+}
+
 #[test]
 fn a_backend_that_refuses_resets_the_client() {
-    let mut path = Path::new(Options { syn_proxy: SynProxy::Always, ..Options::default() }, 0, 1);
-    let right = completed(&mut path, false);
-    let (verdict, sent) = path.through(&right.frame(), UPLINK, false);
-    assert_eq!(verdict, Verdict::Tx(LAN));
-    let syn = Segment::read(&sent);
-    assert_eq!((syn.flags, syn.seq), (SYN, 1000));
-    assert_eq!((syn.offer.mss, syn.offer.scale, syn.offer.sack), (Some(1460), Some(7), true));
-    let reset = Segment {
-        from: syn.to,
-        to: syn.from,
-        seq: 0,
-        ack: 1001,
-        flags: RST | ACK,
-        offer: Offer::default(),
-        ..syn
-    };
-    let (verdict, sent) = path.through(&reset.frame(), LAN, false);
-    assert_eq!(verdict, Verdict::Tx(UPLINK));
-    let seen = Segment::read(&sent);
-    assert_eq!((seen.flags & RST, seen.seq), (RST, right.ack), "the number that the client expects");
+    let whole = |segment: &Segment| segment.frame();
+    for (name, made) in [("whole", whole as fn(&Segment) -> Vec<u8>), ("unfinished checksum", unfinished)] {
+        let mut path = Path::new(Options { syn_proxy: SynProxy::Always, ..Options::default() }, 0, 1);
+        let right = completed(&mut path, false);
+        let (verdict, sent) = path.through(&right.frame(), UPLINK, false);
+        assert_eq!(verdict, Verdict::Tx(LAN));
+        let syn = Segment::read(&sent);
+        assert_eq!((syn.flags, syn.seq), (SYN, 1000));
+        assert_eq!((syn.offer.mss, syn.offer.scale, syn.offer.sack), (Some(1460), Some(7), true));
+        let reset = Segment {
+            from: syn.to,
+            to: syn.from,
+            seq: 0,
+            ack: 1001,
+            flags: RST | ACK,
+            offer: Offer::default(),
+            ..syn
+        };
+        let (verdict, sent) = path.through(&made(&reset), LAN, false);
+        assert_eq!(verdict, Verdict::Tx(UPLINK), "{name}");
+        let seen = Segment::read(&sent);
+        assert_eq!(
+            (seen.flags & RST, seen.seq),
+            (RST, right.ack),
+            "{name}: the number that the client expects"
+        );
+    }
 }
 
 #[test]
@@ -289,8 +306,10 @@ fn a_silent_backend_is_asked_again_and_what_waits_is_given_up_in_time() {
     let right = completed(&mut path, false);
     assert_eq!(path.through(&right.frame(), UPLINK, false).0, Verdict::Tx(LAN));
     let data = Segment { data: vec![1; 100], ..right };
-    let (verdict, same) = path.through(&data.frame(), UPLINK, false);
-    assert_eq!((verdict, same), (Verdict::Unanswered, data.frame()));
+    for (port, bytes) in [(UPLINK, data.frame()), (LAN, unfinished(&data))] {
+        let (verdict, same) = path.through(&bytes, port, false);
+        assert_eq!((verdict, same), (Verdict::Unanswered, bytes));
+    }
     path.step = 11;
     path.engine.sweep(Tick(11), &path.tables);
     let (verdict, again) = path.through(&data.frame(), UPLINK, true);
