@@ -16,7 +16,7 @@ mod fragment;
 mod ftp;
 mod icmp;
 #[cfg(any(test, fuzzing))]
-#[allow(clippy::indexing_slicing, clippy::expect_used, reason = "a check may panic")]
+#[allow(clippy::indexing_slicing, clippy::expect_used, clippy::panic, reason = "a check may panic")]
 pub mod model;
 mod path_mtu;
 mod persist;

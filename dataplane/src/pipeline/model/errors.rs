@@ -73,7 +73,7 @@ impl World {
         let proto = if what & 8 != 0 { TCP } else { UDP };
         let client = if v6 { 0xfd22 << 112 } else { 0xac10_0000 };
         let key = FlowKey {
-            src: client | u128::from(what >> 4) + 1,
+            src: client | (u128::from(what >> 4) + 1),
             dst: bits(vip(v6)).0,
             sport: 40_000,
             dport: input.pick(&PORTS),

@@ -141,7 +141,7 @@ impl World {
         let proto = if what & 2 != 0 { TCP } else { UDP };
         let client = if v6 { 0xfd22 << 112 } else { 0xac10_0000 };
         let key = FlowKey {
-            src: client | u128::from(what >> 2 & 3) + 1,
+            src: client | (u128::from(what >> 2 & 3) + 1),
             dst: bits(vip(v6)).0,
             sport: 40_000 + u16::from(what >> 4),
             dport: input.pick(&PORTS),
