@@ -13,7 +13,7 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 
 # Workspaces of their own beside the main one.
 BESIDE := $(wildcard perf/generator/Cargo.toml dataplane/fuzz/Cargo.toml)
-FUZZ_SECONDS ?= 20
+FUZZ_SECONDS ?= 60
 
 # Namespaces and AF_XDP are root's. An ordinary user builds, and sudo runs.
 ifneq ($(shell id -u),0)
