@@ -14,7 +14,7 @@ use dataplane::ids::{BackendId, HopId, PoolId, PortId, ServiceId, WorkerId};
 use dataplane::pipeline::{Engine, Setup};
 use dataplane::schedule::{Flags, Kind, Scheduler};
 use dataplane::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
-use dataplane::snapshot::{Backend, Mode, Service, Services, Snapshot, SnatPool, Timeouts};
+use dataplane::snapshot::{Backend, Mode, Service, Services, Settings, Snapshot, SnatPool, Timeouts};
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
 use dataplane::time::Tick;
@@ -105,6 +105,8 @@ impl World {
             services: Arc::new(services(&shape, shape.services)),
             net: Arc::new(net(shape.v6)),
             timeouts: Timeouts::default(),
+            // All flows are half open for a while; by default no more than a quarter may be.
+            settings: Settings { half_open: shape.limit, ..Settings::default() },
             ..Snapshot::default()
         };
         let backends = tables.services.iter().map(|service| service.backends.len()).sum();

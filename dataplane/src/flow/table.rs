@@ -40,7 +40,7 @@ impl Hit {
 }
 
 /// Flows to one line of IPv6 addresses, and of [`Extra`]s, that is faulted in at start.
-pub const READY: usize = 16;
+pub const READY: usize = 32;
 
 /// Slots beyond the limit, for a flow that is [not found](FlowTable::open_unlinked).
 const UNLINKED: usize = 1;
