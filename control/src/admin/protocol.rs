@@ -306,6 +306,18 @@ pub struct WorkerRow {
     pub cookies_sent: u64,
     /// Flows that were opened by a cookie.
     pub cookies_accepted: u64,
+    /// Flows that were ended because their backend had drained for long enough.
+    pub flows_drained: u64,
+    /// Packets that were sent on without a flow.
+    pub stateless: u64,
+    /// Fragments that were sent where their first one went.
+    pub fragments_followed: u64,
+    /// Fragments that came before their first one, and were kept.
+    pub fragments_early: u64,
+    /// Clients of persistent services that could not be remembered for want of room.
+    pub templates_full: u64,
+    /// Flows that other workers could not be told of.
+    pub directory_full: u64,
 }
 
 /// What was not delivered.

@@ -130,6 +130,12 @@ pub fn workers<'a>(handles: impl Iterator<Item = &'a WorkerHandle>) -> Vec<Worke
             flows_dropped: stats.flows_dropped.get(),
             cookies_sent: stats.cookies_sent.get(),
             cookies_accepted: stats.cookies_accepted.get(),
+            flows_drained: stats.flows_drained.get(),
+            stateless: stats.stateless.get(),
+            fragments_followed: stats.fragments_followed.get(),
+            fragments_early: stats.fragments_early.get(),
+            templates_full: stats.templates_full.get(),
+            directory_full: stats.directory_full.get(),
         }
     };
     handles.map(row).collect()
