@@ -31,7 +31,8 @@ impl Shift {
 
     /// What the backend is told instead of the `acknowledgement` of the client.
     pub fn to_backend(&self, acknowledgement: u32) -> u32 {
-        let behind = is_after(acknowledgement, self.at.wrapping_add_signed(self.after.into()));
+        // Where the changed segment begins for the client: until it has some of it, the former shift holds.
+        let behind = is_after(acknowledgement, self.at.wrapping_add_signed(self.before.into()));
         acknowledgement.wrapping_add_signed(-self.by(behind))
     }
 
