@@ -213,7 +213,9 @@ fn resized(
         tcp.checksum = checksum.into();
     } else {
         let udp: &mut Udp = view_mut(bytes, l4)?;
-        udp.len = after.into();
+        // Of what lies behind the datagram's own end, no more than before becomes part of it.
+        let len = udp.len.get().checked_add(after).and_then(|sum| sum.checked_sub(before));
+        udp.len = len.ok_or(DropReason::BadLength)?.into();
         let field = udp.checksum.get();
         // The length counts in the pseudo-header and in the header.
         let whole = length.and(length).and(data);

@@ -187,7 +187,7 @@ pub(super) fn shaped(
     } else if is_remade {
         assert!(verifies(&outcome.bytes, &after), "checksum of a segment made anew");
     } else if before.key.proto == UDP && field(&arrival.bytes, before) == 0 {
-        let is_whole = before.kind == Kind::Transport;
+        let is_whole = before.kind == Kind::Transport && udp_len(arrival, before) == before.end - before.l4;
         assert!(!is_whole || before.key.v6 || verifies(&outcome.bytes, &after), "a checksum is made");
     } else if wanted.v6 == before.key.v6 {
         assert_eq!(verifies(&outcome.bytes, &after), verifies(&arrival.bytes, before), "checksum");
@@ -205,13 +205,18 @@ fn checksum(
     if unfinished {
         assert!(verifies(&outcome.bytes, after), "a partial checksum is finished");
     } else if is_udp && was == 0 {
-        let at = usize::from(before.l4) + 4;
-        let len = u16::from_be_bytes([arrival.bytes[at], arrival.bytes[at + 1]]);
+        let len = udp_len(arrival, before);
         assert_ne!(is, 0, "a missing checksum is computed");
         assert!(len != before.end - before.l4 || verifies(&outcome.bytes, after));
     } else {
         assert_eq!(verifies(&outcome.bytes, after), verifies(&arrival.bytes, before), "{was:#x} to {is:#x}");
     }
+}
+
+/// What a UDP datagram says of its own length.
+fn udp_len(arrival: &Arrival, before: &Packet) -> u16 {
+    let at = usize::from(before.l4) + 4;
+    u16::from_be_bytes([arrival.bytes[at], arrival.bytes[at + 1]])
 }
 
 /// Bytes behind the packet, which an error loses.

@@ -324,8 +324,10 @@ fn datagrams_carry_the_header_each() {
     for v6 in [false, true] {
         let mut engine = engines(1, 8).remove(0);
         let (from, to) = (client(1, v6), at(vip(v6), 81));
-        for _ in 0..2 {
-            let sent = packet(UDP, 0, from, to, 64);
+        for behind in [0, 0, 3] {
+            let mut sent = packet(UDP, 0, from, to, 64);
+            let len = packet::parse(&sent).unwrap().l4 + 5;
+            sent[usize::from(len)] -= behind;
             let mut wire = Wire::new(&sent, UPLINK);
             assert_eq!(wire.through(&mut engine, &tables, Tick(0)), Verdict::Tx(LAN));
             wire.seen();
@@ -333,6 +335,12 @@ fn datagrams_carry_the_header_each() {
             let payload = &wire.bytes()[usize::from(packet.l4) + 8..packet.end.into()];
             let key = packet::parse(&sent).unwrap().key;
             assert_eq!(payload, [identity::header(&key).bytes(), b"eleven byte"].concat());
+            let len = wire.bytes()[usize::from(packet.l4) + 5];
+            assert_eq!(
+                len,
+                payload.len() as u8 + 8 - behind,
+                "what is behind the datagram's end stays there"
+            );
         }
         let large = Segment {
             from,
