@@ -164,8 +164,9 @@ impl Balancer {
                 self.service.vips = vip.iter().map(|vip| vip_key(*vip, proto)).collect();
                 let mark = number("-f").and_then(NonZeroU32::new);
                 self.service.mark = mark.map(|value| Mark { value, v6: false });
+                let mask = option("-M").map_or(u32::MAX, |mask| mask.parse::<Ipv4Addr>().unwrap().to_bits());
                 self.service.persistence =
-                    number("-p").map(|timeout_s| Persistence { timeout_s, mask: u32::MAX.into() });
+                    number("-p").map(|timeout_s| Persistence { timeout_s, mask: mask.into() });
                 self.service.one_packet = words.contains(&"-o");
             }
             command => {
@@ -217,11 +218,12 @@ impl Balancer {
         Some(backend)
     }
 
+    /// What a client sends to a backend that was removed is dropped; the counts tell what came of it.
     fn close(&mut self, id: u64) {
         let [client, vip, backend] = self.opened[&id];
-        assert_eq!(self.pass(0, [client, vip], Some(FIN | ACK)), Some([client, backend]));
+        self.pass(0, [client, vip], Some(FIN | ACK));
         assert_eq!(self.pass(1, [backend, client], Some(FIN | ACK)), Some([vip, client]));
-        assert_eq!(self.pass(0, [client, vip], Some(ACK)), Some([client, backend]));
+        self.pass(0, [client, vip], Some(ACK));
     }
 
     /// A packet with these TCP flags, without any a datagram, comes in from a side. Its addresses when it leaves on

@@ -26,6 +26,8 @@ pub(super) struct Progress {
     hand: Slot,
     /// Buckets of the fragment table to be looked at.
     buckets_due: usize,
+    /// The tables for which all flows were looked at last.
+    generation: u64,
 }
 
 impl Progress {
@@ -48,18 +50,24 @@ impl Engine {
     /// else to do goes on instead of sleeping.
     pub fn sweep(&mut self, now: Tick, tables: &Snapshot) -> bool {
         self.core.defend(now, tables);
-        self.core.sweep(now)
+        self.core.sweep(now, tables)
     }
 }
 
 impl Core {
-    fn sweep(&mut self, now: Tick) -> bool {
+    fn sweep(&mut self, now: Tick, tables: &Snapshot) -> bool {
         let high = self.flows.high_water();
         let elapsed = now.0.wrapping_sub(self.sweep.now.0).min(ROUND_S * TICKS_PER_SECOND);
         self.sweep_fragments(now, elapsed);
         self.sweep.now = now;
         let owed = (u64::from(high) * u64::from(elapsed)).div_ceil(u64::from(ROUND_S * TICKS_PER_SECOND));
         self.sweep.due = high.min(self.sweep.due.saturating_add(u32::try_from(owed).unwrap_or(u32::MAX)));
+        let ends_removed = tables.settings.expire_nodest_conn;
+        if ends_removed && self.sweep.generation != tables.generation {
+            // Flows of backends that are gone end now, as by the kernel's `expire_nodest_conn_flush`.
+            self.sweep.generation = tables.generation;
+            self.sweep.due = high;
+        }
         let count = self.sweep.due.min(SLOTS_A_TURN);
         self.sweep.due -= count;
         for _ in 0..count {
@@ -71,6 +79,8 @@ impl Core {
             } else if self.is_drained(entry.backend, now) {
                 self.setup.stats.flows_drained.add(1);
                 self.close(slot);
+            } else if ends_removed && tables.services.backend(entry.backend).is_none() {
+                self.kill(slot);
             }
         }
         self.sweep_templates(now);

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use dataplane::flow::directory::Directory;
@@ -117,6 +117,8 @@ pub(crate) struct Balancer {
     compiler: Compiler,
     /// Ids are for good: the kernel, too, finds the counts again when a backend comes back.
     ids: HashMap<(VipKey, SocketAddr), BackendId>,
+    /// The kernel's own: every VIP that ever was.
+    own: BTreeSet<IpAddr>,
     /// Of the path to servers.
     mtu: Option<u16>,
     /// Fragments that came before their first one, with the side.
@@ -151,6 +153,7 @@ impl Balancer {
             services: Vec::new(),
             compiler: Compiler::default(),
             ids: HashMap::new(),
+            own: BTreeSet::new(),
             mtu,
             early: Vec::new(),
         };
@@ -237,10 +240,12 @@ impl Balancer {
         let kind: Kind = option("-s").map_or(Kind::Wlc, |name| name.parse().unwrap());
         let flags = option("-b").map_or(Flags::default(), |names| Flags::parse(kind, names).unwrap());
         let timeout = option("-p").map(|seconds| seconds.parse().unwrap_or(300));
-        service.persistence = timeout.map(|timeout_s| Persistence {
-            timeout_s,
-            mask: u128::MAX >> (96 * u32::from(!service.vips[0].v6)),
+        let whole = u128::MAX >> (96 * u32::from(!service.vips[0].v6));
+        let mask = option("-M").map_or(whole, |mask| match mask.parse::<Ipv4Addr>() {
+            Ok(mask) => mask.to_bits().into(),
+            Err(_) => mask.parse::<u32>().map(|len| !u128::MAX.checked_shr(len).unwrap_or(0)).unwrap(),
         });
+        service.persistence = timeout.map(|timeout_s| Persistence { timeout_s, mask });
         service.one_packet = words.contains(&"-o");
         let backends = service.backends.to_vec();
         service.scheduler = self.compiler.compile(service.id, kind, flags, &backends, None);
@@ -299,9 +304,11 @@ impl Balancer {
             dataplane::flow::key::address(key.addr, key.v6)
         });
         let owned: Vec<_> = vips.collect();
+        self.own.extend(&owned);
         self.tables.generation += 1;
         self.tables.net = Arc::new(self.net());
         self.tables.services = Arc::new(Services::new(self.services.clone(), Vec::new(), owned));
+        while self.engine.sweep(self.now, &self.tables) {}
     }
 
     /// Every backend that ever was is on the servers' link; all others are clients.
@@ -334,7 +341,7 @@ impl Balancer {
         }
         for (_, server) in self.ids.keys() {
             let addr = server.ip();
-            let second = bits(addr).0 & 0xff == 78;
+            let second = addr.to_string().ends_with("78");
             net.neighbours.insert(Neighbour { link: 2, addr }, HopId(1 + u32::from(second)));
             let source = Some(OWN[usize::from(addr.is_ipv6())]);
             let on_link = Route::Via(vec![Path { source, mtu: self.mtu, ..Path::new(2, None) }]);
@@ -381,7 +388,13 @@ impl Balancer {
     fn kernel(&self, frame: &mut Frame<'_>, sent: &mut Vec<Sent>) {
         let packet = packet::parse(frame.bytes()).unwrap();
         let mac = MACS[frame.port.index()];
-        if self.tables.services.owns(packet.key.dst, packet.key.v6) {
+        // An ICMP error bears the key of the packet that it quotes.
+        let bytes = frame.bytes();
+        let to: IpAddr = match packet.key.v6 {
+            false => IpAddr::from(<[u8; 4]>::try_from(&bytes[30..34]).unwrap()),
+            true => IpAddr::from(<[u8; 16]>::try_from(&bytes[38..54]).unwrap()),
+        };
+        if self.own.contains(&to) {
             let made = match packet.key.proto {
                 TCP => answer::reset(frame, &packet, mac),
                 _ => answer::port_unreachable(frame, &packet, mac),
@@ -390,7 +403,7 @@ impl Balancer {
             return;
         }
         dataplane::rewrite::nat::pass(frame.bytes_mut(), &packet).unwrap();
-        let (hop, _) = self.tables.net.way_to(packet.key.destination(), 0).unwrap();
+        let (hop, _) = self.tables.net.way_to(to, 0).unwrap();
         frame.bytes_mut()[..6].copy_from_slice(&self.tables.net.hop(hop).unwrap().header[..6]);
         sent.push(leave(frame.bytes(), false));
     }
@@ -423,7 +436,10 @@ impl Balancer {
     /// Protocol, state, seconds left, client, VIP and backend of each flow, `after` seconds from now.
     pub(crate) fn connections(&self, after: u32) -> BTreeSet<[String; 6]> {
         let mut records = Vec::with_capacity(4096);
-        assert_eq!(self.engine.dump(0, usize::MAX, self.now.after_seconds(after), &mut records), None);
+        let mut cursor = Some(0);
+        while let Some(from) = cursor {
+            cursor = self.engine.dump(from, usize::MAX >> 1, self.now.after_seconds(after), &mut records);
+        }
         let text = |(addr, port): (IpAddr, u16)| SocketAddr::new(addr, port).to_string();
         let protocol = |proto| match proto {
             TCP => "TCP".to_owned(),

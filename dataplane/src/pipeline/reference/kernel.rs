@@ -326,6 +326,17 @@ impl Kernel {
         self.destinations.get_mut(&connection.backend).expect("a backend").unbind(connection.inactive);
     }
 
+    /// A destination was removed (`ip_vs_expire_nodest_conn_flush`).
+    pub(super) fn end_removed(&mut self) {
+        if !self.rules.expire_nodest_conn {
+            return;
+        }
+        let gone = |connection: &Connection| !self.destinations[&connection.backend].available;
+        let keys: Vec<_> =
+            self.connections.iter().filter(|(_, connection)| gone(connection)).map(|(key, _)| *key).collect();
+        keys.into_iter().for_each(|key| self.end(key));
+    }
+
     /// The state after a packet, the counts with it, and the timeout (`set_tcp_state`, `set_sctp_state`).
     fn step(&mut self, key: Key, seen: Seen, output: bool, now: u64) {
         let connection = self.connections.get_mut(&key).expect("a connection");

@@ -144,7 +144,10 @@ impl World {
             *setting = *rule;
         };
         match which % 8 {
-            0 => flip(&mut rules.expire_nodest_conn, &mut settings.expire_nodest_conn),
+            0 => {
+                flip(&mut rules.expire_nodest_conn, &mut settings.expire_nodest_conn);
+                self.end_removed();
+            }
             1 => flip(&mut rules.sloppy_tcp, &mut settings.sloppy_tcp),
             2 => flip(&mut rules.sloppy_sctp, &mut settings.sloppy_sctp),
             3 => flip(&mut rules.drop_removed, &mut settings.drop_removed),
@@ -158,6 +161,13 @@ impl World {
                 settings.conn_reuse_mode = rules.reuse_mode;
             }
         }
+    }
+
+    /// Connections of removed backends end, where the settings say so, before the next packet comes.
+    fn end_removed(&mut self) {
+        while self.engine.sweep(Tick(self.now), &self.tables) {}
+        self.kernel.end_removed();
+        self.compare();
     }
 
     /// Another idle time for one state.
@@ -277,6 +287,7 @@ impl World {
         });
         self.tables.services = Arc::new(Services::new(list.collect(), Vec::new(), []));
         self.tables.generation += 1;
+        self.end_removed();
     }
 }
 
