@@ -1,6 +1,7 @@
 //! A frame in the memory of its I/O: a chunk with headroom before the packet and tailroom behind it.
 
 use crate::ids::PortId;
+use crate::rewrite::split::Split;
 
 /// Bytes that every I/O leaves in front of a received packet at least: room for TX metadata (24) and, later, an
 /// outer IPv6 header with UDP and GUE (56), in whole words.
@@ -41,6 +42,8 @@ pub struct Frame<'a> {
     pub overdue: bool,
     /// What the egress interface has still to fill in.
     pub checksum: Checksum,
+    /// Set where the packet is larger than its path: it is sent in pieces. Its checksum is complete then.
+    pub split: Option<Split>,
 }
 
 impl<'a> Frame<'a> {
@@ -55,6 +58,7 @@ impl<'a> Frame<'a> {
             handed_over: false,
             overdue: false,
             checksum: Checksum::Complete,
+            split: None,
         })
     }
 

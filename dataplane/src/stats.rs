@@ -96,6 +96,8 @@ pub struct WorkerStats {
     pub fragments_early: Counter,
     /// Fragmented packets that were forgotten before their time to make room for another.
     pub fragments_evicted: Counter,
+    /// Packets that were sent in pieces, because they were larger than their path.
+    pub split: Counter,
     /// Flows opened.
     pub flows_opened: Counter,
     /// Flows that ended by their timeout.
@@ -143,6 +145,7 @@ impl WorkerStats {
             fragments_followed: Counter::default(),
             fragments_early: Counter::default(),
             fragments_evicted: Counter::default(),
+            split: Counter::default(),
             flows_opened: Counter::default(),
             flows_expired: Counter::default(),
             flows_evicted: Counter::default(),

@@ -43,6 +43,8 @@ pub enum Step {
     IcmpTranslated,
     /// A later fragment goes where the first one of its packet went.
     FragmentFollows,
+    /// The packet is larger than its path and leaves in so many pieces.
+    Split(usize),
     /// A later fragment has come before the first one of its packet.
     FragmentEarly,
     /// The packet was refused for this reason.

@@ -5,7 +5,9 @@ use crate::ids::{PortId, WorkerId};
 /// What the I/O does with a frame after the engine has seen it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Rewritten; sent by this port.
+    /// Rewritten; sent by this port, in pieces where [`Frame::split`] says so.
+    ///
+    /// [`Frame::split`]: crate::frame::Frame::split
     Tx(PortId),
     /// Answered in place (ARP, neighbour discovery, ICMP, TCP RST); sent by the port it came in by. The reason
     /// is there where the answer stands for a refusal.
@@ -111,7 +113,7 @@ reasons! {
     NoSource => "no_source",
     /// The route leads by an interface that Weir does not serve.
     NoPort => "no_port",
-    /// Larger than the MTU of the egress interface, and not to be fragmented.
+    /// Larger than the MTU of its path, and not to be fragmented.
     MtuExceeded => "mtu_exceeded",
     /// No room left in the frame's chunk for what had to be added.
     NoHeadroom => "no_headroom",
@@ -125,7 +127,7 @@ reasons! {
     HandoffTooLarge => "handoff_too_large",
     /// The kernel's, but there is no path to hand it over (`kernel_path: none`).
     NoKernelPath => "no_kernel_path",
-    /// The egress interface's TX ring is full.
+    /// The egress interface's TX ring is full, or has no room for all pieces of a packet.
     TxRingFull => "tx_ring_full",
 }
 

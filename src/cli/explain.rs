@@ -215,6 +215,7 @@ fn sentence(imagined: &Imagined, service: Option<ServiceId>, step: Step) -> Opti
             format!("belongs to a flow, {} the backend", if reply { "from" } else { "to" })
         }
         Step::FragmentFollows => "a later fragment, which goes where the first one went".into(),
+        Step::Split(pieces) => format!("larger than its path: it leaves in {pieces} fragments"),
         Step::FragmentEarly => "a later fragment, whose first one has not come".into(),
         Step::IcmpTranslated => "an ICMP error about a flow, translated".into(),
         Step::FlowElsewhere(_) | Step::NextHop(_) => return None,

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use dataplane::frame::{Frame, MIN_HEADROOM};
 use dataplane::ids::{BackendId, PortId, ServiceId};
 use dataplane::io::pcap;
+use dataplane::rewrite::split;
 use dataplane::time::Tick;
 use dataplane::trace::Step;
 use dataplane::verdict::{DropReason, Verdict};
@@ -128,7 +129,9 @@ impl Replay {
             return self.take(oldest, now_ns, true);
         }
         if let (Verdict::Tx(_) | Verdict::Reply(_), Some(sent)) = (verdict, &mut self.sent) {
-            sent.write(now_ns, frame.bytes())?;
+            for bytes in split::departing(&frame) {
+                sent.write(now_ns, &bytes)?;
+            }
         }
         serde_json::to_writer(&mut self.lines, &self.names.line(*n, verdict, &steps))?;
         self.lines.write_all(b"\n")?;

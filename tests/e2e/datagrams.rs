@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use testbed::echo::{Echo, socket};
-use testbed::topology::{Family, Topology};
-use testbed::{Service, Weir, run};
+use testbed::topology::{ETH, Family, LAN, Topology};
+use testbed::{Namespace, Service, Weir, run};
 
 use crate::{Setup, can_run, eventually, weir};
 
@@ -71,6 +71,42 @@ fn datagrams_of_8_kb_pass_both_ways_in_pieces() -> Result<()> {
                     ))
                 })?;
             }
+        }
+    }
+    drop(weir);
+    Ok(())
+}
+
+/// Has the hosts of a namespace send without DF, and take no notice of the path.
+fn without_df(namespace: &Namespace) -> Result<()> {
+    namespace.sysctl("net/ipv4/ip_no_pmtu_disc", "1")
+}
+
+#[test]
+fn datagrams_without_df_pass_a_link_that_is_too_small_for_them() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let services: Vec<_> = ["nat", "fullnat", "dr"].map(|mode| service(Family::V4, mode)).into();
+    let topology = Topology::build()?;
+    without_df(&topology.client)?;
+    let mut echoes = Vec::new();
+    for (number, backend) in (1..).zip(&topology.backends) {
+        for own in [Family::V4.backend(number), Family::V4.shared_vip()] {
+            echoes.push(Echo::start(backend, own, PORT)?);
+        }
+    }
+    let weir = Weir::start(&topology, weir(), &testbed::config(&topology, &services))?;
+    // The client's link stays as it is, and so does what it sends: the one who can cut it is Weir.
+    topology.gateway.ip(&format!("link set {LAN} mtu 1400\n"))?;
+    for backend in &topology.backends {
+        backend.ip(&format!("link set {ETH} mtu 1400\n"))?;
+    }
+    for service in &services {
+        // A whole datagram, and one of which the client makes fragments of 1500 bytes.
+        for (port, len) in (41_000..).zip([1472, 4000, 1372, 1373]) {
+            exchange(&topology, Family::V4.client(), port, service.addr(), len)
+                .map_err(|error| error.context(format!("{}, {len} bytes", service.mode)))?;
         }
     }
     drop(weir);

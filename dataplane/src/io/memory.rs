@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::{Arrival, Io, LiveIo, Turn, UNDECIDED, egress};
 use crate::frame::{BATCH, Checksum, Frame};
 use crate::ids::PortId;
+use crate::rewrite::split;
 use crate::verdict::{DropReason, Verdict};
 
 const HEADROOM: usize = 256;
@@ -40,6 +41,14 @@ impl Wire {
     /// Puts a frame in. Gives it back where the queue is full.
     pub fn put(&self, packet: Packet) -> Result<(), Packet> {
         self.inward.push(packet)
+    }
+
+    /// Sends all that a frame comes to, or nothing where there is no room for all.
+    fn send(&self, frames: Vec<Vec<u8>>, port: PortId, checksum: Checksum) -> bool {
+        let has_room = self.outward.capacity() - self.outward.len() >= frames.len();
+        // Only this side puts frames in, so what there is room for stays there.
+        has_room
+            && frames.into_iter().all(|bytes| self.outward.push(Packet { port, bytes, checksum }).is_ok())
     }
 
     /// The next frame that was sent.
@@ -84,10 +93,10 @@ impl Io for MemoryIo {
         work(&mut frames, verdicts);
         for (frame, verdict) in frames.iter().zip(verdicts) {
             let Some(port) = egress(*verdict, frame) else { continue };
-            let packet = Packet { port, bytes: frame.bytes().to_vec(), checksum: frame.checksum };
+            let checksum = frame.checksum;
             if port.0 >= self.ports {
                 turn.lost.push(DropReason::NoPort);
-            } else if self.wire.outward.push(packet).is_err() {
+            } else if !self.wire.send(split::departing(frame), port, checksum) {
                 turn.lost.push(DropReason::TxRingFull);
             }
         }

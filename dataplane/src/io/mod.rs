@@ -25,7 +25,7 @@ pub trait Io {
     /// Receives at most [`BATCH`] frames, lets `work` decide on each, and carries the verdicts out. Both slices have
     /// the same length; `work` fills `verdicts` in and is not called for no frames.
     ///
-    /// [`Verdict::Tx`] and [`Verdict::Reply`] send the frame. Every other verdict ends it here: what
+    /// [`Verdict::Tx`] and [`Verdict::Reply`] send the frame, all pieces of it or none. Every other verdict ends it here: what
     /// [`Verdict::Handoff`], [`Verdict::Kernel`], [`Verdict::Unresolved`] and [`Verdict::Early`] ask for, `work` has done
     /// before it returns.
     fn turn(&mut self, work: impl FnOnce(&mut [Frame<'_>], &mut [Verdict])) -> Turn;

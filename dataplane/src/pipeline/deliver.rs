@@ -8,7 +8,8 @@ use crate::flow::table::Slot;
 use crate::frame::{Checksum, Frame};
 use crate::ids::PortId;
 use crate::packet::{Kind, Packet};
-use crate::rewrite::encap::Outer;
+use crate::rewrite::encap::{self, Outer};
+use crate::rewrite::split::{Pieces, Split};
 use crate::rewrite::{family, l2, mss, nat};
 use crate::snapshot::Snapshot;
 use crate::snapshot::net::{Hop, NoHop, Path};
@@ -62,15 +63,10 @@ impl Core {
         if packet.kind != Kind::Transport && outer.is_none() && !entry.keeps_family() {
             return Err(DropReason::Fragment); // of which each would need a header of its own
         }
-        let largest = self.largest(slot, way, hop, outer.as_ref(), unfinished);
-        if packet.end - packet.l3 > largest {
-            // RFC 7915, section 4.4, would fragment what becomes IPv6. Its sender can be told as well.
-            let is_kept = outer.is_some() || entry.keeps_family();
-            let may_be_fragmented = is_kept && may_be_fragmented(frame, packet);
-            return match may_be_fragmented {
-                true => Err(DropReason::MtuExceeded),
-                false => self.too_big(frame, packet, largest, tables, trace),
-            };
+        let path = self.path_mtu(slot, way, hop, outer.as_ref());
+        let largest = self.largest(slot, way, path, outer.as_ref(), unfinished);
+        if packet.end - packet.l3 > largest && !self.may_split(slot, frame, packet) {
+            return self.too_big(frame, packet, largest, tables, trace);
         }
         // Both renumber: what the client sends in the order opposite to that of what it gets.
         let is_control = entry.is_ftp() && packet.kind == Kind::Transport;
@@ -93,7 +89,12 @@ impl Core {
             packet = &answers;
         }
         // A segment that was made anew is complete.
-        let unfinished = unfinished && frame.checksum != Checksum::Complete;
+        let mut unfinished = unfinished && frame.checksum != Checksum::Complete;
+        let is_larger = packet.end - packet.l3 > largest;
+        if is_larger && unfinished {
+            encap::finish(frame, packet)?; // of which each piece has but a part
+            unfinished = false;
+        }
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         count(entry, way, packet, &self.setup);
         if packet.tcp_flags & SYN != 0 {
@@ -114,23 +115,64 @@ impl Core {
             nat::translate_v4(bytes, packet, entry.target_v4(way), deltas, unfinished)?;
         }
         l2::readdress(frame, packet, hop)?;
+        if is_larger {
+            self.split(frame, hop, path, trace)?;
+        }
         Ok(Verdict::Tx(hop.port))
     }
 
-    /// Puts a packet that is not of the flow in `slot`, but about it, into the flow's tunnel.
+    /// Puts a packet that is not of the flow in `slot`, but about it, into the flow's tunnel. Returns the path's MTU where
+    /// it is larger, and may be [`Self::split`].
     pub(super) fn encapsulate(
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Packet,
         slot: Slot,
         hop: &Hop,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Option<u16>, DropReason> {
         let id = self.next_id();
         let outer = self.outer(slot, id)?.ok_or(DropReason::NoFlow)?;
-        if packet.end - packet.l3 > self.largest(slot, Way::Forward, hop, Some(&outer), false) {
+        let path = self.path_mtu(slot, Way::Forward, hop, Some(&outer));
+        let is_larger = packet.end - packet.l3 > self.largest(slot, Way::Forward, path, Some(&outer), false);
+        if is_larger && !self.may_split(slot, frame, packet) {
             return Err(DropReason::MtuExceeded);
         }
-        outer.encapsulate(frame, packet, false)
+        outer.encapsulate(frame, packet, false)?;
+        Ok(is_larger.then_some(path))
+    }
+
+    /// Whether a packet of the flow in `slot` may be cut where it is larger than its path: an IPv4 packet without DF that
+    /// leaves as IPv4, by itself or in a tunnel's, which then is what is cut.
+    #[cold]
+    pub(super) fn may_split(&self, slot: Slot, frame: &Frame<'_>, packet: &Packet) -> bool {
+        let leaves_as_v4 = |entry: &Entry| {
+            if entry.mode().is_tunnel() { !entry.is_v6(Way::Reply) } else { entry.keeps_family() }
+        };
+        let allows = |ip: &Ipv4| ip.fragment.get() & ipv4::DONT_FRAGMENT == 0;
+        self.flows.entry(slot).is_some_and(leaves_as_v4)
+            && !packet.key.v6
+            && view(frame.bytes(), packet.l3.into()).is_ok_and(allows)
+    }
+
+    /// Has a packet that is ready to leave, and larger than the `mtu` of its path, sent in pieces.
+    #[cold]
+    pub(super) fn split(
+        &self,
+        frame: &mut Frame<'_>,
+        hop: &Hop,
+        mtu: u16,
+        trace: &mut impl Trace,
+    ) -> Result<(), DropReason> {
+        let l3 = u16::try_from(hop.header.len() + size_of::<u16>()).map_err(|_| DropReason::BadLength)?;
+        let split = Split { mtu, l3 };
+        let count = Pieces::of(frame.bytes(), split)?.count();
+        // A checksum that was finished may have saved the tunnel the bytes that are too many.
+        if count > 1 {
+            trace.step(Step::Split(count));
+            self.setup.stats.split.add(1);
+            frame.split = Some(split);
+        }
+        Ok(())
     }
 
     /// The tunnel of a flow that goes by one.
@@ -162,16 +204,20 @@ impl Core {
         self.made.wrapping_mul(self.setup.workers.into()).wrapping_add(self.setup.worker.0.into())
     }
 
-    /// Bytes of the largest IP packet on `way` that still fits the path when it leaves.
+    /// Bytes of the largest IP packet that the path takes as it leaves.
     #[inline]
-    fn largest(&self, slot: Slot, way: Way, hop: &Hop, outer: Option<&Outer>, unfinished: bool) -> u16 {
+    pub(super) fn path_mtu(&self, slot: Slot, way: Way, hop: &Hop, outer: Option<&Outer>) -> u16 {
         let path = self.flows.extra(slot).map_or(hop.mtu, |extra| extra.mtu(way, hop.mtu));
+        let learned = outer.and_then(|outer| self.path_mtus.get(outer.dst, self.sweep.now()));
+        learned.map_or(path, |learned| path.min(learned))
+    }
+
+    /// Bytes of the largest IP packet on `way`, as it arrives, that still fits its path when it leaves.
+    #[inline]
+    fn largest(&self, slot: Slot, way: Way, path: u16, outer: Option<&Outer>, unfinished: bool) -> u16 {
         let becomes = self.flows.entry(slot).filter(|entry| !entry.keeps_family());
         match (outer, becomes) {
-            (Some(outer), _) => {
-                let learned = self.path_mtus.get(outer.dst, self.sweep.now()).unwrap_or(path);
-                path.min(learned).saturating_sub(outer.overhead(unfinished))
-            }
+            (Some(outer), _) => path.saturating_sub(outer.overhead(unfinished)),
             (None, Some(entry)) if entry.is_v6(way) => path.saturating_add(family::DIFFERENCE),
             (None, Some(_)) => path.saturating_sub(family::DIFFERENCE),
             (None, None) => path,
@@ -216,7 +262,8 @@ impl Core {
         match hop.filter(|_| entry.mode().has_replies()) {
             Some(hop) => {
                 let headers = if entry.is_v6(back) { 60 } else { 40 };
-                self.largest(slot, back, hop, None, false).saturating_sub(headers)
+                let path = self.path_mtu(slot, back, hop, None);
+                self.largest(slot, back, path, None, false).saturating_sub(headers)
             }
             None => {
                 let headers = if entry.is_v6(way) { 60 } else { 40 };
@@ -295,12 +342,6 @@ pub(super) fn count(entry: &Entry, way: Way, packet: &Packet, setup: &Setup) {
     if let Some(counters) = setup.stats.backend(entry.backend) {
         counters.passed(way, packet.end - packet.l3);
     }
-}
-
-/// Whether routers may fragment the packet.
-fn may_be_fragmented(frame: &Frame<'_>, packet: &Packet) -> bool {
-    let allows = |ip: &Ipv4| ip.fragment.get() & ipv4::DONT_FRAGMENT == 0;
-    !packet.key.v6 && view(frame.bytes(), packet.l3.into()).is_ok_and(allows)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]

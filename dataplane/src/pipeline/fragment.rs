@@ -155,7 +155,7 @@ impl Core {
     }
 
     /// Sends a later fragment the way that the first one of its packet went. No error is sent about it (RFC 1122,
-    /// section 3.2.2), and it is not fragmented again.
+    /// section 3.2.2).
     fn follow_first(
         &mut self,
         frame: &mut Frame<'_>,

@@ -1,7 +1,6 @@
 //! ICMP and ICMPv6 errors about packets that Weir has sent, from both sides.
 
 use super::deliver::count;
-use super::established::may_pass;
 use super::{Core, shape};
 use crate::flow::entry::Way;
 use crate::flow::key::{UDP, bits};
@@ -56,10 +55,16 @@ impl Core {
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
         let hop = self.find_hop(slot, way, tables)?;
-        if !may_pass(packet, hop) {
-            // Nobody is told by an error about an error.
-            return Err(if packet.ttl <= 1 { DropReason::TtlExceeded } else { DropReason::MtuExceeded });
+        // Nobody is told by an error about an error.
+        if packet.ttl <= 1 {
+            return Err(DropReason::TtlExceeded);
         }
+        let path = self.path_mtu(slot, way, hop, None);
+        let is_larger = packet.end - packet.l3 > path;
+        if is_larger && !self.may_split(slot, frame, packet) {
+            return Err(DropReason::MtuExceeded);
+        }
+        let mut larger_than = is_larger.then_some(path);
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         trace.step(Step::FlowKnown {
             reply: way == Way::Reply,
@@ -77,7 +82,7 @@ impl Core {
                 family::icmp::translate(frame, packet, [target.src, target.dst], &target.reversed())?;
             }
             // The backend has sent what is quoted from the VIP itself: the error goes the way of the client's packets.
-            Mode::Ipip | Mode::Gue | Mode::Gre => self.encapsulate(frame, packet, slot, hop)?,
+            Mode::Ipip | Mode::Gue | Mode::Gre => larger_than = self.encapsulate(frame, packet, slot, hop)?,
             Mode::Dr => nat::pass(frame.bytes_mut(), packet)?,
             // Towards the backend of a `nat` flow the sender is kept, as the kernel keeps it.
             Mode::Nat if way == Way::Forward => {
@@ -87,6 +92,9 @@ impl Core {
         }
         trace.step(Step::IcmpTranslated);
         l2::readdress(frame, packet, hop)?;
+        if let Some(mtu) = larger_than {
+            self.split(frame, hop, mtu, trace)?;
+        }
         Ok(Verdict::Tx(hop.port))
     }
 

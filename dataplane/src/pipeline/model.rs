@@ -20,6 +20,7 @@ use self::steps::Input;
 use self::world::World;
 use crate::frame::{BATCH, Checksum};
 use crate::ids::PortId;
+use crate::rewrite::split::Split;
 use crate::verdict::Verdict;
 
 /// Flows of one worker: few enough that the table fills up.
@@ -43,6 +44,7 @@ struct Outcome {
     verdict: Verdict,
     bytes: Vec<u8>,
     checksum: Checksum,
+    split: Option<Split>,
 }
 
 /// Carries out the steps that `bytes` spell.

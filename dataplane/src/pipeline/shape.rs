@@ -95,7 +95,7 @@ impl Core {
                     return Err(DropReason::Fragment);
                 }
                 let fits = largest.saturating_sub(sequence.header.into());
-                if packet.end - packet.l3 > fits {
+                if packet.end - packet.l3 > fits && !self.may_split(slot, frame, packet) {
                     return Ok(Shaped::Done(self.too_big(frame, packet, fits, tables, trace)?));
                 }
                 let mut packet = *packet;

@@ -6,6 +6,7 @@ mod fragments;
 mod ftp;
 mod persistence;
 mod proxied;
+mod split;
 mod stateless;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,6 +23,7 @@ use super::*;
 use crate::flow::key::{FlowKey, TCP, UDP};
 use crate::frame::{Checksum, MIN_HEADROOM};
 use crate::ids::PortId;
+use crate::rewrite::split::Split;
 use crate::wire::tcp::{ACK, FIN, RST, SYN};
 
 /// A frame with room around it, as a NIC would give it.
@@ -33,6 +35,7 @@ struct Wire {
     checksum: Checksum,
     handed_over: bool,
     overdue: bool,
+    split: Option<Split>,
 }
 
 impl Wire {
@@ -46,6 +49,7 @@ impl Wire {
             checksum: Checksum::Complete,
             handed_over: false,
             overdue: false,
+            split: None,
         }
     }
 
@@ -55,8 +59,16 @@ impl Wire {
         let mut verdict = [Verdict::Kernel];
         engine.process(std::slice::from_mut(&mut frame), &mut verdict, now, tables);
         let (start, len, checksum) = (frame.offset(), frame.len(), frame.checksum);
+        self.split = frame.split;
         (self.start, self.len, self.checksum) = (start, len, checksum);
         verdict[0]
+    }
+
+    /// What leaves, in pieces where it was larger than its path.
+    fn departing(&mut self) -> Vec<Vec<u8>> {
+        let mut frame = Frame::new(&mut self.chunk, self.start, self.len, self.port).unwrap();
+        frame.split = self.split;
+        crate::rewrite::split::departing(&frame)
     }
 
     fn bytes(&self) -> &[u8] {

@@ -232,7 +232,7 @@ impl Inner {
 }
 
 /// Finishes a transport checksum that its sender has left to an interface.
-pub(super) fn finish(frame: &mut Frame<'_>, packet: &Packet) -> Result<(), DropReason> {
+pub(crate) fn finish(frame: &mut Frame<'_>, packet: &Packet) -> Result<(), DropReason> {
     let range = packet.l4.into()..packet.end.into();
     let segment = frame.bytes_mut().get_mut(range).ok_or(DropReason::Truncated)?;
     let done = complete(segment, nat::checksum_offset(packet).into());

@@ -10,4 +10,5 @@ pub mod l2;
 pub mod mss;
 pub mod nat;
 pub mod segment;
+pub mod split;
 pub mod tunnelled;

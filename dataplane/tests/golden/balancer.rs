@@ -12,7 +12,7 @@ use dataplane::frame::Frame;
 use dataplane::ids::{BackendId, HopId, PortId, ServiceId, WorkerId};
 use dataplane::packet;
 use dataplane::pipeline::{Engine, Setup};
-use dataplane::rewrite::answer;
+use dataplane::rewrite::{answer, split};
 use dataplane::schedule::{Compiler, Flags, Kind, carry};
 use dataplane::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
 use dataplane::snapshot::{
@@ -376,7 +376,9 @@ impl Balancer {
         let is_tunnel = |service: &Service| service.backends.iter().any(|backend| backend.mode.is_tunnel());
         let made = matches!(verdicts[0], Verdict::Reply(_)) || self.services.iter().any(is_tunnel);
         match verdicts[0] {
-            Verdict::Tx(_) | Verdict::Reply(_) => sent.push(leave(frames[0].bytes(), made)),
+            Verdict::Tx(_) | Verdict::Reply(_) => {
+                sent.extend(split::departing(&frames[0]).iter().map(|frame| leave(frame, made)));
+            }
             Verdict::Kernel => self.kernel(&mut frames[0], sent),
             Verdict::Early => self.early.push((side, original)),
             Verdict::Drop(_) => {}

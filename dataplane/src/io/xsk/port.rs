@@ -107,6 +107,15 @@ impl<W: Wake> Port<W> {
         Ok(())
     }
 
+    /// Whether so many frames can be sent, after it has tried to make room.
+    pub(super) fn has_room(&mut self, umem: &mut Umem, frames: u32) -> bool {
+        let size = self.rings.tx.size();
+        if size - self.sending < frames {
+            self.make_room(umem);
+        }
+        size - self.sending >= frames
+    }
+
     #[cold]
     fn make_room(&mut self, umem: &mut Umem) -> bool {
         self.flush(umem);

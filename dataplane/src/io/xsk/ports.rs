@@ -9,12 +9,16 @@ use crate::frame::{BATCH, Checksum, Frame};
 use crate::ids::PortId;
 use crate::io::{Arrival, Turn, UNDECIDED, egress};
 use crate::prefetch::prefetch;
+use crate::rewrite::split::{Pieces, Split};
 use crate::verdict::{DropReason, Verdict};
 
 /// Where frames from other workers are put in a chunk: where the kernel puts received ones
 /// (`XDP_PACKET_HEADROOM` of linux/bpf.h).
 pub(super) const XDP_HEADROOM: u32 = 256;
 const HEADROOM: usize = XDP_HEADROOM as usize;
+
+/// Where pieces of a frame are put in a chunk. A frame that is to be sent begins there or later, so its pieces have room.
+const PIECE_OFFSET: usize = metadata::TX_METADATA_LEN as usize;
 
 /// Frames from other workers in a batch at most, so that neither they nor received ones wait for ever.
 const INJECTED: usize = BATCH / 2;
@@ -27,8 +31,16 @@ struct Taken {
     arrival: Arrival,
 }
 
-/// What is sent and where, or nothing; or why it cannot be.
-type Order = Result<Option<(PortId, Extent)>, DropReason>;
+/// What is sent, or nothing; or why it cannot be.
+type Order = Result<Option<Outgoing>, DropReason>;
+
+/// A frame to be sent.
+#[derive(Clone, Copy, Debug)]
+struct Outgoing {
+    port: PortId,
+    frame: Extent,
+    split: Option<Split>,
+}
 
 #[derive(Debug)]
 pub(super) struct Ports<W> {
@@ -142,7 +154,7 @@ impl<W: Wake> Ports<W> {
     fn order(&self, frame: &mut Frame<'_>, verdict: Verdict) -> Order {
         let Some(id) = egress(verdict, frame) else { return Ok(None) };
         let port = self.ports.get(id.index()).ok_or(DropReason::NoPort)?;
-        Ok(Some((id, metadata::prepare(frame, port.offload)?)))
+        Ok(Some(Outgoing { port: id, frame: metadata::prepare(frame, port.offload)?, split: frame.split }))
     }
 
     #[inline]
@@ -153,14 +165,20 @@ impl<W: Wake> Ports<W> {
         lost: &mut ArrayVec<DropReason, BATCH>,
     ) {
         let mut orders = orders.into_iter();
-        for Taken { chunk, .. } in taken {
+        for Taken { mut chunk, .. } in taken {
             let sent = match orders.next().unwrap_or(Ok(None)) {
-                Ok(Some((id, frame))) => match self.ports.get_mut(id.index()) {
-                    Some(port) => {
-                        port.send(&mut self.umem, chunk, frame).map_err(|c| (c, Some(DropReason::TxRingFull)))
+                Ok(Some(Outgoing { port, frame, split })) => {
+                    match (self.ports.get_mut(port.index()), split) {
+                        (Some(port), None) => port
+                            .send(&mut self.umem, chunk, frame)
+                            .map_err(|c| (c, Some(DropReason::TxRingFull))),
+                        (Some(port), Some(split)) => {
+                            let sent = send_pieces(port, &mut self.umem, &mut chunk, frame, split);
+                            Err((chunk, sent.err()))
+                        }
+                        (None, _) => Err((chunk, Some(DropReason::NoPort))),
                     }
-                    None => Err((chunk, Some(DropReason::NoPort))),
-                },
+                }
                 Ok(None) => Err((chunk, None)),
                 Err(reason) => Err((chunk, Some(reason))),
             };
@@ -188,6 +206,45 @@ impl<W: Wake> Ports<W> {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Port<W>> {
         self.ports.iter()
     }
+}
+
+/// Sends a frame in pieces, each in a chunk of its own, or nothing where the port has no room for all. The frame's chunk
+/// stays with the caller.
+#[cold]
+#[inline(never)]
+fn send_pieces<W: Wake>(
+    port: &mut Port<W>,
+    umem: &mut Umem,
+    whole: &mut Held,
+    frame: Extent,
+    split: Split,
+) -> Result<(), DropReason> {
+    let end = frame.offset + frame.len as usize;
+    let range = frame.offset..end;
+    let count = Pieces::of(umem.bytes(whole).get(range.clone()).unwrap_or_default(), split)?.count();
+    if !u32::try_from(count).is_ok_and(|count| port.has_room(umem, count)) {
+        return Err(DropReason::TxRingFull);
+    }
+    for number in 0..count {
+        // With room in the ring there is a chunk: the UMEM has one for each of its entries.
+        let mut chunk = umem.take().ok_or(DropReason::TxRingFull)?;
+        let pieces = Pieces::of(umem.bytes(whole).get(range.clone()).unwrap_or_default(), split);
+        let room = umem.bytes(&mut chunk).get_mut(PIECE_OFFSET..).unwrap_or_default();
+        let written = pieces.and_then(|pieces| pieces.write(number, room).ok_or(DropReason::NoHeadroom));
+        let len = written.and_then(|len| u32::try_from(len).map_err(|_| DropReason::BadLength));
+        let sent = match len {
+            Ok(len) => {
+                let piece = Extent { offset: PIECE_OFFSET, len, options: 0 };
+                port.send(umem, chunk, piece).map_err(|chunk| (chunk, DropReason::TxRingFull))
+            }
+            Err(reason) => Err((chunk, reason)),
+        };
+        if let Err((chunk, reason)) = sent {
+            umem.give_back(chunk);
+            return Err(reason);
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -176,6 +176,54 @@ fn verdicts_are_carried_out_and_every_chunk_comes_back() {
     assert_eq!(counts, [(6, 1, 0), (0, 2, 0)]);
 }
 
+/// Puts an IPv4 packet of 800 bytes into a frame, to be cut to 100.
+fn to_be_cut(frame: &mut Frame<'_>) {
+    assert!(frame.resize(14 + 800));
+    let header = [0x45, 0, 3, 32, 0, 1, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    frame.bytes_mut()[14..34].copy_from_slice(&header);
+    frame.split = Some(Split { mtu: 100, l3: 14 });
+}
+
+#[test]
+fn a_frame_is_sent_in_pieces_and_every_chunk_comes_back() {
+    let (mut ports, [uplink, downlink], counters) = two_ports();
+    for first in 0..2 {
+        uplink.borrow_mut().deliver(first);
+    }
+    let turn = ports.turn(|frames, verdicts| {
+        to_be_cut(&mut frames[0]);
+        verdicts.fill(Verdict::Tx(DOWNLINK));
+    });
+    assert_eq!((turn.frames, turn.lost.len()), (2, 0));
+    // 780 bytes of data, 80 in each piece: they leave in order, before the frame behind.
+    assert_eq!(downlink.borrow().sent, [vec![(0, 0); 10], vec![(1, 0)]].concat());
+    ports.turn(|_, _| ());
+    assert_eq!(counters[1].tx.get(), 11);
+    assert_whole(&ports);
+}
+
+#[test]
+fn without_room_for_all_pieces_none_is_sent() {
+    let (mut ports, [uplink, downlink], _) = two_ports();
+    downlink.borrow_mut().up = false;
+    let mut lost = Vec::new();
+    for first in 0..14 {
+        uplink.borrow_mut().deliver(first);
+        let turn = ports.turn(|frames, verdicts| {
+            to_be_cut(&mut frames[0]);
+            verdicts.fill(Verdict::Tx(DOWNLINK));
+        });
+        lost.extend(turn.lost);
+        assert_whole(&ports);
+    }
+    assert_eq!(lost, [DropReason::TxRingFull; 2], "of 128 entries 12 packets take 120");
+    downlink.borrow_mut().up = true;
+    ports.push_out();
+    assert_eq!(downlink.borrow().sent.len(), 120);
+    ports.turn(|_, _| ());
+    assert_whole(&ports);
+}
+
 #[test]
 fn copy_mode_is_woken_until_all_is_sent() {
     let (mut ports, [uplink, downlink], _) = two_ports();

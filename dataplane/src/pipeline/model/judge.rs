@@ -8,6 +8,7 @@ use crate::frame::Checksum;
 use crate::packet::{Kind, Packet, parse};
 use crate::pipeline::Engine;
 use crate::pipeline::fixture::MACS;
+use crate::rewrite::split::Pieces;
 use crate::snapshot::{Mode, Snapshot};
 use crate::verdict::Verdict;
 use crate::wire::checksum::{Sum, complete};
@@ -74,11 +75,11 @@ fn forwarded(engine: &Engine, tables: &Snapshot, (arrival, before): (&Arrival, &
 
     let target = if is_direct { tuple.reply.source() } else { address(destination(outcome, &after), key.v6) };
     assert!(!is_direct || way == Way::Forward, "replies of a dr flow are no part of it");
-    let hop = tables.net.hop_to(target, 0).expect("what is sent has a way to go");
+    let (hop, path) = tables.net.way_to(target, 0).expect("what is sent has a way to go");
     let hop = tables.net.hop(hop).expect("what is sent has a next hop");
     assert_eq!(outcome.verdict, Verdict::Tx(hop.port));
     assert_eq!(outcome.bytes[..usize::from(after.l3) - 2], hop.header[..], "layer-2 header");
-    assert!(after.end - after.l3 <= hop.mtu, "too large for its link");
+    fits(outcome, (after.end - after.l3).into(), path.mtu.unwrap_or(hop.mtu).min(hop.mtu));
 
     if is_error {
         assert!(verifies(&outcome.bytes, &after), "ICMP checksum");
@@ -88,6 +89,15 @@ fn forwarded(engine: &Engine, tables: &Snapshot, (arrival, before): (&Arrival, &
         let data = |bytes: &[u8], packet: &Packet| bytes[usize::from(packet.l4) + header..].to_vec();
         assert_eq!(data(&outcome.bytes, &after), data(&arrival.bytes, before), "payload");
     }
+}
+
+/// A packet that leaves with `len` bytes fits its path, or is to be cut so that it does. Some paths are narrower than is
+/// said here: they were told to be.
+pub(super) fn fits(outcome: &Outcome, len: usize, mtu: u16) {
+    let Some(split) = outcome.split else { return assert!(len <= mtu.into(), "too large for its path") };
+    assert!(split.mtu <= mtu && len > split.mtu.into(), "cut to {split:?} of {len} bytes, {mtu} of the path");
+    assert_eq!(outcome.checksum, Checksum::Complete, "of the whole packet");
+    assert!(Pieces::of(&outcome.bytes, split).expect("it can be cut").count() > 1);
 }
 
 /// An error about a packet in a tunnel becomes one about the client's packet in it, and quotes no more than was quoted.
@@ -140,7 +150,12 @@ pub(super) fn transport_checksum(
         Sum::pseudo_header(packet.key.src, packet.key.dst, packet.key.proto, packet.end - packet.l4).fold()
     };
     let is_whole = before.kind == Kind::Transport;
-    if is_whole && tables.net.leaves_checksums(arrival.port) && was == partial(before) {
+    let is_partial = is_whole && tables.net.leaves_checksums(arrival.port) && was == partial(before);
+    if is_partial && outcome.split.is_some() {
+        assert!(verifies(&outcome.bytes, after), "finished before it is cut");
+        return;
+    }
+    if is_partial {
         let noted = Checksum::Partial { start: after.l4, offset: u16::try_from(offset).expect("16 or 6") };
         assert_eq!(outcome.checksum, noted);
         let mut finished = outcome.bytes.clone();

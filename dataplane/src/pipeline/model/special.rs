@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::judge::verifies;
+use super::judge::{fits, verifies};
 use super::{Arrival, Outcome};
 use crate::flow::entry::{Tuple, Way};
 use crate::flow::extra::Extra;
@@ -36,7 +36,7 @@ pub(super) fn tunnelled(
     let (hop, mtu, source) = path(tables, backend, outcome);
     assert_eq!(outcome.checksum, Checksum::Complete);
     let (ethertype, packet) = outcome.bytes[hop.header.len()..].split_at(2);
-    assert!(packet.len() <= usize::from(mtu), "too large for its path");
+    fits(outcome, packet.len(), mtu);
     let v6 = backend.is_ipv6();
     assert_eq!(ethertype, if v6 { [0x86, 0xdd] } else { [8, 0] });
     let ends = [source.expect("a tunnel begins somewhere"), backend].map(|addr| bits(addr).0);
@@ -139,8 +139,8 @@ pub(super) fn crossed(
     let wanted = tuple.translated(way);
     assert_eq!((after.kind, after.ttl, seen), (before.kind, before.ttl - 1, wanted), "translation");
     let (_, mtu, _) = path(tables, wanted.destination(), outcome);
-    assert!(after.end - after.l3 <= mtu, "too large for its path");
-    assert_eq!(outcome.checksum, Checksum::Complete);
+    fits(outcome, (after.end - after.l3).into(), mtu);
+    assert_eq!((outcome.checksum, outcome.split), (Checksum::Complete, None));
     assert_eq!(usize::from(after.end), outcome.bytes.len() - padding(arrival, before, is_error));
     if is_error {
         assert!(verifies(&outcome.bytes, &after), "ICMP checksum");
@@ -171,7 +171,7 @@ pub(super) fn shaped(
     let wanted = tuple.translated(way);
     assert_eq!((after.kind, after.ttl, seen), (before.kind, before.ttl - 1, wanted), "translation");
     let (_, mtu, _) = path(tables, wanted.destination(), outcome);
-    assert!(after.end - after.l3 <= mtu, "too large for its path");
+    fits(outcome, (after.end - after.l3).into(), mtu);
     if is_error {
         assert!(verifies(&outcome.bytes, &after), "ICMP checksum");
         return;
@@ -184,7 +184,9 @@ pub(super) fn shaped(
         let mut finished = outcome.bytes.clone();
         let range = after.l4.into()..after.end.into();
         assert!(complete(&mut finished[range], offset.into()) && verifies(&finished, &after), "partial");
-    } else if is_remade {
+    } else if is_remade
+        || outcome.split.is_some() && is_partial(field(&arrival.bytes, before), pseudo_header(before))
+    {
         assert!(verifies(&outcome.bytes, &after), "checksum of a segment made anew");
     } else if before.key.proto == UDP && field(&arrival.bytes, before) == 0 {
         let is_whole = before.kind == Kind::Transport && udp_len(arrival, before) == before.end - before.l4;

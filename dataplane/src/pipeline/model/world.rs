@@ -55,6 +55,7 @@ impl World {
             verdict,
             bytes: frame.bytes().to_vec(),
             checksum: frame.checksum,
+            split: frame.split,
         };
         frames.into_iter().zip(verdicts).map(outcome).collect()
     }

@@ -212,24 +212,36 @@ fn the_rest_of_a_refused_packet_is_refused_for_the_same_reason() {
 }
 
 #[test]
-fn a_fragment_too_large_for_the_next_link_is_not_cut_again() {
+fn a_fragment_too_large_for_the_next_link_is_cut_again() {
     let mut tables = tables();
     let mut net = fixture::net();
     net.hops.iter_mut().flatten().for_each(|hop| hop.mtu = 70);
     tables.net = Arc::new(net);
     let dropped = Verdict::Drop(DropReason::MtuExceeded);
-    for (name, flags, first) in
-        [("may be cut", 0, dropped), ("may not", 0x40, Verdict::Reply(Some(DropReason::MtuExceeded)))]
+    let refused = Verdict::Reply(Some(DropReason::MtuExceeded));
+    let sent = Verdict::Tx(LAN);
+    // 56 bytes of data come in each, and 48 fit.
+    for (name, flags, want, lens) in
+        [("may be cut", 0, [sent; 2], &[82, 42, 82, 42][..]), ("may not", 0x40, [refused, dropped], &[])]
     {
         let mut engine = engines(1, 64).remove(0);
         let pieces = cut(&long(UDP, 0, client(1, false), at(vip(false), 80)), 3);
+        let mut left = Vec::new();
         let verdicts = [0, 1].map(|n| {
             let mut bytes = pieces[n].clone();
             bytes[20] |= flags;
             model::fragments::sum_header(&mut bytes);
-            Wire::new(&bytes, UPLINK).through(&mut engine, &tables, Tick(0))
+            let mut wire = Wire::new(&bytes, UPLINK);
+            let verdict = wire.through(&mut engine, &tables, Tick(0));
+            if let Verdict::Tx(_) = verdict {
+                left.extend(wire.departing());
+            }
+            verdict
         });
-        assert_eq!(verdicts, [first, dropped], "{name}");
+        assert_eq!(verdicts, want, "{name}");
+        assert_eq!(left.iter().map(Vec::len).collect::<Vec<_>>(), lens, "{name}");
+        let offsets: Vec<_> = left.iter().map(|piece| u16::from_be_bytes([piece[20], piece[21]])).collect();
+        assert_eq!(offsets, [0x2000, 0x2006, 0x2007, 0x200d][..lens.len()], "{name}");
     }
 }
 
