@@ -112,7 +112,8 @@ impl<'a> Pieces<'a> {
         let more = if is_last && !self.more { 0 } else { MORE_FRAGMENTS };
         let ip: &mut Ipv4 = view_mut(header, 0).ok()?;
         ip.total_len = u16::try_from(self.header.len() + data.len()).ok()?.into();
-        ip.fragment = (self.offset + u16::try_from(start / UNIT).ok()? | more).into();
+        let offset = self.offset + u16::try_from(start / UNIT).ok()?;
+        ip.fragment = (offset | more).into();
         ip.checksum = 0.into();
         let checksum = Sum::of(header).checksum();
         view_mut::<Ipv4>(header, 0).ok()?.checksum = checksum.into();
@@ -276,7 +277,7 @@ mod tests {
                 prop_assert_eq!(usize::from(ip.fragment.get() & OFFSET_MASK), usize::from(offset) + together.len() / 8);
                 let is_last = number + 1 == pieces.len();
                 prop_assert_eq!(ip.fragment.get() & MORE_FRAGMENTS != 0, more || !is_last);
-                prop_assert!(is_last || (piece.len() - header) % 8 == 0);
+                prop_assert!(is_last || (piece.len() - header).is_multiple_of(UNIT));
                 prop_assert_eq!((ip.id.get(), ip.tos, ip.ttl, ip.protocol), (0x3456, 0x12, 63, 17));
                 prop_assert_eq!((&piece[..14], &piece[26..34]), (&whole[..14], &whole[26..34]));
                 together.extend_from_slice(&piece[header..]);

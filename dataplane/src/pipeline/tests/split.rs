@@ -134,6 +134,25 @@ fn a_checksum_that_its_sender_left_is_finished_before_the_packet_is_cut() {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn large_packets_are_handled_as_they_should_be(
+        packets in proptest::collection::vec((0u8..4, any::<[u8; 5]>(), 1100u16..1800), 1..12),
+        tables in any::<u8>(),
+    ) {
+        let mut steps = vec![15, tables];
+        for (worker, choices, len) in packets {
+            // From some client to a service, and so much data.
+            steps.push(worker << 4);
+            steps.extend(choices);
+            steps.push(255);
+            steps.extend(len.to_be_bytes());
+        }
+        model::check(&steps);
+    }
+}
+
 #[test]
 fn padding_is_no_part_of_any_piece() {
     let tables = narrowed(1300);
