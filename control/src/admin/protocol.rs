@@ -314,6 +314,8 @@ pub struct WorkerRow {
     pub fragments_followed: u64,
     /// Fragments that came before their first one, and were kept.
     pub fragments_early: u64,
+    /// Packets that were larger than their path and were sent in fragments.
+    pub split: u64,
     /// Clients of persistent services that could not be remembered for want of room.
     pub templates_full: u64,
     /// Flows that other workers could not be told of.

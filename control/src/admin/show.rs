@@ -134,6 +134,7 @@ pub fn workers<'a>(handles: impl Iterator<Item = &'a WorkerHandle>) -> Vec<Worke
             stateless: stats.stateless.get(),
             fragments_followed: stats.fragments_followed.get(),
             fragments_early: stats.fragments_early.get(),
+            split: stats.split.get(),
             templates_full: stats.templates_full.get(),
             directory_full: stats.directory_full.get(),
         }
