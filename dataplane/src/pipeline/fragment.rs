@@ -52,7 +52,9 @@ impl Core {
 
     /// Keeps a flow that was opened for one packet until its fragments have come, unless flows are short of room.
     pub(super) fn keep_once(&mut self, slot: Slot, now: Tick) {
-        let is_short = self.flows.capacity() - self.flows.len() <= self.flows.capacity() / 16;
+        // Slots of single packets are beyond the capacity, so that there may be more flows than that.
+        let free = self.flows.capacity().saturating_sub(self.flows.len());
+        let is_short = free <= self.flows.capacity() / 16;
         match self.flows.entry_mut(slot) {
             Some(entry) if !is_short => {
                 entry.expires = now.after_seconds(LIFE_S);
