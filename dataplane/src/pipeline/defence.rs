@@ -136,7 +136,7 @@ impl Core {
         let state = &mut self.defence;
         if state.decided.is_none_or(|decided| now.0.wrapping_sub(decided.0) >= TICKS_PER_SECOND) {
             state.decided = Some(now);
-            state.decide(self.flows.capacity() - self.flows.len(), &tables.settings);
+            state.decide(self.flows.capacity().saturating_sub(self.flows.len()), &tables.settings);
             state.due = if state.drop_entry { self.flows.high_water().div_ceil(SHARE) } else { 0 };
         }
         if self.defence.due > 0 {
