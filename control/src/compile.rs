@@ -104,6 +104,7 @@ pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, Com
             backends,
             pool: service.pool.as_ref().and_then(|name| pools.get(&**name).copied()),
             persistence: service.persistence.map(persistence),
+            engine: service.engine,
             one_packet: service.one_packet,
             options: service.options,
         });

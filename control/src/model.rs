@@ -14,7 +14,7 @@ use std::sync::Arc;
 use dataplane::flow::key;
 use dataplane::flow::key::VipKey;
 use dataplane::schedule;
-use dataplane::snapshot::{Mark, Mode, Options, Settings, Timeouts, Tunnel};
+use dataplane::snapshot::{Engine, Mark, Mode, Options, Settings, Timeouts, Tunnel};
 
 pub use address::{AddressRange, BadRange, Family, NotUnicast, POOL_ADDRESSES_MAX, Unicast};
 pub use conflict::{Conflict, Place, Reason};
@@ -205,6 +205,9 @@ pub struct Service {
     pub scheduling: Scheduling,
     /// Whether a client stays with its backend.
     pub persistence: Option<Persistence>,
+    /// What else than their address its clients are told by (ipvsadm: `--pe`). Nothing without persistence, and only for
+    /// the protocol that it is of.
+    pub engine: Option<Engine>,
     /// Every datagram is scheduled by itself (ipvsadm: `-o`).
     pub one_packet: bool,
     /// What it does beyond IPVS.
@@ -236,6 +239,7 @@ impl Service {
             node_port: None,
             scheduling,
             persistence: None,
+            engine: None,
             one_packet: false,
             options: Options::default(),
             pool: None,

@@ -41,6 +41,7 @@ use self::established::or_drop;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::flow::call::CallId;
 use crate::flow::cookie::Secret;
 use crate::flow::directory::Directory;
 use crate::flow::entry;
@@ -94,6 +95,7 @@ pub struct FlowRecord {
     pub mode: Mode,
     pub state: &'static str,
     pub expires_s: u32,
+    pub call_id: CallId,
 }
 
 /// The packet engine of one worker, with the worker's own state.
@@ -289,7 +291,7 @@ impl Engine {
                 return Some(index);
             }
             let live = u32::try_from(index).ok().and_then(|index| templates.get(index));
-            out.extend(live.map(|template| persist::record(template, now)));
+            out.extend(live.map(|template| persist::record(template, templates.call_id(template), now)));
         }
         (end < high).then_some(end)
     }
@@ -429,6 +431,7 @@ impl Core {
             mode: entry.mode(),
             state: entry.state.name(),
             expires_s: entry.expires.seconds_from(now),
+            call_id: CallId::default(),
         }
     }
 }

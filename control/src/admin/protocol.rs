@@ -259,6 +259,8 @@ pub struct FlowRow {
     pub state: String,
     /// Seconds until it is forgotten if nothing comes.
     pub expires_s: u32,
+    /// What keeps a call of SIP with its backend: the Call-ID.
+    pub call_id: Option<String>,
 }
 
 /// A worker.

@@ -261,5 +261,6 @@ fn flow(worker: u8, record: &FlowRecord, names: &HashMap<ServiceId, &str, ahash:
         mode: record.mode.name().to_owned(),
         state: record.state.to_owned(),
         expires_s: record.expires_s,
+        call_id: record.call_id.text().map(str::to_owned),
     }
 }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
 
 use dataplane::schedule::{Flags, Kind};
-use dataplane::snapshot::{Mode, Options, SynProxy, Tunnel, TunnelChecksum};
+use dataplane::snapshot::{Engine, Mode, Options, SynProxy, Tunnel, TunnelChecksum};
 
 use super::desired::{indexed, read_name, read_unicast};
 use super::reader::{Field, Map};
@@ -30,6 +30,7 @@ const MODES: [(&str, Mode); 6] = [
     ("gue", Mode::Gue),
     ("gre", Mode::Gre),
 ];
+const ENGINES: [(&str, Engine); 1] = [("sip", Engine::Sip)];
 pub(super) const PROTOCOLS: [(&str, Protocol); 3] =
     [("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("sctp", Protocol::Sctp)];
 const CHECKSUMS: [(&str, TunnelChecksum); 3] =
@@ -59,6 +60,7 @@ pub(super) fn read_service(field: &Field<'_, '_>) -> Option<(Vec<usize>, Service
         "scheduler",
         "scheduler_flags",
         "persistence",
+        "persistence_engine",
         "one_packet",
         "mode",
         "tunnel",
@@ -91,6 +93,7 @@ pub(super) fn read_service(field: &Field<'_, '_>) -> Option<(Vec<usize>, Service
         node_port: map.optional("node_port").and_then(|field| read_port(&field)),
         scheduling: read_scheduling(&map),
         persistence: map.optional("persistence").and_then(|field| read_persistence(&field, family)),
+        engine: map.optional("persistence_engine").and_then(|field| field.word(&ENGINES)),
         one_packet: flag("one_packet").unwrap_or(false),
         options: read_options(&map),
         pool: map.optional("snat_pool").and_then(|field| field.text().map(Into::into)),

@@ -188,6 +188,7 @@ fn service(service: &Service) -> Vec<String> {
         lines.push(format!("scheduler_flags: [{}]", flags.join(", ")));
     }
     lines.extend(service.persistence.map(persistence));
+    lines.extend(service.engine.map(|engine| format!("persistence_engine: {}", engine.name())));
     if service.one_packet {
         lines.push("one_packet: true".into());
     }

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use dataplane::schedule::{Flags, Kind};
-use dataplane::snapshot::{Mode, Tunnel, TunnelChecksum as Checksum};
+use dataplane::snapshot::{Engine, Mode, Tunnel, TunnelChecksum as Checksum};
 
 use super::command::{
     Forward, Key, Netmask, Protocol, Refusal, SchedulerFlags, Server, Service, TunnelChecksum, TunnelKind,
@@ -69,12 +69,9 @@ pub(super) fn name(key: Key) -> String {
     }
 }
 
-/// How the service chooses; the kernel's error where there is no such scheduler or persistence engine.
+/// How the service chooses; the kernel's error where there is no such scheduler.
 pub(super) fn scheduling(of: &Service) -> Result<Scheduling, Refusal> {
     let kind: Kind = of.scheduler.parse().map_err(|_| Refusal::NoEntry)?;
-    if !of.engine.is_empty() {
-        return Err(Refusal::NoEntry);
-    }
     Ok(Scheduling { kind, flags: flags(of.flags) })
 }
 
@@ -84,6 +81,15 @@ fn flags(of: SchedulerFlags) -> Flags {
 
 fn flags_of(flags: Flags) -> SchedulerFlags {
     SchedulerFlags { first: flags.fallback, second: flags.port, third: flags.third }
+}
+
+/// The persistence engine, which a service may have without persistence; the kernel's error where there is no such one.
+pub(super) fn engine(of: &Service) -> Result<Option<Engine>, Refusal> {
+    if of.engine.is_empty() {
+        return Ok(None);
+    }
+    let named = Engine::ALL.into_iter().find(|engine| engine.name() == of.engine);
+    named.map(Some).ok_or(Refusal::NoEntry)
 }
 
 /// Whether, and how, clients stay with their server.
@@ -145,7 +151,7 @@ pub(super) fn service_of(key: Key, service: &model::Service) -> Service {
             Some(model::Netmask::V6(len)) => Netmask::V6(len),
         },
         one_packet: service.one_packet,
-        engine: String::new(),
+        engine: service.engine.map(Engine::name).unwrap_or_default().to_owned(),
     }
 }
 

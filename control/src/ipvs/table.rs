@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::command::{Command, Forward, Key, Refusal, Server, ServerKey, Service, Timeouts, TunnelKind};
-use super::convert::{self, address, backend, free_name, keys, persistence, reach, scheduling};
+use super::convert::{self, address, backend, engine, free_name, keys, persistence, reach, scheduling};
 use crate::model::{self, Draft, Family, Reach, SECONDS_MAX};
 
 type Map<K, V> = HashMap<K, V, ahash::RandomState>;
@@ -132,7 +132,7 @@ impl Table {
         if self.places.contains_key(&of.key) {
             return Err(Refusal::Exists);
         }
-        let scheduling = scheduling(of)?;
+        let (scheduling, engine) = (scheduling(of)?, engine(of)?);
         let left = self.left.services.checked_sub(1).ok_or(Refusal::NoMemory)?;
         let mut service = model::Service::new(
             free_name(of.key, |name| self.names.contains(name)),
@@ -140,6 +140,7 @@ impl Table {
             scheduling,
         );
         service.persistence = persistence(of)?;
+        service.engine = engine;
         service.one_packet = of.one_packet;
         // In IPVS whoever makes a service gives the address to an interface himself; here nobody needs to.
         service.announce = match of.key {
@@ -161,9 +162,10 @@ impl Table {
 
     fn edit_service(&mut self, of: &Service) -> Result<(), Refusal> {
         let service = self.own_service(of.key)?;
-        let (scheduling, persistence) = (scheduling(of)?, persistence(of)?);
+        let (scheduling, engine, persistence) = (scheduling(of)?, engine(of)?, persistence(of)?);
         service.scheduling = scheduling;
         service.persistence = persistence;
+        service.engine = engine;
         service.one_packet = of.one_packet;
         Ok(())
     }

@@ -57,7 +57,7 @@ fn commands_are_refused_with_the_kernels_errors() {
     let add = Command::AddService(service(WEB));
     let add_server = Command::AddServer(WEB, server("10.1.0.1", 80));
     let unknown = Service { scheduler: "nosuch".into(), ..service(WEB) };
-    let with_engine = Service { engine: "sip".into(), ..service(WEB) };
+    let with_engine = |engine: &str| Command::AddService(Service { engine: engine.into(), ..service(WEB) });
     let over = |upper, lower| Server { upper, lower, ..server("10.1.0.2", 80) };
     let gue = Forward::Tunnel { kind: TunnelKind::Gue, port: 0, checksum: TunnelChecksum::None };
     for (name, commands, want) in [
@@ -68,7 +68,8 @@ fn commands_are_refused_with_the_kernels_errors() {
             vec![add.clone(), Command::AddService(unknown.clone())],
             Err(Refusal::Exists),
         ),
-        ("no such engine", vec![Command::AddService(with_engine)], Err(Refusal::NoEntry)),
+        ("no such engine", vec![with_engine("nosuch")], Err(Refusal::NoEntry)),
+        ("an engine without persistence", vec![with_engine("sip")], Ok(())),
         ("edit of nothing", vec![Command::EditService(unknown.clone())], Err(Refusal::NoService)),
         ("edit with no scheduler", vec![add.clone(), Command::EditService(unknown)], Err(Refusal::NoEntry)),
         ("delete of nothing", vec![Command::DeleteService(WEB)], Err(Refusal::NoService)),
@@ -157,9 +158,10 @@ fn what_commands_make_is_a_desired_state_that_the_configuration_can_say() {
                 persistent_s: Some(60),
                 netmask: Netmask::V4([255, 255, 0, 255].into()),
                 one_packet: true,
+                engine: "sip".into(),
                 ..service(every_port)
             }),
-            Command::AddService(service(mark(7))),
+            Command::AddService(Service { engine: "sip".into(), ..service(mark(7)) }),
             Command::AddServer(mark(7), server("10.1.0.1", 0)),
             Command::AddService(service(nobodys)),
             Command::SetTimeouts(Timeouts { tcp_s: 100, tcp_fin_s: 0, udp_s: 30 }),

@@ -1,6 +1,7 @@
 //! Flows: their key, their table, their states and what they hold.
 
 mod bucket;
+pub mod call;
 pub mod cookie;
 pub mod directory;
 pub mod entry;

@@ -1,13 +1,14 @@
 //! Persistence templates of one worker: which backend a client's flows go to (IPVS: connection templates).
 //!
-//! A template is found by protocol, masked client address, VIP and port. It lives as long as a flow holds it, and for
+//! A template is found by protocol, masked client address, VIP and port, and, where it is a call's, by that. It lives as long as a flow holds it, and for
 //! the service's timeout after the last one was opened. The table has a limit and its memory is taken at start, but
 //! touched only as clients come: without persistent services it costs nothing.
 
 use std::net::IpAddr;
 
+use super::call::{self, CallId};
 use super::key::FlowKey;
-use super::pool;
+use super::pool::{self, Pool};
 use super::table::Reserve;
 use crate::ids::{BackendId, ServiceId};
 use crate::snapshot::Mode;
@@ -26,6 +27,9 @@ const RETRY_S: u32 = 60;
 /// Templates looked at for one that may go when the table is full.
 const EVICTION_TRIES: u32 = 64;
 
+/// Calls at most whose Call-IDs are kept to be shown: 16 MiB of them, touched as calls come.
+const CALL_IDS: usize = 1 << 16;
+
 /// Seconds in which the sweep passes over the whole table.
 const ROUND_S: u32 = 10;
 
@@ -37,6 +41,8 @@ const A_TURN: u32 = 64;
 pub struct Template {
     /// Client to VIP: the client's address masked, its port 0. Of a mark: protocol 0, and the mark as the VIP.
     pub key: FlowKey,
+    /// The hash of its call's Call-ID; [`call::NONE`] for a client's.
+    pub call: u128,
     /// The service that it was made for.
     pub service: ServiceId,
     /// The backend.
@@ -57,6 +63,8 @@ pub struct Template {
     timeout_s: u32,
     /// The next one in its chain; free: the next free one.
     next: Index,
+    /// Where its Call-ID is kept.
+    call_id: pool::Index,
     status: Status,
 }
 
@@ -72,6 +80,7 @@ enum Status {
 impl Template {
     const FREE: Self = Self {
         key: FlowKey { src: 0, dst: 0, sport: 0, dport: 0, proto: 0, v6: false },
+        call: call::NONE,
         service: ServiceId(0),
         backend: BackendId(0),
         to: (IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0),
@@ -82,6 +91,7 @@ impl Template {
         flows: 0,
         timeout_s: 0,
         next: NONE,
+        call_id: pool::NONE,
         status: Status::Free,
     };
 
@@ -91,11 +101,23 @@ impl Template {
     }
 }
 
+const _: () = assert!(size_of::<Template>() <= 128);
+
+/// A call of SIP.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'p> {
+    /// Its Call-ID.
+    pub id: &'p [u8],
+    /// The [hash](call::hash) of that.
+    pub hash: u128,
+}
+
 /// What a template is made of.
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "the fields are those of a template")]
-pub struct NewTemplate {
+pub struct NewTemplate<'p> {
     pub key: FlowKey,
+    pub call: Option<Call<'p>>,
     pub service: ServiceId,
     pub backend: BackendId,
     pub to: (IpAddr, u16),
@@ -104,12 +126,21 @@ pub struct NewTemplate {
     pub announced: bool,
 }
 
+/// A keyed hash of what a template is found by. `seed` is that of [`FlowKey::hash`].
+pub fn hash(key: &FlowKey, call: u128, seed: u64) -> u64 {
+    // The call's is a keyed hash itself.
+    #[expect(clippy::cast_possible_truncation, reason = "its low half is wanted")]
+    let call = call as u64;
+    key.hash(seed) ^ call
+}
+
 /// The templates of one worker.
 #[derive(Debug)]
 pub struct Templates {
     /// First template of each chain, its bits inverted: memory of zeros is full of [`NONE`]s.
     heads: Vec<Index>,
     list: Vec<Template>,
+    call_ids: Pool<CallId>,
     limit: usize,
     free: Index,
     live: usize,
@@ -128,6 +159,7 @@ impl Templates {
         Self {
             heads: vec![!NONE; limit],
             list: reserve.reserve(limit),
+            call_ids: Pool::new(limit.min(CALL_IDS), 0, reserve),
             limit,
             free: NONE,
             live: 0,
@@ -159,11 +191,17 @@ impl Templates {
         self.list.get(index as usize).filter(|template| template.status != Status::Free)
     }
 
-    /// The template of `key`. One whose time is up and that no flow holds is none.
-    pub fn find(&mut self, key: &FlowKey, now: Tick) -> Option<Index> {
-        let mut at = !*self.heads.get(self.chain(key))?;
+    /// The Call-ID of a template. `None` for a client's, and where there was no room to keep it.
+    pub fn call_id(&self, template: &Template) -> Option<&CallId> {
+        self.call_ids.get(template.call_id)
+    }
+
+    /// The template of `key` and the `call` with this hash ([`call::NONE`]: of the client). One whose time is up and that
+    /// no flow holds is none.
+    pub fn find(&mut self, key: &FlowKey, call: u128, now: Tick) -> Option<Index> {
+        let mut at = !*self.heads.get(self.chain(key, call))?;
         while let Some(template) = self.list.get(at as usize) {
-            if template.key == *key {
+            if template.key == *key && template.call == call {
                 return (!self.is_over(at, now)).then_some(at);
             }
             at = template.next;
@@ -172,9 +210,10 @@ impl Templates {
     }
 
     /// Puts a template in place of the one that has its key, if there is one. `None` where the table is full.
-    pub fn open(&mut self, new: &NewTemplate, now: Tick) -> Option<Index> {
+    pub fn open(&mut self, new: &NewTemplate<'_>, now: Tick) -> Option<Index> {
         let template = Template {
             key: new.key,
+            call: new.call.map_or(call::NONE, |call| call.hash),
             service: new.service,
             backend: new.backend,
             to: new.to,
@@ -196,8 +235,10 @@ impl Templates {
             self.list.push(template);
             index
         };
-        let chain = self.chain(&new.key);
+        let chain = self.chain(&template.key, template.call);
+        let call_id = new.call.and_then(|call| self.call_ids.take(call.id.into())).unwrap_or(pool::NONE);
         if let (Some(head), Some(template)) = (self.heads.get_mut(chain), self.list.get_mut(index as usize)) {
+            template.call_id = call_id;
             template.next = !*head;
             *head = !index;
         }
@@ -246,6 +287,7 @@ impl Templates {
         if template.status == Status::Valid {
             self.unlink(index);
         }
+        self.call_ids.give_back(template.call_id);
         let free = self.free;
         *self.list.get_mut(index as usize)? = Template { next: free, ..Template::FREE };
         self.free = index;
@@ -312,16 +354,16 @@ impl Templates {
         self.list.get_mut(index as usize).filter(|template| template.status != Status::Free)
     }
 
-    /// The chain of a key.
+    /// The chain of a key and a call.
     #[expect(clippy::cast_possible_truncation, reason = "below the number of chains")]
-    fn chain(&self, key: &FlowKey) -> usize {
-        ((u128::from(key.hash(self.seed)) * self.heads.len() as u128) >> 64) as usize
+    fn chain(&self, key: &FlowKey, call: u128) -> usize {
+        ((u128::from(hash(key, call, self.seed)) * self.heads.len() as u128) >> 64) as usize
     }
 
     /// Takes a template out of its chain.
     fn unlink(&mut self, index: Index) {
         let Some(template) = self.get(index) else { return };
-        let (chain, next) = (self.chain(&template.key), template.next);
+        let (chain, next) = (self.chain(&template.key, template.call), template.next);
         let Some(head) = self.heads.get_mut(chain) else { return };
         if !*head == index {
             *head = !next;

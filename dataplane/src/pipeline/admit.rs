@@ -63,7 +63,7 @@ impl Core {
         if key.proto == key::TCP && packet.tcp_flags & ACK == 0 && self.uses_cookies(service) {
             return self.welcome(frame, packet, service, now, tables, trace);
         }
-        if let Some(keeper) = self.keeper(frame, key, service, tables) {
+        if let Some(keeper) = self.keeper(frame, packet, service, tables) {
             trace.step(Step::FlowElsewhere(keeper));
             return Ok(Verdict::Handoff(keeper));
         }
@@ -73,7 +73,7 @@ impl Core {
         if !self.defence.lets_open(now, &tables.settings) {
             return self.stateless(frame, packet, service, DropReason::NewFlowLimit, now, tables, trace);
         }
-        let Some(choice) = self.choose(service, key, By::Scheduler, now, tables) else {
+        let Some(choice) = self.choose(frame, packet, service, By::Scheduler, now, tables) else {
             if let Some(counter) = self.setup.stats.refused(service.id) {
                 counter.add(1);
             }

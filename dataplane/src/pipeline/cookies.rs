@@ -110,7 +110,7 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
-        if let Some(keeper) = self.keeper(frame, &packet.key, service, tables) {
+        if let Some(keeper) = self.keeper(frame, packet, service, tables) {
             trace.step(Step::FlowElsewhere(keeper));
             return Ok(Verdict::Handoff(keeper));
         }
@@ -118,7 +118,7 @@ impl Core {
         if !self.defence.lets_open(now, &tables.settings) {
             return Err(DropReason::NewFlowLimit);
         }
-        let choice = self.choose(service, &packet.key, By::Scheduler, now, tables);
+        let choice = self.choose(frame, packet, service, By::Scheduler, now, tables);
         let Some(choice) = choice.filter(|choice| choice.backend.mode.has_replies()) else {
             if let Some(counter) = self.setup.stats.refused(service.id) {
                 counter.add(1);

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use super::Core;
 use super::persist::{Choice, Keeps};
+use crate::flow::call;
 use crate::flow::entry::{Tuple, Way};
 use crate::flow::key::{FlowKey, TCP};
 use crate::flow::state::State;
@@ -143,6 +144,7 @@ impl Core {
         let (now, vip) = (self.sweep.now(), tuple.forward);
         let new = NewTemplate {
             key: awaited(&FlowKey { dport: place.port, ..vip }),
+            call: None,
             service: entry.service,
             backend: entry.backend,
             to: (tuple.reply.source(), place.port),
@@ -150,7 +152,7 @@ impl Core {
             timeout_s: tables.timeouts.of(State::Listen),
             announced: true,
         };
-        if let Some(before) = self.templates.find(&new.key, now) {
+        if let Some(before) = self.templates.find(&new.key, call::NONE, now) {
             self.close_template(before);
         }
         self.open_template(&new, now) != templates::NONE
@@ -171,7 +173,7 @@ impl Core {
             return None;
         }
         let key = awaited(&packet.key);
-        let Some(index) = self.templates.find(&key, now) else {
+        let Some(index) = self.templates.find(&key, call::NONE, now) else {
             let owner = self.elsewhere(frame, self.flows.hash(&key))?;
             trace.step(Step::FlowElsewhere(owner));
             return Some(Ok(Verdict::Handoff(owner)));

@@ -1,16 +1,20 @@
-//! Persistence: a client's flows go where its first one went (IPVS: persistent services).
+//! Persistence: a client's flows, or a call's, go where the first one went (IPVS: persistent services).
 
 use super::admit::mode_for;
 use super::{Core, FlowRecord};
+use crate::flow::call::{self, CallId};
 use crate::flow::key::{FlowKey, TCP, UDP};
 use crate::flow::table::Slot;
-use crate::flow::templates::{self, NewTemplate, Template};
+use crate::flow::templates::{self, Call, NewTemplate, Template};
 use crate::frame::Frame;
 use crate::ids::WorkerId;
+use crate::packet::Packet;
 use crate::schedule::schedule;
-use crate::snapshot::{Backend, FTP, Mode, Persistence, Service, Snapshot};
+use crate::snapshot::{Backend, Engine, FTP, Mode, Persistence, Service, Snapshot};
 use crate::state::State;
 use crate::time::Tick;
+use crate::wire::sip;
+use crate::wire::udp::Udp;
 
 /// Protocol of a mark's templates (`IPPROTO_IP`): all protocols have them in common.
 const ANY: u8 = 0;
@@ -73,12 +77,12 @@ impl By {
 }
 
 impl Core {
-    /// The worker that keeps the template of the client of `key`, if that is another one: all flows of a client of a
-    /// persistent service are that worker's.
+    /// The worker that keeps the template which `packet` belongs to, if that is another one: all flows of a client of a
+    /// persistent service, or of a call, are that worker's.
     pub(super) fn keeper(
         &self,
         frame: &Frame<'_>,
-        key: &FlowKey,
+        packet: &Packet,
         service: &Service,
         tables: &Snapshot,
     ) -> Option<WorkerId> {
@@ -86,23 +90,41 @@ impl Core {
         if self.setup.workers < 2 || frame.handed_over {
             return None;
         }
-        let hash = template_key(key, service, persistence, tables).hash(self.setup.seed);
+        let key = template_key(&packet.key, service, persistence, tables);
+        let call = self.call(frame, packet, service).map_or(call::NONE, |call| call.hash);
+        let hash = templates::hash(&key, call, self.setup.seed);
         let keeper = (u128::from(hash) * u128::from(self.setup.workers)) >> 64;
         u8::try_from(keeper).ok().map(WorkerId).filter(|keeper| *keeper != self.setup.worker)
     }
 
-    /// The backend for a flow with `key` that is not known: by the client's template, else as `by` says.
+    /// The call that a packet belongs to, where the service tells its clients' calls apart.
+    fn call<'f>(&self, frame: &'f Frame<'_>, packet: &Packet, service: &Service) -> Option<Call<'f>> {
+        if service.engine != Some(Engine::Sip) || packet.key.proto != UDP {
+            return None;
+        }
+        let message = frame.bytes().get(usize::from(packet.l4) + Udp::LEN..packet.end.into())?;
+        let id = sip::call_id(message)?;
+        Some(Call { id, hash: call::hash(id, self.setup.seed) })
+    }
+
+    /// The backend for the flow of `packet`, which is not known: by the client's or the call's template, else as `by`
+    /// says.
     pub(super) fn choose<'t>(
         &mut self,
+        frame: &Frame<'_>,
+        packet: &Packet,
         service: &'t Service,
-        key: &FlowKey,
         by: By,
         now: Tick,
         tables: &'t Snapshot,
     ) -> Option<Choice<'t>> {
+        let key = &packet.key;
         let (backend, template) = match service.persistence {
             None => (by.choose(service, &self.setup.state, key, now)?, templates::NONE),
-            Some(persistence) => self.choose_again(service, persistence, key, by, now, tables)?,
+            Some(persistence) => {
+                let call = self.call(frame, packet, service);
+                self.choose_again(service, persistence, (key, call), by, now, tables)?
+            }
         };
         let keeps_port =
             backend.port == 0 || service.persistence.is_some() && !is_exact(service, key, tables);
@@ -122,13 +144,14 @@ impl Core {
         &mut self,
         service: &'t Service,
         persistence: Persistence,
-        key: &FlowKey,
+        (key, call): (&FlowKey, Option<Call<'_>>),
         by: By,
         now: Tick,
         tables: &'t Snapshot,
     ) -> Option<(&'t Backend, templates::Index)> {
         let template = template_key(key, service, persistence, tables);
-        if let Some(index) = self.templates.find(&template, now) {
+        let hash = call.map_or(call::NONE, |call| call.hash);
+        if let Some(index) = self.templates.find(&template, hash, now) {
             if let Some(backend) = self.kept(index, tables) {
                 return Some((backend, index));
             }
@@ -138,6 +161,7 @@ impl Core {
         let port = if template.dport == 0 { 0 } else { backend.port };
         let new = NewTemplate {
             key: template,
+            call,
             service: service.id,
             backend: backend.id,
             to: (backend.addr, port),
@@ -157,7 +181,7 @@ impl Core {
     }
 
     /// Makes a template and counts it. Without room the client's flow is served all the same.
-    pub(super) fn open_template(&mut self, new: &NewTemplate, now: Tick) -> templates::Index {
+    pub(super) fn open_template(&mut self, new: &NewTemplate<'_>, now: Tick) -> templates::Index {
         let opened = self.templates.open(new, now).or_else(|| {
             let unwanted = self.templates.evictable(now)?;
             self.close_template(unwanted);
@@ -237,7 +261,7 @@ fn template_key(key: &FlowKey, service: &Service, persistence: Persistence, tabl
 }
 
 /// A template as output shows it: the client's port is 0. One that is retired leads nowhere (`ip_vs_check_template`).
-pub(super) fn record(template: &Template, now: Tick) -> FlowRecord {
+pub(super) fn record(template: &Template, call_id: Option<&CallId>, now: Tick) -> FlowRecord {
     let (key, (addr, port)) = (&template.key, template.to);
     let (vport, port) = if template.is_retired() { (u16::MAX, u16::MAX) } else { (key.dport, port) };
     FlowRecord {
@@ -255,5 +279,6 @@ pub(super) fn record(template: &Template, now: Tick) -> FlowRecord {
             _ => "NONE",
         },
         expires_s: template.expires.seconds_from(now),
+        call_id: call_id.copied().unwrap_or_default(),
     }
 }

@@ -31,11 +31,11 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
-        if let Some(keeper) = self.keeper(frame, &packet.key, service, tables) {
+        if let Some(keeper) = self.keeper(frame, packet, service, tables) {
             trace.step(Step::FlowElsewhere(keeper));
             return Ok(Verdict::Handoff(keeper));
         }
-        let Some(choice) = self.home(packet, service, now, tables) else {
+        let Some(choice) = self.home(frame, packet, service, now, tables) else {
             return self.refuse(frame, packet, DropReason::NoFlow, Answer::Reset, tables, trace);
         };
         if packet.tcp_flags & RST != 0 {
@@ -70,7 +70,7 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
-        let choice = self.home(packet, service, now, tables);
+        let choice = self.home(frame, packet, service, now, tables);
         let choice = choice.filter(|choice| !choice.backend.mode.has_replies()).ok_or(reason)?;
         let starts = packet.key.proto != TCP || packet.tcp_flags & SYN != 0;
         if starts && !schedule::eligible(choice.backend, &self.setup.state) {
@@ -140,13 +140,14 @@ impl Core {
     /// flow would have to be known.
     fn home<'t>(
         &mut self,
+        frame: &Frame<'_>,
         packet: &Packet,
         service: &'t Service,
         now: Tick,
         tables: &'t Snapshot,
     ) -> Option<Choice<'t>> {
         service.steady.as_ref()?;
-        let choice = self.choose(service, &packet.key, By::Hash, now, tables)?;
+        let choice = self.choose(frame, packet, service, By::Hash, now, tables)?;
         (mode_for(&packet.key, service, choice.backend) != Ok(Mode::FullNat)).then_some(choice)
     }
 }

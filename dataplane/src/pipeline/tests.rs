@@ -6,6 +6,7 @@ mod fragments;
 mod ftp;
 mod persistence;
 mod proxied;
+mod sip;
 mod split;
 mod stateless;
 

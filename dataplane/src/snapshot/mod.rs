@@ -130,6 +130,25 @@ pub struct Persistence {
     pub mask: u128,
 }
 
+/// What else than its address a client of a persistent service is told by (IPVS: persistence engine).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Engine {
+    /// The Call-ID of a SIP message over UDP: each call of a client stays with its own backend.
+    Sip,
+}
+
+impl Engine {
+    /// All of them.
+    pub const ALL: [Self; 1] = [Self::Sip];
+
+    /// The name as configuration and output have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sip => "sip",
+        }
+    }
+}
+
 /// When a service answers SYNs itself, by a cookie, and opens a flow only when the client has answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum SynProxy {
@@ -182,6 +201,8 @@ pub struct Service {
     pub pool: Option<PoolId>,
     /// Whether a client stays with its backend.
     pub persistence: Option<Persistence>,
+    /// What else than their address its clients are told by. Nothing without persistence.
+    pub engine: Option<Engine>,
     /// Every datagram is scheduled by itself, and no flow is kept (IPVS: `-o`). Only for UDP.
     pub one_packet: bool,
     /// What it does beyond IPVS.

@@ -13,6 +13,7 @@ pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod sctp;
+pub mod sip;
 pub mod tcp;
 pub mod tcp_options;
 pub mod udp;

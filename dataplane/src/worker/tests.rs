@@ -59,6 +59,7 @@ fn record(expires_s: u32) -> FlowRecord {
         mode: Mode::Nat,
         state: "ESTABLISHED",
         expires_s,
+        call_id: Default::default(),
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use control::admin::client;
 use control::admin::protocol::{FlowRow, Flows, FlowsCursor, Reply, Request};
 use control::ipvs::command::Protocol;
+use dataplane::snapshot::Engine;
 
 use super::act::{Status, print};
 use super::names::Names;
@@ -30,7 +31,7 @@ pub(super) fn list(socket: &Path, options: Options) -> Status {
             }
         };
         for flow in &flows.flows {
-            row(&mut text, flow, &mut names);
+            row(&mut text, flow, with_engine, &mut names);
         }
         match print(&text) {
             Status(0) => text.clear(),
@@ -56,7 +57,6 @@ fn ask(socket: &Path, after: Option<FlowsCursor>) -> Result<Flows, String> {
     }
 }
 
-/// No connection has a persistence engine, so its columns stay empty.
 fn title(with_engine: bool) -> String {
     let destination = match with_engine {
         true => format!("{:<18} {:<16} pe_data", "destination", "pe name"),
@@ -66,7 +66,7 @@ fn title(with_engine: bool) -> String {
     format!("IPVS connection entries\npro expire {state:<11} {source:<18} {to:<18} {destination}\n")
 }
 
-fn row(text: &mut String, flow: &FlowRow, names: &mut Names) {
+fn row(text: &mut String, flow: &FlowRow, with_engine: bool, names: &mut Names) {
     let protocol = match flow.protocol.as_str() {
         "tcp" => Some(Protocol::Tcp),
         "udp" => Some(Protocol::Udp),
@@ -85,7 +85,12 @@ fn row(text: &mut String, flow: &FlowRow, names: &mut Names) {
         protocol => protocol.to_uppercase(),
     };
     let state = &flow.state;
-    let _ = writeln!(text, "{name:<3} {expires:<6} {state:<11} {source:<18} {to:<18} {destination}");
+    let _ = write!(text, "{name:<3} {expires:<6} {state:<11} {source:<18} {to:<18} ");
+    let _ = match flow.call_id.as_ref().filter(|_| with_engine) {
+        // Not below the title's columns: this is how ipvsadm has it.
+        Some(id) => writeln!(text, "{destination:<16} {:<18} {id}", Engine::Sip.name()),
+        None => writeln!(text, "{destination}"),
+    };
 }
 
 #[cfg(test)]
@@ -105,12 +110,36 @@ mod tests {
             mode: "nat".into(),
             state: "ESTABLISHED".into(),
             expires_s: 899,
+            call_id: None,
         };
         let mut text = title(false);
-        row(&mut text, &flow, &mut Names::new(true));
+        row(&mut text, &flow, true, &mut Names::new(true));
         let head = "IPVS connection entries\npro expire state       source             virtual            destination\n";
         let line = "TCP 14:59  ESTABLISHED 10.0.0.1:40004     10.0.0.100:80      [fd00:1::1]:80\n";
         assert_eq!(text, format!("{head}{line}"));
+    }
+
+    #[test]
+    fn a_call_is_shown_by_its_engine_and_id_where_that_is_asked_for() {
+        let flow = FlowRow {
+            worker: 0,
+            protocol: "udp".into(),
+            client: "10.0.0.1:0".into(),
+            vip: "10.0.0.100:5060".into(),
+            snat: None,
+            backend: "10.1.0.3:5060".into(),
+            service: String::new(),
+            mode: "nat".into(),
+            state: "NONE".into(),
+            expires_s: 59,
+            call_id: Some("a84b@pc33".into()),
+        };
+        let start = "UDP 00:59  NONE        10.0.0.1:0         10.0.0.100:5060    10.1.0.3:5060";
+        for (with_engine, end) in [(false, ""), (true, "    sip                a84b@pc33")] {
+            let mut text = String::new();
+            row(&mut text, &flow, with_engine, &mut Names::new(true));
+            assert_eq!(text, format!("{start}{end}\n"));
+        }
     }
 
     #[test]

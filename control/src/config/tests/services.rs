@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use dataplane::snapshot::{Mode, Options, SynProxy, Tunnel, TunnelChecksum};
+use dataplane::snapshot::{Engine, Mode, Options, SynProxy, Tunnel, TunnelChecksum};
 
 use super::{assert_faults, parse};
 use crate::model::{Backend, Family, Netmask, Port, Protocol, Service, Unicast};
@@ -386,6 +386,7 @@ fn every_option_of_a_service_is_read() {
     syn_proxy: {above: 7}
     drain_s: 60
     persistence: {timeout_s: 5, netmask: 255.255.0.0}
+    persistence_engine: sip
 ",
     );
     let want = Options {
@@ -397,12 +398,14 @@ fn every_option_of_a_service_is_read() {
         drain_s: Some(60),
     };
     assert_eq!(all.options, want);
+    assert_eq!(all.engine, Some(Engine::Sip));
     let persistence = all.persistence.unwrap();
     assert_eq!(persistence.timeout_s.get(), 5);
     assert_eq!(persistence.netmask, Some(Netmask::V4(Ipv4Addr::new(255, 255, 0, 0))));
 
     let plain = service("  - {name: a, vip: 10.0.0.1, port: 443}\n");
     assert_eq!((plain.options, plain.persistence, plain.one_packet), (Options::default(), None, false));
+    assert_eq!(plain.engine, None);
     for (text, want) in [("off", SynProxy::Off), ("always", SynProxy::Always)] {
         let service = service(&format!("  - {{name: a, vip: 10.0.0.1, port: 1, syn_proxy: {text}}}\n"));
         assert_eq!(service.options.syn_proxy, want);

@@ -1,5 +1,6 @@
 //! Frames as a fuzzer's bytes spell them: right in all that is not asked to be wrong.
 
+use super::kept;
 use crate::flow::key::{FlowKey, TCP, UDP};
 use crate::wire::checksum::Sum;
 use crate::wire::{icmp, ipv4, ipv6};
@@ -80,7 +81,7 @@ impl Outer {
         field: Field,
     ) -> Vec<u8> {
         let [[s0, s1], [d0, d1]] = [key.sport, key.dport].map(u16::to_be_bytes);
-        let payload: Vec<u8> = (0u8..=255).cycle().take(payload).collect();
+        let payload = kept::payload(key.dport, payload);
         let (mut segment, at) = match key.proto {
             TCP => {
                 let [own, acknowledged] = numbers.map(u32::to_be_bytes);

@@ -1,5 +1,5 @@
 //! Services whose flows depend on more than the flow table: persistent ones, of a mark and of every port, of single
-//! packets, with consistent hashing, and of FTP.
+//! packets, of SIP's calls, with consistent hashing, and of FTP.
 
 use std::num::NonZeroU32;
 
@@ -12,11 +12,14 @@ use crate::packet::{Packet, parse};
 use crate::pipeline::fixture::{tables, vip};
 use crate::schedule::{Compiler, Flags, Kind, Scheduler};
 use crate::snapshot::marks::{Mark, MarkRule, Prefix, Protocols};
-use crate::snapshot::{FTP, Mode, Persistence, Service, Snapshot};
+use crate::snapshot::{Engine, FTP, Mode, Persistence, Service, Snapshot};
 use crate::verdict::Verdict;
 
 /// Ports of the VIPs that lead to [`services`].
-pub(super) const PORTS: [u16; 8] = [70, 71, 72, 73, 74, 75, FTP, 2000];
+pub(super) const PORTS: [u16; 9] = [70, 71, 72, 73, 74, 75, FTP, 2000, SIP];
+
+/// The port of the service that keeps calls together.
+const SIP: u16 = 5060;
 
 /// Seconds that clients are remembered.
 const TIMEOUT_S: u32 = 20;
@@ -52,6 +55,12 @@ pub(super) fn services() -> Vec<Service> {
             Service { persistence, ..on(like(TCP, Mode::Nat), 70, 8070) },
             Service { persistence, ..on(like(UDP, Mode::Nat), 70, 8070) },
             Service { one_packet: true, ..on(like(UDP, Mode::Nat), 71, 8071) },
+            Service {
+                one_packet: true,
+                persistence,
+                engine: Some(Engine::Sip),
+                ..on(like(UDP, Mode::Nat), SIP, SIP)
+            },
             Service { persistence, mark, vips: Vec::new(), ..on(like(TCP, Mode::Nat), 0, 0) },
             steady(on(like(TCP, Mode::Dr), 74, 74)),
             steady(on(like(TCP, Mode::Nat), 75, 8075)),
@@ -67,6 +76,13 @@ pub(super) fn services() -> Vec<Service> {
         }
     }
     list
+}
+
+/// A payload of so many bytes to a port: of SIP a message of one of a few calls, if it is long enough.
+pub(super) fn payload(port: u16, len: usize) -> Vec<u8> {
+    let call = len % 4;
+    let start = if port == SIP { format!("BYE\r\ni: {call}@x\r\n") } else { String::new() };
+    start.bytes().chain((0..=255).cycle()).take(len).collect()
 }
 
 /// The rules for the service of a mark.
