@@ -326,21 +326,24 @@ fn datagrams_carry_the_header_each() {
         let (from, to) = (client(1, v6), at(vip(v6), 81));
         for behind in [0, 0, 3] {
             let mut sent = packet(UDP, 0, from, to, 64);
-            let len = packet::parse(&sent).unwrap().l4 + 5;
-            sent[usize::from(len)] -= behind;
+            let packet::Packet { key, l4, end, .. } = packet::parse(&sent).unwrap();
+            let sum = |bytes: &[u8], key: &FlowKey, l4: u16, len: u16| {
+                let covered = &bytes[usize::from(l4)..usize::from(l4 + len)];
+                Sum::pseudo_header(key.src, key.dst, UDP, len) + Sum::of(covered)
+            };
+            let (at, len) = (usize::from(l4), end - l4 - behind);
+            sent[at + 4..at + 8].fill(0);
+            sent[at + 4..at + 6].copy_from_slice(&len.to_be_bytes());
+            let checksum = sum(&sent, &key, l4, len).udp_checksum();
+            sent[at + 6..at + 8].copy_from_slice(&checksum.to_be_bytes());
             let mut wire = Wire::new(&sent, UPLINK);
             assert_eq!(wire.through(&mut engine, &tables, Tick(0)), Verdict::Tx(LAN));
-            wire.seen();
             let packet = packet::parse(wire.bytes()).unwrap();
-            let payload = &wire.bytes()[usize::from(packet.l4) + 8..packet.end.into()];
-            let key = packet::parse(&sent).unwrap().key;
-            assert_eq!(payload, [identity::header(&key).bytes(), b"eleven byte"].concat());
-            let len = wire.bytes()[usize::from(packet.l4) + 5];
-            assert_eq!(
-                len,
-                payload.len() as u8 + 8 - behind,
-                "what is behind the datagram's end stays there"
-            );
+            let datagram = &wire.bytes()[packet.l4.into()..packet.end.into()];
+            assert_eq!(datagram[8..], [identity::header(&key).bytes(), b"eleven byte"].concat());
+            let len = u16::from_be_bytes([datagram[4], datagram[5]]);
+            assert_eq!(len, packet.end - packet.l4 - behind, "what is behind the datagram's end stays there");
+            assert!(sum(wire.bytes(), &packet.key, packet.l4, len).verifies(), "checksum");
         }
         let large = Segment {
             from,
