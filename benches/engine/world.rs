@@ -107,7 +107,6 @@ impl World {
             timeouts: Timeouts::default(),
             // All flows are half open for a while; by default no more than a quarter may be.
             settings: Settings { half_open: shape.limit, ..Settings::default() },
-            ..Snapshot::default()
         };
         let backends = tables.services.iter().map(|service| service.backends.len()).sum();
         let services = shape.services as usize;
