@@ -1,4 +1,4 @@
-//! A flood of SYNs from addresses that never answer, as fast as packet sockets send, and what it does to clients.
+//! A flood of SYNs from addresses that never answer, and what it does to clients.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -18,6 +18,11 @@ use crate::weir::Weir;
 
 /// Different SYNs, sent over and over: more than the half-open flows that a test's table holds.
 const FRAMES: u32 = 1 << 18;
+/// SYNs a second: the whole table's worth every few seconds, but no more than the rings in front of Weir take on two busy
+/// cores. What is lost there says nothing about Weir.
+const RATE_PPS: u32 = 50_000;
+/// SYNs sent at once.
+const BURST: u32 = 64;
 /// The first of the senders' addresses; behind the client as the gateway's routes have it.
 const SENDERS: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 0);
 
@@ -55,12 +60,15 @@ impl Flood {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut sent = 0;
-            for frame in frames.iter().cycle() {
-                if stopped.load(Ordering::Relaxed) {
-                    break;
+            let (mut frames, mut next) = (frames.iter().cycle(), Instant::now());
+            while !stopped.load(Ordering::Relaxed) {
+                for frame in frames.by_ref().take(BURST as usize) {
+                    // A queue that is full takes the next one.
+                    sent += u64::from(raw.send(frame).is_ok());
                 }
-                // A queue that is full takes the next one.
-                sent += u64::from(raw.send(frame).is_ok());
+                // Who is late does not hurry.
+                next = (next + Duration::from_secs(1) * BURST / RATE_PPS).max(Instant::now());
+                std::thread::sleep(next.saturating_duration_since(Instant::now()));
             }
             sent
         });
@@ -97,8 +105,8 @@ pub struct Outcome {
     pub grown: i64,
 }
 
-/// Has `kept` connections to `server` carry requests for `duration`, floods it from a second after their start until
-/// they end, and opens connections one after the other meanwhile.
+/// Has `kept` connections to `server` carry requests for `duration`, floods it from when they are open until they end,
+/// and opens connections one after the other meanwhile.
 ///
 /// # Errors
 /// When a part cannot be run. What clients meet is in the outcome.
@@ -111,7 +119,10 @@ pub fn under_flood(
 ) -> Result<Outcome> {
     let log = topology.scratch().join("wrk-under-flood.log");
     let mut wrk = clients::wrk_with(&topology.client, server, kept, duration, log)?;
+    // A second in which they carry requests, and as long as it takes on a machine that is busy.
     std::thread::sleep(Duration::from_secs(1));
+    let pid = wrk.pid();
+    wrk.wait_until(duration, || Ok(established(pid, server.port())? >= kept as usize))?;
     let before = resident(weir.pid())?;
     let started = Instant::now();
     let flood = Flood::start(topology, server)?;
@@ -121,6 +132,26 @@ pub fn under_flood(
     anyhow::ensure!(status.success(), "wrk: {}", wrk.log());
     let grown = resident(weir.pid())? - before;
     Ok(Outcome { rate_pps, kept: clients::wrk_result(&wrk.log())?, new, grown })
+}
+
+/// TCP connections to `port` that are established in the network namespace of a process.
+fn established(pid: u32, port: u16) -> Result<usize> {
+    const ESTABLISHED: &str = "01";
+
+    let mut count = 0;
+    for family in ["tcp", "tcp6"] {
+        let table = std::fs::read_to_string(format!("/proc/{pid}/net/{family}"))?;
+        count += table
+            .lines()
+            .filter(|line| {
+                let mut words = line.split_whitespace().skip(2);
+                let remote = words.next().and_then(|remote| remote.rsplit_once(':'));
+                let is_port = remote.is_some_and(|(_, own)| u16::from_str_radix(own, 16) == Ok(port));
+                is_port && words.next() == Some(ESTABLISHED)
+            })
+            .count();
+    }
+    Ok(count)
 }
 
 /// The hardware address of an interface.

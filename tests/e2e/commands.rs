@@ -78,15 +78,15 @@ fn check_accepts_a_good_file_and_tells_every_fault_of_a_bad_one() -> Result<()> 
 
     let faulty = CONFIG
         .replace("port: 81", "port: 65536")
-        .replace("{address: 10.0.2.2, port: 8080}", "{address: \"fd00::2\", port: 8080, weight: 65536}")
+        .replace("{address: 10.0.2.2, port: 8080}", "{address: \"fd00::2\", port: 8080, weight: 2147483648}")
         .replace("scheduler: rr", "scheduler: fastest");
     let bad = Desk::new(&faulty)?.weir(&["check", "weir.yaml"])?;
     assert_eq!(bad.status.code(), Some(2), "{bad:?}");
     let said = String::from_utf8_lossy(&bad.stdout).into_owned() + &String::from_utf8_lossy(&bad.stderr);
-    for place in ["weir.yaml:12:", "weir.yaml:17:", "weir.yaml:20:"] {
+    for place in ["weir.yaml:12:", "weir.yaml:14:", "weir.yaml:17:", "weir.yaml:20:"] {
         assert!(said.contains(place), "{place} is not in {said}");
     }
-    for reason in ["fastest", "65536", "fd00::2"] {
+    for reason in ["fastest", "65536", "no IPv6 address", "2147483648"] {
         assert!(said.contains(reason), "{reason} is not in {said}");
     }
     let missing = Desk::new(CONFIG)?.weir(&["check", "elsewhere.yaml"])?;
