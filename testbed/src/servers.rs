@@ -29,6 +29,8 @@ pub const BLOB_PATH: &str = "blob";
 /// How large that file is, bytes.
 pub const BLOB_BYTES: usize = 10_000_000;
 
+/// Requests of one connection, before nginx ends it: more than any test makes, so that a kept one is kept.
+const KEPT_FOR: u32 = 1_000_000_000;
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a backend calls itself, in web pages and DNS answers.
@@ -84,7 +86,7 @@ pub fn nginx(namespace: &Namespace, number: u8, directory: &Path) -> Result<Proc
             "user root;\nworker_processes 1;\ndaemon off;\npid {temp}/pid;\nerror_log stderr;\n\
              events {{ worker_connections 4096; }}\n\
              http {{\n\
-             access_log off;\nclient_max_body_size 64m;\n\
+             access_log off;\nclient_max_body_size 64m;\nkeepalive_requests {KEPT_FOR};\n\
              client_body_temp_path {temp};\nproxy_temp_path {temp};\nfastcgi_temp_path {temp};\n\
              uwsgi_temp_path {temp};\nscgi_temp_path {temp};\n\
              server {{\n\

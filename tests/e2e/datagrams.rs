@@ -25,7 +25,9 @@ fn service(family: Family, mode: &'static str) -> Service {
 
 /// What comes back for a datagram of `len` bytes, sent from `port`.
 fn exchange(topology: &Topology, from: IpAddr, port: u16, to: SocketAddr, len: usize) -> Result<()> {
-    let client = socket(&topology.client, SocketAddr::new(from, port))?;
+    // A child that another test has just forked holds the last socket until it runs its own program.
+    let client =
+        eventually(Duration::from_secs(10), || socket(&topology.client, SocketAddr::new(from, port)))?;
     client.set_read_timeout(Some(Duration::from_secs(1)))?;
     client.connect(to)?;
     let question: Vec<u8> = (0..251).cycle().skip(usize::from(port) % 251).step_by(7).take(len).collect();
