@@ -14,3 +14,4 @@ pub mod ipvs;
 pub mod model;
 pub mod netlink;
 pub mod reconcile;
+pub mod source;

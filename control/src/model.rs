@@ -15,6 +15,7 @@ use dataplane::flow::key;
 use dataplane::flow::key::VipKey;
 use dataplane::schedule;
 use dataplane::snapshot::{Engine, Mark, Mode, Options, Settings, Timeouts, Tunnel};
+use ipnet::IpNet;
 
 pub use address::{AddressRange, BadRange, Family, NotUnicast, POOL_ADDRESSES_MAX, Unicast};
 pub use conflict::{Conflict, Place, Reason};
@@ -154,6 +155,51 @@ pub struct Vips {
     pub port: Option<Port>,
     /// The protocol.
     pub protocol: Protocol,
+    /// Which clients reach it by them.
+    pub clients: Clients,
+}
+
+/// Which clients reach a service by its virtual addresses and node port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Clients {
+    /// All; where another service has the same address for [`Self::Inside`], those that are not inside.
+    #[default]
+    All,
+    /// Those inside: in the networks of [`Draft::local`], and the node itself.
+    Inside,
+}
+
+/// Who may use a service, and what becomes of who does.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Access {
+    /// The networks whose hosts may; the packets of others are dropped. `None`: all.
+    pub sources: Option<Arc<[IpNet]>>,
+    /// Whose address `nat` backends do not get to see.
+    pub masquerade: Masquerade,
+    /// What a client is told where there is no backend.
+    pub when_empty: WhenEmpty,
+}
+
+/// Which clients' flows to `nat` backends are translated by `fullnat` instead, from the service's SNAT pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Masquerade {
+    /// Those of a backend that was chosen for itself: no other way would work.
+    #[default]
+    Hairpin,
+    /// Those too that are not in [`Draft::local`].
+    NotLocal,
+    /// All.
+    Always,
+}
+
+/// What a client of a service without usable backends is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum WhenEmpty {
+    /// That the port is unreachable.
+    #[default]
+    Reject,
+    /// Nothing: backends are elsewhere.
+    Drop,
 }
 
 /// A client's flows go to the backend that its first one went to.
@@ -197,6 +243,10 @@ impl Netmask {
 pub struct Service {
     /// Its name in output, its own in the desired state.
     pub name: Arc<str>,
+    /// What it is a part of, together with other services: their backends of one address, port and mode are the same
+    /// ones, with the same counts, and a client that persistence keeps with one is kept with it by all of them. One of
+    /// Kubernetes's service ports, whose addresses are used in different ways, is several services of a group.
+    pub group: Option<Arc<str>>,
     /// What leads packets to it.
     pub reach: Reach,
     /// The port on the node's own addresses, if it is reached there too.
@@ -210,6 +260,8 @@ pub struct Service {
     pub engine: Option<Engine>,
     /// Every datagram is scheduled by itself (ipvsadm: `-o`).
     pub one_packet: bool,
+    /// Who may use it.
+    pub access: Access,
     /// What it does beyond IPVS.
     pub options: Options,
     /// Where `fullnat` backends' flows take their source addresses from.
@@ -235,12 +287,14 @@ impl Service {
     pub fn new(name: Arc<str>, reach: Reach, scheduling: Scheduling) -> Self {
         Self {
             name,
+            group: None,
             reach,
             node_port: None,
             scheduling,
             persistence: None,
             engine: None,
             one_packet: false,
+            access: Access::default(),
             options: Options::default(),
             pool: None,
             announce: true,
@@ -341,6 +395,11 @@ pub struct Draft {
     pub pools: Vec<SnatPool>,
     /// The node's own addresses, on which node ports are reached.
     pub node_addresses: Vec<Unicast>,
+    /// Where local clients are: pods, to Kubernetes ([`Clients::Inside`], [`Masquerade::NotLocal`]).
+    pub local: Vec<IpNet>,
+    /// Networks of virtual addresses: what is for one of them and no service is refused where some service has the
+    /// address, and dropped where none has. TCP, UDP and SCTP only; the rest is the kernel's.
+    pub virtual_networks: Vec<IpNet>,
     /// The rules that give marks, by precedence.
     pub rules: Vec<MatchRule>,
     /// Idle times of flows.
@@ -378,6 +437,16 @@ impl DesiredState {
     /// The node's own addresses.
     pub fn node_addresses(&self) -> &[Unicast] {
         &self.0.node_addresses
+    }
+
+    /// Where local clients are.
+    pub fn local(&self) -> &[IpNet] {
+        &self.0.local
+    }
+
+    /// Networks of virtual addresses.
+    pub fn virtual_networks(&self) -> &[IpNet] {
+        &self.0.virtual_networks
     }
 
     /// The rules that give marks, by precedence.

@@ -10,8 +10,8 @@ use super::desired::{indexed, read_name, read_unicast};
 use super::reader::{Field, Map};
 use super::rules::read_mark;
 use crate::model::{
-    Backend, Family, Netmask, Persistence, Port, Protocol, Reach, Reason, SECONDS_MAX, Scheduling, Service,
-    Unicast, Vips, WEIGHT_MAX, Weight,
+    Access, Backend, Clients, Family, Netmask, Persistence, Port, Protocol, Reach, Reason, SECONDS_MAX,
+    Scheduling, Service, Unicast, Vips, WEIGHT_MAX, Weight,
 };
 
 /// VIPs of one service at most.
@@ -90,6 +90,8 @@ pub(super) fn read_service(field: &Field<'_, '_>) -> Option<(Vec<usize>, Service
         .unwrap_or_default();
     let flag = |key| map.optional(key).and_then(|field| field.flag());
     let service = Service {
+        group: None,
+        access: Access::default(),
         node_port: map.optional("node_port").and_then(|field| read_port(&field)),
         scheduling: read_scheduling(&map),
         persistence: map.optional("persistence").and_then(|field| read_persistence(&field, family)),
@@ -143,7 +145,10 @@ fn read_vips(service: &Field<'_, '_>, map: &Map<'_, '_>) -> Known {
     let family = addresses.as_ref().and_then(|vips| vips.first()).map(|vip| vip.family());
     let known = Known { reach: None, family, port: port.and_then(Port::new) };
     let (Some(addresses), Some(port), Some(protocol)) = (addresses, port, protocol) else { return known };
-    Known { reach: Some(Reach::Vips(Vips { addresses, port: Port::new(port), protocol })), ..known }
+    Known {
+        reach: Some(Reach::Vips(Vips { addresses, port: Port::new(port), protocol, clients: Clients::All })),
+        ..known
+    }
 }
 
 /// The addresses of `vip` or `vips`; `None` where there is a fault, so that no later check counts on them.

@@ -10,7 +10,9 @@ use dataplane::snapshot::{Engine, Mode, Tunnel, TunnelChecksum as Checksum};
 use super::command::{
     Forward, Key, Netmask, Protocol, Refusal, SchedulerFlags, Server, Service, TunnelChecksum, TunnelKind,
 };
-use crate::model::{self, Backend, Family, Persistence, Port, Reach, Scheduling, Unicast, Vips, Weight};
+use crate::model::{
+    self, Backend, Clients, Family, Persistence, Port, Reach, Scheduling, Unicast, Vips, Weight,
+};
 
 /// The protocol as the model has it.
 pub(super) fn protocol(protocol: Protocol) -> model::Protocol {
@@ -40,6 +42,7 @@ pub(super) fn reach(key: Key) -> Reach {
             addresses: vec![Unicast::unchecked(addr)],
             port: Port::new(port),
             protocol: protocol(of),
+            clients: Clients::All,
         }),
         Key::Mark { mark, v6 } => Reach::Mark { mark, family: family(v6) },
     }

@@ -1,0 +1,3 @@
+//! Kubernetes as a source: Services, EndpointSlices and the own Node become services of the desired state.
+
+pub mod settings;

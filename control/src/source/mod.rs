@@ -1,0 +1,3 @@
+//! Where the desired state comes from beside the configuration file and `ipvsadm`.
+
+pub mod kubernetes;
