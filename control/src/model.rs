@@ -4,6 +4,7 @@
 //! no sense together (a VIP used twice) and names every such place.
 
 mod address;
+mod change;
 mod conflict;
 mod rule;
 
@@ -18,6 +19,7 @@ use dataplane::snapshot::{Engine, Mark, Mode, Options, Settings, Timeouts, Tunne
 use ipnet::IpNet;
 
 pub use address::{AddressRange, BadRange, Family, NotUnicast, POOL_ADDRESSES_MAX, Unicast};
+pub use change::{Change, Common};
 pub use conflict::{Conflict, Place, Reason};
 pub use rule::{Interface, MatchRule, PortRange};
 
@@ -269,8 +271,20 @@ pub struct Service {
     /// Whether Weir answers ARP, neighbour discovery and ICMP echo for the virtual addresses; of a mark: for the single
     /// addresses that its rules have as destinations.
     pub announce: bool,
-    /// The backends, in the order in which they were added.
-    pub backends: Vec<Backend>,
+    /// The backends, in the order in which they were added. Services with the same ones share the list.
+    pub backends: Arc<[Backend]>,
+    /// Whose it is.
+    pub origin: Origin,
+}
+
+/// Where a service comes from: whoever reads that source again replaces its services and no others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Origin {
+    /// The configuration file, or `ipvsadm`.
+    #[default]
+    Configuration,
+    /// Kubernetes.
+    Kubernetes,
 }
 
 /// What makes a service the same one from generation to generation.
@@ -298,7 +312,8 @@ impl Service {
             options: Options::default(),
             pool: None,
             announce: true,
-            backends: Vec::new(),
+            backends: Arc::default(),
+            origin: Origin::default(),
         }
     }
 

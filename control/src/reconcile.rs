@@ -23,7 +23,7 @@ use xdp_prog::{Ours, SyncError, Xdp};
 use crate::admin::protocol::{Count, Traffic};
 use crate::compile::{self, CompileError, Compiled, Fresh, IdTable};
 use crate::ipvs::estimator::Estimator;
-use crate::model::DesiredState;
+use crate::model::{Change, Conflict, DesiredState};
 use crate::netlink::compile::{gateways, next_neighbours};
 
 /// What decides in the kernel whether a frame is Weir's.
@@ -74,6 +74,9 @@ impl Gate for Xdp {
 /// Why a desired state was refused. The one before it holds.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
+    /// What changes does not go together with the rest: all that stands against it, by places in the change.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Conflicts(Vec<Conflict>),
     /// It does not fit the slabs, or asks for what this version has not.
     #[error(transparent)]
     Compile(#[from] CompileError),
@@ -185,6 +188,14 @@ impl Reconciler {
                 && state.backend(id).is_none_or(|counts| counts.counts() == (0, 0))
         };
         self.estimator.tick(now_ms, |id| total(&self.stats, id), is_over);
+    }
+
+    /// Publishes changed services, or refuses the change whole. [`Reconciler::advance`] completes it once the workers have
+    /// it.
+    pub fn change(&mut self, change: Change, gate: &mut impl Gate) -> Result<u64, Refusal> {
+        let mut desired = self.desired.clone();
+        desired.change(change).map_err(Refusal::Conflicts)?;
+        self.set_desired(desired, gate)
     }
 
     /// Publishes new services. [`Reconciler::advance`] completes the change once the workers have it.
@@ -334,6 +345,7 @@ mod tests {
 
     use super::*;
     use crate::config;
+    use crate::model::Service;
 
     /// Notes what is asked of it, as (call, VIP ports).
     #[derive(Default)]
@@ -433,6 +445,10 @@ mod tests {
         );
         let refused = reconciler.set_desired(desired(&[81], &["10.1.0.1"]), &mut gate);
         assert!(matches!(refused, Err(Refusal::Kernel(SyncError::Full { .. }))), "{refused:?}");
+        let service = desired(&[80], &["10.1.0.1"]).services()[0].clone();
+        let change = Change { put: vec![Service { name: "other".into(), ..service }], ..Change::default() };
+        let refused = reconciler.change(change, &mut gate);
+        assert!(matches!(refused, Err(Refusal::Conflicts(_))), "{refused:?}");
         assert!(gate.calls.is_empty());
         assert!(Arc::ptr_eq(&before, &reconciler.current()));
         assert_eq!(reconciler.desired(), &desired(&[80], &["10.1.0.1"]));

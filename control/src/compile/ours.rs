@@ -32,7 +32,7 @@ pub fn ours(desired: &DesiredState, ids: &IdTable) -> Ours {
     ours.rules = rules(desired);
     ours.rules.extend(desired.services().iter().filter(|service| is_ftp(service)).flat_map(ftp_data));
     ours.tunnels =
-        desired.services().iter().flat_map(|service| &service.backends).filter_map(tunnel).collect();
+        desired.services().iter().flat_map(|service| &*service.backends).filter_map(tunnel).collect();
     ours.tunnels.extend(ids.removed().filter_map(|removed| removed.tunnel));
     for removed in ids.removed().filter(|removed| removed.mode == Mode::Nat) {
         let (protos, port) = match removed.service {

@@ -10,8 +10,8 @@ use super::desired::{indexed, read_name, read_unicast};
 use super::reader::{Field, Map};
 use super::rules::read_mark;
 use crate::model::{
-    Access, Backend, Clients, Family, Netmask, Persistence, Port, Protocol, Reach, Reason, SECONDS_MAX,
-    Scheduling, Service, Unicast, Vips, WEIGHT_MAX, Weight,
+    Access, Backend, Clients, Family, Netmask, Origin, Persistence, Port, Protocol, Reach, Reason,
+    SECONDS_MAX, Scheduling, Service, Unicast, Vips, WEIGHT_MAX, Weight,
 };
 
 /// VIPs of one service at most.
@@ -100,7 +100,8 @@ pub(super) fn read_service(field: &Field<'_, '_>) -> Option<(Vec<usize>, Service
         options: read_options(&map),
         pool: map.optional("snat_pool").and_then(|field| field.text().map(Into::into)),
         announce: flag("announce").unwrap_or(true),
-        backends,
+        backends: backends.into(),
+        origin: Origin::Configuration,
         name: name?,
         reach: reach.reach?,
     };

@@ -49,7 +49,9 @@ impl<G: Gate> Control<G> {
                     tracing::warn!(%refusal, "ipvsadm: refused");
                     Refusal::NoMemory
                 }
-                reconcile::Refusal::Kernel(_) => Refusal::Weir(refusal.to_string()),
+                reconcile::Refusal::Conflicts(_) | reconcile::Refusal::Kernel(_) => {
+                    Refusal::Weir(refusal.to_string())
+                }
             })?;
             self.complete().await;
             self.services_changed();

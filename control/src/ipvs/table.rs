@@ -200,7 +200,7 @@ impl Table {
         }
         let backend = backend(server)?;
         let service = self.own_service(key)?;
-        service.backends.push(backend);
+        service.backends = service.backends.iter().copied().chain([backend]).collect();
         self.left.servers = self.left.servers.saturating_sub(1);
         Ok(())
     }
@@ -210,7 +210,7 @@ impl Table {
         check(service, server)?;
         let place = find(service, server.key()).ok_or(Refusal::NoEntry)?;
         let backend = backend(server)?;
-        if let Some(old) = self.own_service(key)?.backends.get_mut(place) {
+        if let Some(old) = Arc::make_mut(&mut self.own_service(key)?.backends).get_mut(place) {
             *old = backend;
         }
         Ok(())
@@ -218,7 +218,9 @@ impl Table {
 
     fn delete_server(&mut self, key: Key, server: ServerKey) -> Result<(), Refusal> {
         let place = find(self.service(key)?, server).ok_or(Refusal::NoEntry)?;
-        self.own_service(key)?.backends.remove(place);
+        let service = self.own_service(key)?;
+        let others = (0..).zip(&*service.backends).filter(|(at, _)| *at != place);
+        service.backends = others.map(|(_, backend)| *backend).collect();
         self.left.servers += 1;
         Ok(())
     }

@@ -57,6 +57,35 @@ pub enum Place {
     Rule(usize),
 }
 
+impl Place {
+    /// The place in a list of services without the first `count`; `None` of one of those.
+    pub(super) fn behind(self, count: usize) -> Option<Self> {
+        let of = |service: usize| service.checked_sub(count);
+        Some(match self {
+            Self::Service(service) => Self::Service(of(service)?),
+            Self::ServiceName(service) => Self::ServiceName(of(service)?),
+            Self::Vip(service, vip) => Self::Vip(of(service)?, vip),
+            Self::Port(service) => Self::Port(of(service)?),
+            Self::Mark(service) => Self::Mark(of(service)?),
+            Self::NodePort(service) => Self::NodePort(of(service)?),
+            Self::Persistence(service) => Self::Persistence(of(service)?),
+            Self::OnePacket(service) => Self::OnePacket(of(service)?),
+            Self::Option(service, option) => Self::Option(of(service)?, option),
+            Self::PoolOf(service) => Self::PoolOf(of(service)?),
+            Self::Backend(service, backend) => Self::Backend(of(service)?, backend),
+            Self::BackendAddress(service, backend) => Self::BackendAddress(of(service)?, backend),
+            Self::BackendPort(service, backend) => Self::BackendPort(of(service)?, backend),
+            Self::Tunnel(service, backend) => Self::Tunnel(of(service)?, backend),
+            Self::LowerThreshold(service, backend) => Self::LowerThreshold(of(service)?, backend),
+            Self::PoolName(_)
+            | Self::PoolPorts(_)
+            | Self::PoolRange(..)
+            | Self::NodeAddress(_)
+            | Self::Rule(_) => self,
+        })
+    }
+}
+
 /// Something that does not go with something else.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{reason}")]

@@ -452,7 +452,7 @@ fn backends_take_from_their_service_what_they_do_not_say() {
         let text = format!(
             "  - {{name: a, {reach}, mode: gue, tunnel: {{port: 6080, checksum: full}}, backends: [{{address: 10.1.0.1{backend}}}]}}\n"
         );
-        assert_eq!(service(&text).backends, [want], "{text}");
+        assert_eq!(*service(&text).backends, [want], "{text}");
     }
 }
 

@@ -207,7 +207,7 @@ impl<'a> Finder<'a> {
 
     fn pool_of(&mut self, index: usize, service: &Service, family: Family, pools: &Map<&str, &SnatPool>) {
         let mut translated =
-            (0..).zip(&service.backends).filter(|(_, backend)| backend.mode == Mode::FullNat);
+            (0..).zip(&*service.backends).filter(|(_, backend)| backend.mode == Mode::FullNat);
         let at = Place::PoolOf(index);
         let pool = service.pool.as_ref().map(|name| (name, pools.get(&**name)));
         match pool {
