@@ -14,6 +14,7 @@
 //!
 //! All of it needs root ([`is_root`]) and the programs that `scripts/deps.sh net` installs.
 
+pub mod apiserver;
 mod cleanup;
 pub mod clients;
 pub mod config;
