@@ -67,6 +67,11 @@ impl Faults {
         self.list.iter()
     }
 
+    /// The same faults, each changed.
+    pub(super) fn map(self, change: impl FnMut(Fault) -> Fault) -> Self {
+        Self { list: self.list.into_iter().map(change).collect(), more: self.more }
+    }
+
     /// How many there are, those that are not kept included.
     pub fn count(&self) -> usize {
         self.list.len() + self.more
@@ -92,33 +97,80 @@ impl std::error::Error for Faults {}
 #[derive(Debug)]
 pub(super) struct Sink {
     file: Arc<str>,
-    list: RefCell<Vec<Fault>>,
+    faults: List,
+    warnings: List,
+    /// Whether keys that nobody knows and keys that stand twice are warnings and not faults.
+    lenient: bool,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    kept: RefCell<Vec<Fault>>,
     more: Cell<usize>,
 }
 
-impl Sink {
-    pub(super) fn new(file: &str) -> Self {
-        Self { file: file.into(), list: RefCell::default(), more: Cell::default() }
-    }
-
-    pub(super) fn add(&self, at: Option<Mark>, path: impl fmt::Display, reason: impl fmt::Display) {
-        let mut list = self.list.borrow_mut();
-        if list.len() < KEPT_MAX {
-            let file = Arc::clone(&self.file);
-            list.push(Fault { file, at, path: path.to_string(), reason: reason.to_string() });
+impl List {
+    fn add(&self, fault: impl FnOnce() -> Fault) {
+        let mut kept = self.kept.borrow_mut();
+        if kept.len() < KEPT_MAX {
+            kept.push(fault());
         } else {
             self.more.set(self.more.get() + 1);
         }
     }
 
-    pub(super) fn count(&self) -> usize {
-        self.list.borrow().len() + self.more.get()
-    }
-
-    /// What was collected.
-    pub(super) fn into_faults(self) -> Faults {
-        let mut list = self.list.into_inner();
+    fn into_faults(self) -> Faults {
+        let mut list = self.kept.into_inner();
         list.sort_by_key(|fault| fault.at);
         Faults { list, more: self.more.get() }
+    }
+}
+
+impl Sink {
+    pub(super) fn new(file: &str) -> Self {
+        Self { file: file.into(), faults: List::default(), warnings: List::default(), lenient: false }
+    }
+
+    /// One to which unknown and repeated keys are warnings.
+    pub(super) fn lenient(file: &str) -> Self {
+        Self { lenient: true, ..Self::new(file) }
+    }
+
+    /// Notes a fault.
+    pub(super) fn add(&self, at: Option<Mark>, path: impl fmt::Display, reason: impl fmt::Display) {
+        self.faults.add(|| self.fault(at, path, reason));
+    }
+
+    /// Notes what works, but perhaps not as meant.
+    pub(super) fn warn(&self, at: Option<Mark>, path: impl fmt::Display, reason: impl fmt::Display) {
+        self.warnings.add(|| self.fault(at, path, reason));
+    }
+
+    /// Notes a key that is unknown or stands twice.
+    pub(super) fn add_key(&self, at: Mark, path: impl fmt::Display, reason: impl fmt::Display) {
+        if self.lenient {
+            self.warn(Some(at), path, reason);
+        } else {
+            self.add(Some(at), path, reason);
+        }
+    }
+
+    fn fault(&self, at: Option<Mark>, path: impl fmt::Display, reason: impl fmt::Display) -> Fault {
+        Fault { file: Arc::clone(&self.file), at, path: path.to_string(), reason: reason.to_string() }
+    }
+
+    /// How many faults were noted; warnings do not count.
+    pub(super) fn count(&self) -> usize {
+        self.faults.kept.borrow().len() + self.faults.more.get()
+    }
+
+    /// The faults.
+    pub(super) fn into_faults(self) -> Faults {
+        self.faults.into_faults()
+    }
+
+    /// The warnings.
+    pub(super) fn into_warnings(self) -> Faults {
+        self.warnings.into_faults()
     }
 }

@@ -5,6 +5,8 @@
 mod desired;
 mod fault;
 mod host;
+pub mod kube_proxy;
+pub mod kubernetes;
 mod pools;
 mod reader;
 mod rules;
@@ -25,6 +27,8 @@ use std::sync::Arc;
 
 pub use fault::{Fault, Faults, Mark};
 pub use host::HostReport;
+pub use kube_proxy::KubeProxy;
+pub use kubernetes::Section;
 pub use settings::{
     INTERFACES_MAX, InterfaceName, KERNEL_PATH, KernelPath, Limits, Settings, WORKERS_MAX, Workers, Xdp,
     ZeroCopy,
@@ -35,12 +39,13 @@ pub use write::write;
 use crate::model::{AddressRange, Conflict, DesiredState, Draft, Place, Reason, Service};
 use desired::Sources;
 use fault::Sink;
+use kube_proxy::Timeout;
 use reader::{Field, Step, Steps, find, locate};
 use settings::SNAT_ADDRESSES_MAX;
 use tree::Node;
 
 /// The keys of the document.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "interfaces",
     "workers",
     "flows",
@@ -55,6 +60,7 @@ const KEYS: [&str; 14] = [
     "snat_pools",
     "match_rules",
     "services",
+    "kubernetes",
 ];
 
 /// Bytes of a configuration file at most.
@@ -67,10 +73,20 @@ pub struct Config {
     pub settings: Settings,
     /// What a reload can change.
     pub desired: DesiredState,
+    /// How Kubernetes feeds Weir, if it does.
+    pub kubernetes: Section,
     file: Arc<str>,
     interface_marks: Vec<Mark>,
+    said: Said,
     /// What works, but perhaps not as meant.
     warnings: Faults,
+}
+
+/// What the file says of what kube-proxy's configuration may say too.
+#[derive(Clone, Debug, Default)]
+struct Said {
+    timeouts: Vec<Timeout>,
+    flow_limit: bool,
 }
 
 impl Config {
@@ -81,7 +97,36 @@ impl Config {
 
     /// The keys that differ from `old` although only a restart can change them.
     pub fn restart_needed(&self, old: &Self) -> Vec<String> {
-        self.settings.differences(&old.settings)
+        let mut keys = self.settings.differences(&old.settings);
+        keys.extend(self.kubernetes.differences(&old.kubernetes));
+        keys
+    }
+
+    /// Whether Kubernetes can feed Weir by this configuration, which need not have a section for it: there has to be a
+    /// pool for masquerading.
+    pub fn check_kubernetes(&self) -> Result<(), Faults> {
+        let checked = self.kubernetes.check_pool(self.desired.pools());
+        checked.map_err(|reason| Faults::whole_file(&self.file, format!("kubernetes: {reason}")))
+    }
+
+    /// Takes what kube-proxy's configuration sets where this file says nothing: idle times of flows, and the size of the
+    /// flow tables on so many `cores`.
+    pub fn fill_in(&mut self, proxy: &KubeProxy, cores: usize) {
+        if let Some(total) = proxy.flow_limit(cores).filter(|_| !self.said.flow_limit) {
+            let each = total.div_ceil(self.settings.workers.count.get().into());
+            self.settings.flow_limit = each.clamp(settings::FLOWS_MIN, settings::FLOWS_MAX);
+        }
+        let mut draft = self.desired.draft().clone();
+        for (timeout, seconds) in proxy.timeouts() {
+            if !self.said.timeouts.contains(&timeout) {
+                timeout.set(&mut draft.timeouts, seconds);
+            }
+        }
+        if draft.timeouts != self.desired.timeouts()
+            && let Ok(desired) = DesiredState::new(draft)
+        {
+            self.desired = desired;
+        }
     }
 
     /// What of the configuration this machine does not have (interfaces, RX queues, cores), and what may not be meant.
@@ -92,6 +137,11 @@ impl Config {
 
 /// The configuration in the file at `path`.
 pub fn load(path: &FilePath) -> Result<Config, Faults> {
+    parse(&path.display().to_string(), &read_file(path)?)
+}
+
+/// The text of the file at `path`.
+fn read_file(path: &FilePath) -> Result<String, Faults> {
     let name = path.display().to_string();
     let unreadable =
         |reason: &dyn fmt::Display| Faults::whole_file(&name, format!("cannot be read: {reason}"));
@@ -101,15 +151,11 @@ pub fn load(path: &FilePath) -> Result<Config, Faults> {
     if bytes.len() as u64 > FILE_MAX {
         return Err(Faults::whole_file(&name, format!("larger than {} MiB", FILE_MAX >> 20)));
     }
-    match str::from_utf8(&bytes) {
-        Ok(text) => parse(&name, text),
-        Err(error) => {
-            let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
-            let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
-            let reason = format!("not UTF-8: a bad byte in line {line}");
-            Err(Faults::whole_file(&name, reason))
-        }
-    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+        let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
+        Faults::whole_file(&name, format!("not UTF-8: a bad byte in line {line}"))
+    })
 }
 
 /// The configuration in `text`. `file_name` is for messages alone.
@@ -128,6 +174,7 @@ pub fn parse(file_name: &str, text: &str) -> Result<Config, Faults> {
     let (draft, sources) = desired::read(&document, settings.workers.count.get(), &settings.interfaces);
     let places = Places { root: &root, sources: &sources, sink: &sink };
     places.check_limits(&draft, settings.limits);
+    let kubernetes = kubernetes::read(&document, &draft.pools, sources.complete);
     let desired = DesiredState::new(draft).map_err(|conflicts| places.refuse(&conflicts));
     let count = sink.count();
     match desired {
@@ -135,10 +182,28 @@ pub fn parse(file_name: &str, text: &str) -> Result<Config, Faults> {
             let warnings = Sink::new(file_name);
             Places { sink: &warnings, ..places }.warn(&desired);
             let warnings = warnings.into_faults();
-            Ok(Config { settings, desired, file: file_name.into(), interface_marks, warnings })
+            let said = said(&root);
+            Ok(Config {
+                settings,
+                desired,
+                kubernetes,
+                file: file_name.into(),
+                interface_marks,
+                said,
+                warnings,
+            })
         }
         _ => Err(sink.into_faults()),
     }
+}
+
+fn said(root: &Node<'_>) -> Said {
+    let says = |steps: &[Step]| find(root, steps).is_some_and(|node| !node.is_null());
+    let tcp = (0..).zip(sysctls::TCP_STATES).filter_map(|(state, key)| {
+        says(&[Step::Key("timeouts"), Step::Key("tcp"), Step::Key(key)]).then_some(Timeout::Tcp(state))
+    });
+    let udp = says(&[Step::Key("timeouts"), Step::Key("udp_s")]).then_some(Timeout::Udp);
+    Said { timeouts: tcp.chain(udp).collect(), flow_limit: says(&[Step::Key("flows"), Step::Key("limit")]) }
 }
 
 /// Brings what is found in a draft back to its place in the file.

@@ -51,7 +51,7 @@ impl<'n, 'p> Field<'n, 'p> {
         self.sink.add(Some(self.node.at), self.path, reason);
     }
 
-    fn refuse_type(&self, wanted: &str) {
+    pub(super) fn refuse_type(&self, wanted: &str) {
         self.refuse(format_args!("expected {wanted}, found {}", self.node.kind()));
     }
 
@@ -150,6 +150,45 @@ impl<'n, 'p> Field<'n, 'p> {
         nodes.iter().enumerate().take(most).map(field)
     }
 
+    /// A scalar as it is written, where it has no quotes and is not nothing.
+    pub(super) fn plain(&self) -> Option<&'n str> {
+        match &self.node.value {
+            Value::Scalar { text, plain: true } if !self.node.is_null() => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The keys and values of a mapping whose keys are not known beforehand. Where a key stands twice, the last one
+    /// counts. More than `most` are a fault.
+    pub(super) fn entries<'f>(&'f self, most: usize) -> Vec<(&'n str, Field<'n, 'f>)> {
+        let Value::Map(entries) = &self.node.value else {
+            self.refuse_type("a mapping");
+            return Vec::new();
+        };
+        if entries.len() > most {
+            self.refuse(format_args!("the mapping has more than {most} keys"));
+        }
+        let mut found: Vec<(&'n str, Field<'n, 'f>)> = Vec::new();
+        for entry in entries.iter().take(most) {
+            let key: &'n str = &entry.key;
+            let field = Field { node: &entry.value, path: Path::Key(&self.path, key), sink: self.sink };
+            match found.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, earlier)) => {
+                    let reason = format_args!("the key is already at {}", earlier.at());
+                    self.sink.add_key(entry.at, field.path, reason);
+                    *earlier = field;
+                }
+                None => found.push((key, field)),
+            }
+        }
+        found
+    }
+
+    /// Notes what is right, but perhaps not meant so.
+    pub(super) fn warn(&self, reason: impl fmt::Display) {
+        self.sink.warn(Some(self.node.at), self.path, reason);
+    }
+
     /// Whether it is written as a number, whatever sort of.
     pub(super) fn is_number(&self) -> bool {
         self.node.kind() == "a number"
@@ -158,6 +197,11 @@ impl<'n, 'p> Field<'n, 'p> {
     /// Whether it is a mapping.
     pub(super) fn is_map(&self) -> bool {
         matches!(&self.node.value, Value::Map(_))
+    }
+
+    /// Whether it is a list.
+    pub(super) fn is_list(&self) -> bool {
+        matches!(&self.node.value, Value::List(_))
     }
 
     /// Whether it is a list without entries.
@@ -176,9 +220,9 @@ impl<'n, 'p> Field<'n, 'p> {
             let path = Path::Key(&self.path, &entry.key);
             let place = keys.iter().position(|key| *key == entry.key).and_then(|index| seen.get_mut(index));
             match place {
-                None => self.sink.add(Some(entry.at), path, Unknown { word: &entry.key, known: keys }),
+                None => self.sink.add_key(entry.at, path, Unknown { word: &entry.key, known: keys }),
                 Some(Some(first)) => {
-                    self.sink.add(Some(entry.at), path, format_args!("the key is already at {first}"));
+                    self.sink.add_key(entry.at, path, format_args!("the key is already at {first}"));
                 }
                 Some(first) => *first = Some(entry.at),
             }
@@ -216,9 +260,10 @@ pub(super) struct Map<'n, 'f> {
 }
 
 impl<'n, 'f> Map<'n, 'f> {
-    /// The value of a key that may be left out. Nothing behind the key counts as left out.
+    /// The value of a key that may be left out. Nothing behind the key counts as left out; of several values, the last
+    /// one counts.
     pub(super) fn optional(&self, key: &'static str) -> Option<Field<'n, 'f>> {
-        let entry = self.entries.iter().find(|entry| entry.key == key)?;
+        let entry = self.entries.iter().rfind(|entry| entry.key == key)?;
         let path = Path::Key(&self.field.path, key);
         (!entry.value.is_null()).then_some(Field { node: &entry.value, path, sink: self.field.sink })
     }

@@ -52,7 +52,7 @@ fn read_list<T>(map: &Map<'_, '_>, key: &'static str, read: impl Fn(&Field<'_, '
 }
 
 /// `a` or `a/length`.
-fn read_prefix(field: &Field<'_, '_>) -> Option<IpNet> {
+pub(super) fn read_prefix(field: &Field<'_, '_>) -> Option<IpNet> {
     if !field.text()?.contains('/') {
         return field.parse::<IpAddr>().map(IpNet::from);
     }

@@ -22,7 +22,7 @@ const FLAGS_MAX: usize = 16;
 const PERSISTENCE_S: u32 = 360;
 /// Largest segments that make sense: what every IPv4 host takes at least once, less two headers, to what fits a packet.
 const MSS: std::ops::RangeInclusive<u16> = 64..=65_495;
-const MODES: [(&str, Mode); 6] = [
+pub(super) const MODES: [(&str, Mode); 6] = [
     ("nat", Mode::Nat),
     ("fullnat", Mode::FullNat),
     ("dr", Mode::Dr),
@@ -223,7 +223,8 @@ fn read_syn_proxy(field: &Field<'_, '_>) -> Option<SynProxy> {
     field.word(&[("off", SynProxy::Off), ("always", SynProxy::Always)])
 }
 
-fn read_scheduling(map: &Map<'_, '_>) -> Scheduling {
+/// The scheduler with its flags, `rr` where nothing is said.
+pub(super) fn read_scheduling(map: &Map<'_, '_>) -> Scheduling {
     let kind = map.optional("scheduler").map_or(Some(Kind::Rr), |field| read_kind(&field));
     let mut flags = Flags::default();
     // The names of flags depend on the scheduler: without it there is nothing to say about them.

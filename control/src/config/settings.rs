@@ -16,6 +16,10 @@ pub const WORKERS_MAX: u8 = 128;
 /// The kernel's end of the path to the kernel.
 pub const KERNEL_PATH: &str = "weir0";
 
+/// Flows of one worker at least.
+pub(super) const FLOWS_MIN: usize = 1024;
+/// Flows of one worker at most.
+pub(super) const FLOWS_MAX: usize = 100_000_000;
 /// SNAT addresses of all pools at most.
 pub(super) const SNAT_ADDRESSES_MAX: usize = 16_384;
 /// Node addresses at most.
@@ -222,7 +226,7 @@ fn read_cores(list: &Field<'_, '_>, workers: Option<u8>) -> Vec<u16> {
 fn read_flow_limit(document: &Map<'_, '_>) -> usize {
     let section = document.optional("flows");
     let map = section.as_ref().and_then(|field| field.map(&["limit"]));
-    let limit = map.and_then(|map| map.optional("limit")?.number(1024..=100_000_000_u32));
+    let limit = map.and_then(|map| map.optional("limit")?.number(FLOWS_MIN as u64..=FLOWS_MAX as u64));
     limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(1_000_000)
 }
 

@@ -1,0 +1,252 @@
+//! kube-proxy's configuration: a KubeProxyConfiguration v1alpha1 as it is, or the ConfigMap that it lies in.
+//!
+//! What Weir does with each field is described in `docs/kube-proxy-config.md`.
+
+pub mod address;
+pub mod duration;
+
+mod config_map;
+mod document;
+mod meaning;
+mod read;
+mod settings;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use document::Document;
+pub use meaning::ProxyMode;
+pub use settings::{NoNodeName, Timeout, settings};
+
+use super::fault::{Faults, Mark, Sink};
+use super::reader::Field;
+use super::tree::{self, Node, Value};
+use document::Logging;
+use meaning::{Findings, Meaning, understand};
+use read::Given;
+
+/// What kube-proxy would be told: a document without faults, with its defaults.
+#[derive(Clone, Debug)]
+pub struct KubeProxy {
+    document: Document,
+    given: Given,
+    meaning: Meaning,
+    origin: Origin,
+    overrides: Overrides,
+    warnings: Faults,
+}
+
+/// Where a configuration is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Origin {
+    /// A file.
+    File(Arc<str>),
+    /// Nobody has said anything: what Weir does by itself, which is what kube-proxy does in mode nftables.
+    Nobody,
+}
+
+/// What the command line says beside a file.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Overrides {
+    /// `--hostname-override`.
+    pub hostname: Option<String>,
+    /// `--master`.
+    pub master: Option<String>,
+    /// `-v`.
+    pub verbosity: Option<u32>,
+    /// `--logging-format`.
+    pub logging_format: Option<String>,
+}
+
+/// How the API server is reached.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Client {
+    /// The kubeconfig; `None`: what a Pod finds in itself.
+    pub kubeconfig: Option<PathBuf>,
+    /// The server's address instead of the one that the kubeconfig has.
+    pub master: Option<String>,
+    /// Requests a second at most; `None`: no limit.
+    pub qps: Option<f32>,
+    /// Requests that may come at once before the limit counts.
+    pub burst: u32,
+    /// After this time what was watched is listed again.
+    pub resync: Duration,
+}
+
+/// Where health and metrics are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// `/healthz` and `/livez`; `None`: not at all.
+    pub health: Option<SocketAddr>,
+    /// `/metrics` and the others; `None`: not at all.
+    pub metrics: Option<SocketAddr>,
+    /// Whether Weir ends where an address cannot be had; else it tries again.
+    pub hard_fail: bool,
+}
+
+/// The configuration in the file at `path`.
+pub fn load(path: &Path, overrides: Overrides) -> Result<KubeProxy, Faults> {
+    let name = path.display().to_string();
+    parse(&name, &super::read_file(path)?, overrides)
+}
+
+/// The configuration in `text`. `file_name` is for messages alone.
+pub fn parse(file_name: &str, text: &str, overrides: Overrides) -> Result<KubeProxy, Faults> {
+    let root = read_tree(file_name, text)?;
+    match config_map::unpack(file_name, text, &root)? {
+        None => from_tree(file_name, &root, overrides),
+        Some(inner) => {
+            let read = read_tree(file_name, &inner.text)
+                .and_then(|root| from_tree(file_name, &root, overrides))
+                .map_err(|faults| inner.place(faults))?;
+            Ok(KubeProxy { warnings: inner.place(read.warnings), ..read })
+        }
+    }
+}
+
+fn read_tree<'t>(file_name: &str, text: &'t str) -> Result<Node<'t>, Faults> {
+    tree::parse(text).map_err(|unreadable| {
+        let sink = Sink::new(file_name);
+        sink.add(unreadable.at, "", unreadable.reason);
+        sink.into_faults()
+    })
+}
+
+fn from_tree(file_name: &str, root: &Node<'_>, overrides: Overrides) -> Result<KubeProxy, Faults> {
+    let sink = Sink::lenient(file_name);
+    let (document, given) = read::read(&Field::root(root, &sink));
+    let read = KubeProxy::new(document, given, Origin::File(file_name.into()), overrides);
+    let (read, found) = read;
+    for (path, reason) in found.faults {
+        sink.add(Some(locate(root, &path)), path, reason);
+    }
+    for (path, reason) in found.warnings {
+        sink.warn(Some(locate(root, &path)), path, reason);
+    }
+    if sink.count() > 0 {
+        return Err(sink.into_faults());
+    }
+    Ok(KubeProxy { warnings: sink.into_warnings(), ..read })
+}
+
+/// Where a path such as `ipvs.excludeCIDRs[1]` leads to, or as far as it leads.
+fn locate(root: &Node<'_>, path: &str) -> Mark {
+    let mut node = root;
+    for step in path.split(['.', '[']) {
+        let next = match (&node.value, step.strip_suffix(']')) {
+            (Value::Map(entries), None) => {
+                entries.iter().rfind(|entry| entry.key == step).map(|entry| &entry.value)
+            }
+            (Value::List(nodes), Some(index)) => index.parse().ok().and_then(|index: usize| nodes.get(index)),
+            _ => None,
+        };
+        match next {
+            Some(next) => node = next,
+            None => break,
+        }
+    }
+    node.at
+}
+
+impl KubeProxy {
+    /// Nobody has said anything: Weir then does what kube-proxy does in mode nftables, which is the bar where its modes
+    /// differ.
+    pub fn unsaid(overrides: Overrides) -> Result<Self, Faults> {
+        let document = Document { mode: "nftables".to_owned(), ..Document::empty() };
+        let (read, found) = Self::new(document, Given::new(), Origin::Nobody, overrides);
+        let sink = Sink::new("command line");
+        for (path, reason) in found.faults {
+            sink.add(None, path, reason);
+        }
+        if sink.count() > 0 { Err(sink.into_faults()) } else { Ok(read) }
+    }
+
+    fn new(mut document: Document, given: Given, origin: Origin, overrides: Overrides) -> (Self, Findings) {
+        overrides.apply(&mut document);
+        document.set_defaults();
+        let mut found = Findings::default();
+        let meaning = understand(&document, &mut found);
+        let warnings = Sink::new("").into_warnings();
+        (Self { document, given, meaning, origin, overrides, warnings }, found)
+    }
+
+    /// The document with its defaults: what kube-proxy would write, and show at `/configz`.
+    pub fn document(&self) -> &Document {
+        &self.document
+    }
+
+    /// What has no effect, or perhaps not the one that is meant.
+    pub fn warnings(&self) -> &Faults {
+        &self.warnings
+    }
+
+    /// The mode that kube-proxy would run in.
+    pub fn mode(&self) -> ProxyMode {
+        self.meaning.mode
+    }
+
+    /// How the API server is reached, where the configuration file does not say.
+    pub fn client(&self) -> Client {
+        let client = &self.document.client_connection;
+        Client {
+            kubeconfig: (!client.kubeconfig.is_empty()).then(|| client.kubeconfig.clone().into()),
+            master: self.overrides.master.clone().filter(|master| !master.is_empty()),
+            qps: (client.qps > 0.0).then_some(client.qps),
+            burst: u32::try_from(client.burst).unwrap_or(0),
+            resync: self.document.config_sync_period.time(),
+        }
+    }
+
+    /// Where health and metrics are served.
+    pub fn listen(&self) -> Listen {
+        Listen {
+            health: self.meaning.health,
+            metrics: self.meaning.metrics,
+            hard_fail: self.document.bind_address_hard_fail,
+        }
+    }
+
+    /// Address that stands for the Node's own of its family (`bindAddress`).
+    pub fn node_address(&self) -> Option<IpAddr> {
+        self.meaning.node_address
+    }
+
+    /// How much is logged and in which form.
+    pub fn logging(&self) -> &Logging {
+        &self.document.logging
+    }
+
+    /// Whether profiles may be taken over HTTP.
+    pub fn profiling(&self) -> bool {
+        self.document.enable_profiling
+    }
+
+    /// How likely the kernel is to end the process when memory is short: -1000 to 1000.
+    pub fn oom_score_adj(&self) -> Option<i32> {
+        match self.origin {
+            Origin::File(_) => self.document.oom_score_adj,
+            Origin::Nobody => None,
+        }
+    }
+}
+
+impl Overrides {
+    fn apply(&self, document: &mut Document) {
+        if let Some(hostname) = &self.hostname
+            && !hostname.is_empty()
+        {
+            document.hostname_override.clone_from(hostname);
+        }
+        if let Some(verbosity) = self.verbosity {
+            document.logging.verbosity = verbosity;
+        }
+        if let Some(format) = &self.logging_format {
+            document.logging.format.clone_from(format);
+        }
+    }
+}
