@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::namespace::Namespace;
@@ -187,8 +187,28 @@ pub fn wrk_with(
 pub struct Wrk {
     /// Requests answered.
     pub requests: u64,
-    /// Connections that failed, or reads, writes and timeouts on them, or answers other than 2xx and 3xx.
-    pub errors: u64,
+    /// Connections that could not be opened.
+    pub connect: u64,
+    /// Connections that were closed or reset.
+    pub read: u64,
+    /// Requests that could not be sent.
+    pub write: u64,
+    /// Answers later than the timeout: their connections carry on. For an answer that never comes wrk counts nothing.
+    pub late: u64,
+    /// Answers other than 2xx and 3xx.
+    pub status: u64,
+}
+
+impl Wrk {
+    /// All that went wrong, but for what was only late.
+    pub fn broken(&self) -> u64 {
+        self.connect + self.read + self.write + self.status
+    }
+
+    /// All that went wrong.
+    pub fn errors(&self) -> u64 {
+        self.broken() + self.late
+    }
 }
 
 /// Reads wrk's report.
@@ -199,19 +219,20 @@ pub fn wrk_result(report: &str) -> Result<Wrk> {
     let numbers = |line: &str| -> Vec<u64> {
         line.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
     };
-    let mut result = None;
-    let mut errors = 0;
+    let (mut result, mut requests) = (Wrk::default(), None);
     for line in report.lines().map(str::trim) {
         if line.contains(" requests in ") {
-            result = numbers(line).first().copied();
-        } else if line.starts_with("Socket errors:") || line.starts_with("Non-2xx") {
-            // "Non-2xx or 3xx responses: 7": the digits of the classes are not counts.
-            errors +=
-                numbers(line.rsplit_once("responses:").map_or(line, |(_, count)| count)).iter().sum::<u64>();
+            requests = numbers(line).first().copied();
+        } else if line.starts_with("Socket errors:") {
+            let [connect, read, write, late] = numbers(line)[..] else {
+                bail!("wrk printed {line:?}");
+            };
+            result = Wrk { connect, read, write, late, ..result };
+        } else if let Some(count) = line.strip_prefix("Non-2xx or 3xx responses:") {
+            result.status = count.trim().parse()?;
         }
     }
-    let requests = result.with_context(|| format!("wrk printed:\n{report}"))?;
-    Ok(Wrk { requests, errors })
+    Ok(Wrk { requests: requests.with_context(|| format!("wrk printed:\n{report}"))?, ..result })
 }
 
 /// Whether an ICMP echo request is answered within a second.
@@ -227,19 +248,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrk_errors_are_the_sum_of_all_kinds() {
+    fn wrk_tells_late_answers_from_broken_connections() {
         let head = "Running 1s test @ http://10.1.0.100/\n  1 threads and 16 connections\n";
         for (name, tail, want) in [
-            ("none", "  9 requests in 1.00s, 1.55KB read\n", Some(Wrk { requests: 9, errors: 0 })),
+            ("none", "  9 requests in 1.00s, 1.55KB read\n", Some(Wrk { requests: 9, ..Wrk::default() })),
             (
                 "of sockets",
                 "  9 requests in 1.00s, 1.55KB read\n  Socket errors: connect 1, read 2, write 3, timeout 4\n",
-                Some(Wrk { requests: 9, errors: 10 }),
+                Some(Wrk { requests: 9, connect: 1, read: 2, write: 3, late: 4, status: 0 }),
             ),
             (
                 "of answers",
                 "  9 requests in 1.00s, 1.55KB read\n  Non-2xx or 3xx responses: 7\n",
-                Some(Wrk { requests: 9, errors: 7 }),
+                Some(Wrk { requests: 9, status: 7, ..Wrk::default() }),
             ),
             ("not a report", "unable to connect\n", None),
         ] {

@@ -1,5 +1,6 @@
 //! A flood of SYNs from addresses that never answer, and what it does to clients.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use etherparse::PacketBuilder;
+use nix::sys::signal::Signal;
 
 use crate::clients::{self, Wrk};
 use crate::http::{Load, load_for};
+use crate::namespace::Namespace;
 use crate::raw::Raw;
 use crate::topology::{ETH, Family, Topology, WAN};
 use crate::weir::Weir;
@@ -25,6 +28,12 @@ const RATE_PPS: u32 = 50_000;
 const BURST: u32 = 64;
 /// The first of the senders' addresses; behind the client as the gateway's routes have it.
 const SENDERS: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 0);
+
+/// How long it may take until all kept connections are open and have had an answer.
+const OPENING: Duration = Duration::from_secs(20);
+/// How long after a flood a kept connection may carry nothing: longer than TCP waits before it sends once more what was
+/// lost all through a flood of some seconds.
+const RECOVERY: Duration = Duration::from_secs(30);
 
 /// A flood, running until this goes out of scope.
 #[derive(Debug)]
@@ -99,14 +108,17 @@ pub struct Outcome {
     pub rate_pps: f64,
     /// Connections that were open before, and used all the time.
     pub kept: Wrk,
+    /// Those of them that are gone, or carried nothing any more when the flood was over; by the client's port.
+    pub lost: BTreeSet<u16>,
     /// Connections opened meanwhile, one request each.
     pub new: Load,
     /// By how much Weir's resident memory grew, bytes.
     pub grown: i64,
 }
 
-/// Has `kept` connections to `server` carry requests for `duration`, floods it from when they are open until they end,
-/// and opens connections one after the other meanwhile.
+/// Has `kept` connections to `server` carry requests, floods it for `duration` from when they all have had answers, and
+/// opens connections one after the other meanwhile. Kept connections get all the time that TCP takes to send again what
+/// was lost on the way: one that is lost for good is what counts.
 ///
 /// # Errors
 /// When a part cannot be run. What clients meet is in the outcome.
@@ -118,44 +130,55 @@ pub fn under_flood(
     duration: Duration,
 ) -> Result<Outcome> {
     let log = topology.scratch().join("wrk-under-flood.log");
-    let mut wrk = clients::wrk_with(&topology.client, server, kept, duration, log)?;
-    // A second in which they carry requests, and as long as it takes on a machine that is busy.
-    std::thread::sleep(Duration::from_secs(1));
-    let pid = wrk.pid();
-    wrk.wait_until(duration, || Ok(established(pid, server.port())? >= kept as usize))?;
-    let before = resident(weir.pid())?;
+    let mut wrk = clients::wrk_with(&topology.client, server, kept, duration + OPENING + RECOVERY, log)?;
+    let mut before = BTreeMap::new();
+    wrk.wait_until(OPENING, || {
+        before = received(&topology.client, server.port())?;
+        Ok(before.values().filter(|bytes| **bytes > 0).count() >= kept as usize)
+    })?;
+    let memory = resident(weir.pid())?;
     let started = Instant::now();
     let flood = Flood::start(topology, server)?;
-    let new = load_for(&topology.client, server, duration.saturating_sub(Duration::from_secs(2)), 2)?;
-    let status = wrk.wait(duration + Duration::from_secs(20))?.context("wrk did not end")?;
+    let new = load_for(&topology.client, server, duration, 2)?;
     let rate_pps = flood.stop() as f64 / started.elapsed().as_secs_f64();
+    let grown = resident(weir.pid())? - memory;
+    let lost = lost(&topology.client, server.port(), before.into_keys().collect())?;
+    wrk.signal(Signal::SIGINT)?;
+    let status = wrk.wait(RECOVERY)?.context("wrk did not end")?;
     anyhow::ensure!(status.success(), "wrk: {}", wrk.log());
-    let grown = resident(weir.pid())? - before;
-    Ok(Outcome { rate_pps, kept: clients::wrk_result(&wrk.log())?, new, grown })
+    Ok(Outcome { rate_pps, kept: clients::wrk_result(&wrk.log())?, lost, new, grown })
 }
 
-/// TCP connections to `port` that are established in the network namespace of a process.
-fn established(pid: u32, port: u16) -> Result<usize> {
-    const ESTABLISHED: &str = "01";
-
-    let mut count = 0;
-    for family in ["tcp", "tcp6"] {
-        let table = std::fs::read_to_string(format!("/proc/{pid}/net/{family}"))?;
-        count += table
-            .lines()
-            .filter(|line| {
-                let mut words = line.split_whitespace().skip(2);
-                let remote = words.next().and_then(|remote| remote.rsplit_once(':'));
-                let is_port = remote.is_some_and(|(_, own)| u16::from_str_radix(own, 16) == Ok(port));
-                is_port && words.next() == Some(ESTABLISHED)
-            })
-            .count();
+/// Of a client's connections to `port`, those that are not there any more, or get nothing for [`RECOVERY`].
+fn lost(client: &Namespace, port: u16, mut waited_for: BTreeSet<u16>) -> Result<BTreeSet<u16>> {
+    let (begin, started) = (received(client, port)?, Instant::now());
+    let mut lost = BTreeSet::new();
+    while !waited_for.is_empty() && started.elapsed() < RECOVERY {
+        let now = received(client, port)?;
+        lost.extend(waited_for.extract_if(.., |own| !now.contains_key(own)));
+        waited_for.retain(|own| now.get(own) == begin.get(own));
+        std::thread::sleep(Duration::from_millis(100));
     }
-    Ok(count)
+    lost.extend(waited_for);
+    Ok(lost)
+}
+
+/// The established TCP connections to `port`, by the client's own port: bytes that came by them.
+fn received(client: &Namespace, port: u16) -> Result<BTreeMap<u16, u64>> {
+    let mut command = client.command("ss");
+    command.args(["-H", "-O", "-t", "-n", "-i", "state", "established", &format!("dport = :{port}")]);
+    let said = crate::run(&mut command, Duration::from_secs(10))?;
+    anyhow::ensure!(said.status.success(), "ss: {}", said.err.trim());
+    let connection = |line: &str| {
+        let (_, own) = line.split_whitespace().nth(2)?.rsplit_once(':')?;
+        let bytes = line.split_whitespace().find_map(|word| word.strip_prefix("bytes_received:"));
+        Some((own.parse().ok()?, bytes.map_or(Some(0), |bytes| bytes.parse().ok())?))
+    };
+    said.out.lines().map(|line| connection(line).with_context(|| format!("ss printed {line:?}"))).collect()
 }
 
 /// The hardware address of an interface.
-fn mac(namespace: &crate::Namespace, interface: &str) -> Result<[u8; 6]> {
+fn mac(namespace: &Namespace, interface: &str) -> Result<[u8; 6]> {
     let path = Path::new("/sys/class/net").join(interface).join("address");
     let said = crate::run(namespace.command("cat").arg(path), Duration::from_secs(5))?;
     let bytes = said.out.trim().split(':').map(|byte| u8::from_str_radix(byte, 16));

@@ -1,7 +1,7 @@
 //! An HTTP client that takes times: a connection a request, several at once.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ pub struct Load {
     pub answers: BTreeMap<String, u32>,
     /// Why requests failed.
     pub failures: Vec<String>,
+    /// How many of those failed because nothing came for a while.
+    pub unanswered: usize,
     /// From before the connection to the last byte of the page, microseconds, of requests that did not fail.
     pub latency_us: Histogram<u64>,
     /// The whole run.
@@ -30,7 +32,13 @@ pub struct Load {
 impl Load {
     fn new() -> Result<Self> {
         let latency_us = Histogram::new_with_bounds(1, LONGEST_US, 3)?;
-        Ok(Self { answers: BTreeMap::new(), failures: Vec::new(), latency_us, elapsed: Duration::ZERO })
+        Ok(Self {
+            answers: BTreeMap::new(),
+            failures: Vec::new(),
+            unanswered: 0,
+            latency_us,
+            elapsed: Duration::ZERO,
+        })
     }
 
     fn count(&mut self, took: Duration, answer: Result<String>) {
@@ -39,7 +47,10 @@ impl Load {
                 *self.answers.entry(page).or_default() += 1;
                 self.latency_us.saturating_record(u64::try_from(took.as_micros()).unwrap_or(LONGEST_US));
             }
-            Err(error) => self.failures.push(format!("{error:#}")),
+            Err(error) => {
+                self.unanswered += usize::from(is_timeout(&error));
+                self.failures.push(format!("{error:#}"));
+            }
         }
     }
 
@@ -48,6 +59,7 @@ impl Load {
             *self.answers.entry(page).or_default() += count;
         }
         self.failures.extend(other.failures);
+        self.unanswered += other.unanswered;
         Ok(self.latency_us.add(other.latency_us)?)
     }
 }
@@ -100,6 +112,11 @@ fn load_while(
     }
     total.elapsed = started.elapsed();
     Ok(total)
+}
+
+fn is_timeout(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    matches!(kind, Some(ErrorKind::TimedOut | ErrorKind::WouldBlock))
 }
 
 fn fetch(server: SocketAddr) -> Result<String> {

@@ -47,8 +47,9 @@ pub fn is_root() -> bool {
 
 /// The programs that this crate runs and that are not on this machine.
 pub fn missing_programs() -> Vec<&'static str> {
-    const PROGRAMS: [&str; 13] = [
+    const PROGRAMS: [&str; 14] = [
         "ip",
+        "ss",
         "ethtool",
         "nginx",
         "dnsmasq",

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use testbed::flood::under_flood;
+use control::admin::protocol::InterfaceRow;
+use testbed::flood::{Outcome, under_flood};
 use testbed::topology::Family;
 use testbed::{Load, Service};
 
 use crate::Setup;
 
 const KEPT: u32 = 200;
+const LENGTH: Duration = Duration::from_secs(6);
 
 #[test]
 fn syn_cookies_let_every_client_through_a_flood() -> Result<()> {
@@ -17,20 +19,16 @@ fn syn_cookies_let_every_client_through_a_flood() -> Result<()> {
         let vip = if mode == "nat" { Family::V4.routed_vip() } else { Family::V4.vip() };
         let service = Service::http(vip).mode(mode).key("syn_proxy: always");
         let Some(setup) = Setup::start(std::slice::from_ref(&service))? else { return Ok(()) };
-        let length = Duration::from_secs(8);
-        let met = under_flood(&setup.topology, &setup.weir, service.addr(), KEPT, length)?;
-        println!(
-            "{mode}: {:.0} SYNs a second; kept: {:?}; new: {} of {} failed, median {} us; memory grew by {} KiB",
-            met.rate_pps,
-            met.kept,
-            met.new.failures.len(),
-            attempts(&met.new),
-            met.new.latency_us.value_at_quantile(0.5),
-            met.grown / 1024
+        let (met, told) = flood(&setup, &service)?;
+        assert!(
+            met.lost.is_empty() && met.kept.broken() == 0,
+            "{mode}: established connections broke:\n{told}"
         );
-        assert_eq!(met.kept.errors, 0, "{mode}: established connections broke: {:?}", met.kept);
-        assert!(met.new.failures.len() * 100 <= attempts(&met.new), "{mode}: {:?}", met.new.failures);
-        assert!(met.grown < 4 << 20, "{mode}: {} bytes more", met.grown);
+        // Where a machine is so busy that frames get lost in front of Weir, who got no answer tells nothing of Weir.
+        let excused = if lost_before_weir(&setup)? { met.new.unanswered } else { 0 };
+        let failed = met.new.failures.len() - excused;
+        assert!(failed * 100 <= attempts(&met.new), "{mode}: {:?}\n{told}", met.new.failures);
+        assert!(met.grown < 4 << 20, "{mode}: memory grew:\n{told}");
     }
     Ok(())
 }
@@ -39,17 +37,41 @@ fn syn_cookies_let_every_client_through_a_flood() -> Result<()> {
 fn without_cookies_half_open_flows_go_first_and_established_ones_stay() -> Result<()> {
     let service = Service::http(Family::V4.routed_vip()).mode("nat");
     let Some(setup) = Setup::start(std::slice::from_ref(&service))? else { return Ok(()) };
-    let met = under_flood(&setup.topology, &setup.weir, service.addr(), KEPT, Duration::from_secs(8))?;
-    println!(
-        "{:.0} SYNs a second; kept: {:?}; new: {} of {} failed",
+    let bounded = testbed::config(&setup.topology, std::slice::from_ref(&service));
+    setup.weir.reload(&(bounded + "floods: {half_open: 1024}\n"))?;
+    let (met, told) = flood(&setup, &service)?;
+    assert!(met.lost.is_empty() && met.kept.broken() == 0, "established connections broke:\n{told}");
+    assert!(setup.workers()?.iter().all(|worker| worker.flows_evicted > 0), "none had to go:\n{told}");
+    assert!(met.grown < 4 << 20, "memory grew:\n{told}");
+    Ok(())
+}
+
+/// Floods a service for a while. What clients met, and the same in words, beside Weir's own counts.
+fn flood(setup: &Setup, service: &Service) -> Result<(Outcome, String)> {
+    let met = under_flood(&setup.topology, &setup.weir, service.addr(), KEPT, LENGTH)?;
+    let told = format!(
+        "{}: {:.0} SYNs a second; kept: {:?}, lost: {:?}; new: {} of {} failed, median {} us; memory grew by {} KiB\n\
+         {}{}{}",
+        service.mode,
         met.rate_pps,
         met.kept,
+        met.lost,
         met.new.failures.len(),
-        attempts(&met.new)
+        attempts(&met.new),
+        met.new.latency_us.value_at_quantile(0.5),
+        met.grown / 1024,
+        setup.weir.table("workers")?,
+        setup.weir.table("drops")?,
+        setup.weir.table("interfaces")?,
     );
-    assert_eq!(met.kept.errors, 0, "established connections broke: {:?}", met.kept);
-    assert!(met.grown < 4 << 20, "{} bytes more", met.grown);
-    Ok(())
+    println!("{told}");
+    Ok((met, told))
+}
+
+/// Whether the kernel has found no room for a frame that was meant for Weir.
+fn lost_before_weir(setup: &Setup) -> Result<bool> {
+    let interfaces: Vec<InterfaceRow> = serde_json::from_value(setup.weir.show("interfaces")?)?;
+    Ok(interfaces.iter().flat_map(|interface| &interface.queues).any(|queue| queue.rx_dropped + queue.rx_ring_full > 0))
 }
 
 /// Connections that were tried.

@@ -55,7 +55,7 @@ fn a_reload_every_100_ms_for_30_s_loses_no_connection() -> Result<()> {
     for wrk in &mut wrks {
         assert!(wrk.wait(Duration::from_secs(10))?.is_some(), "wrk did not end: {}", wrk.log());
         let result = clients::wrk_result(&wrk.log())?;
-        assert!(result.requests > 1000 && result.errors == 0, "{}", wrk.log());
+        assert!(result.requests > 1000 && result.errors() == 0, "{}", wrk.log());
     }
     Ok(())
 }

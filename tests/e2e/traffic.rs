@@ -184,7 +184,7 @@ fn wrk_over_kept_connections_has_no_errors() -> Result<()> {
         command.args(["-t1", "-c16", "-d2s", &format!("http://{}/", service.addr())]);
         let said = run(&mut command, Duration::from_secs(10))?;
         let result = clients::wrk_result(&said.out)?;
-        assert!(result.requests > 100 && result.errors == 0, "{}", said.out);
+        assert!(result.requests > 100 && result.errors() == 0, "{}", said.out);
     }
     Ok(())
 }
