@@ -213,7 +213,7 @@ fn add(net: &mut Net, link: u32, addr: IpAddr, mac: [u8; 6]) {
 
 /// Engines of `workers` workers that share what workers share.
 pub fn engines(workers: u8, flow_limit: usize) -> Vec<Engine> {
-    let state = Arc::new(State::new(128, 512));
+    let state = Arc::new(State::new(80, 224));
     let directory = Arc::new(Directory::new(flow_limit * usize::from(workers), workers));
     let setup = |worker| Setup {
         worker: WorkerId(worker),
@@ -221,7 +221,7 @@ pub fn engines(workers: u8, flow_limit: usize) -> Vec<Engine> {
         flow_limit,
         state: Arc::clone(&state),
         directory: Arc::clone(&directory),
-        stats: Arc::new(WorkerStats::new(128, 512)),
+        stats: Arc::new(WorkerStats::new(80, 224)),
         wanted: Arc::new(Wanted::new(16)),
         seed: 0x0123_4567_89ab_cdef,
     };
