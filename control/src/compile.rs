@@ -2,6 +2,7 @@
 //!
 //! Nothing is touched while tables are made: a desired state that does not fit is refused whole.
 
+mod access;
 mod ids;
 mod ours;
 
@@ -69,7 +70,7 @@ pub enum CompileError {
 /// Compiles `desired`, going on from the ids in use before. Pure: equal input, equal tables.
 ///
 /// Backends lie newest first. A service is reached by its VIPs, and by its node port on every node address of its
-/// family. Weir answers for the VIPs of services that announce them, but for those that are the node's own addresses.
+/// family. The services of a group have the backends in common that have one address, port and mode. Weir answers for the VIPs of services that announce them, but for those that are the node's own addresses.
 pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, CompileError> {
     let mut ids = before.clone();
     let mut fresh = Fresh::default();
@@ -79,6 +80,7 @@ pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, Com
     let stays: HashSet<Identity, ahash::RandomState> = identities.iter().flatten().copied().collect();
     ids.remove_others(|identity| stays.contains(identity));
 
+    let mut groups = access::Groups::default();
     let mut list = Vec::with_capacity(identities.len());
     for (service, identity) in desired.services().iter().zip(identities) {
         let Some(identity) = identity else { continue };
@@ -97,7 +99,9 @@ pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, Com
         list.push(Service {
             id,
             name: Arc::clone(&service.name),
+            group: groups.join(service, &vips),
             vips,
+            clients: service.clients(),
             mark: service.mark(),
             scheduler,
             steady,
@@ -106,6 +110,7 @@ pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, Com
             persistence: service.persistence.map(persistence),
             engine: service.engine,
             one_packet: service.one_packet,
+            access: access::access(&service.access),
             options: service.options,
         });
     }
@@ -113,6 +118,7 @@ pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, Com
     let pools = desired.pools().iter().map(snat_pool).collect();
     let rules = desired.rules().iter().flat_map(MatchRule::spread).collect();
     let services = Services::new(list, pools, owned(desired)).with_rules(rules);
+    let services = services.with_locality(access::locality(desired));
     let ours = ours(desired, &ids);
     let (timeouts, settings) = (desired.timeouts(), desired.settings());
     Ok(Compiled { services, ours, timeouts, settings, ids, fresh })
@@ -130,7 +136,11 @@ impl Compiled {
         }
         for service in self.services.iter() {
             for backend in &service.backends {
-                bound(old.backend(backend.id), (service, backend), state, now);
+                // Of services that share it, one says what bounds it.
+                let bounding = self.services.backend(backend.id);
+                if bounding.is_some_and(|(of, _)| of.id == service.id) {
+                    bound(old.backend(backend.id), (service, backend), state, now);
+                }
             }
             let Some(slot) = state.service(service.id) else { continue };
             if fresh.contains(&service.id) {
@@ -138,8 +148,7 @@ impl Compiled {
                 continue;
             }
             service.scheduler.forget(|id| reused.contains(&id));
-            let before = find(old, service).filter(|old| old.id == service.id);
-            if let Some(before) = before
+            if let Some(before) = old.service(service.id)
                 && (before.backends != service.backends
                     || before.scheduler.kind() != service.scheduler.kind())
             {
@@ -155,14 +164,6 @@ impl Compiled {
                 slot.set_ends(slot.ends().or(Some(now.after_seconds(drain_s))));
             }
         }
-    }
-}
-
-/// The service of other tables that `service` is.
-fn find<'s>(tables: &'s Services, service: &Service) -> Option<&'s Service> {
-    match (service.mark, service.vips.first()) {
-        (Some(mark), _) => tables.marked(mark),
-        (None, vip) => tables.exact(vip?),
     }
 }
 
@@ -185,7 +186,7 @@ fn bound(before: Option<(&Service, &Backend)>, now_is: (&Service, &Backend), sta
 /// Every address that the service is found by: its VIPs first, then the node's addresses.
 fn reached_by(service: &model::Service, desired: &DesiredState) -> Vec<VipKey> {
     let family = service.family();
-    let own = desired.node_addresses().iter().filter(|addr| Some(addr.family()) == family);
+    let own = desired.node_addresses().iter().filter(|addr| addr.family() == family);
     let on_node = own.filter_map(|addr| {
         let port = service.node_port?;
         Some(vip_key(*addr, Some(port), service.protocol()?))

@@ -21,6 +21,7 @@ use ipnet::IpNet;
 pub use address::{AddressRange, BadRange, Family, NotUnicast, POOL_ADDRESSES_MAX, Unicast};
 pub use change::{Change, Common};
 pub use conflict::{Conflict, Place, Reason};
+pub use dataplane::snapshot::{Clients, Masquerade, WhenEmpty};
 pub use rule::{Interface, MatchRule, PortRange};
 
 /// The largest weight that ipvsadm takes.
@@ -151,7 +152,9 @@ pub enum Reach {
 /// Virtual addresses with a protocol and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vips {
-    /// The addresses: at least one, of one family.
+    /// The family of all addresses and of the service's clients.
+    pub family: Family,
+    /// The addresses: at least one, unless the service is reached by its node port alone.
     pub addresses: Vec<Unicast>,
     /// The port; `None` is every port that no other service has.
     pub port: Option<Port>,
@@ -159,16 +162,6 @@ pub struct Vips {
     pub protocol: Protocol,
     /// Which clients reach it by them.
     pub clients: Clients,
-}
-
-/// Which clients reach a service by its virtual addresses and node port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Clients {
-    /// All; where another service has the same address for [`Self::Inside`], those that are not inside.
-    #[default]
-    All,
-    /// Those inside: in the networks of [`Draft::local`], and the node itself.
-    Inside,
 }
 
 /// Who may use a service, and what becomes of who does.
@@ -180,28 +173,6 @@ pub struct Access {
     pub masquerade: Masquerade,
     /// What a client is told where there is no backend.
     pub when_empty: WhenEmpty,
-}
-
-/// Which clients' flows to `nat` backends are translated by `fullnat` instead, from the service's SNAT pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Masquerade {
-    /// Those of a backend that was chosen for itself: no other way would work.
-    #[default]
-    Hairpin,
-    /// Those too that are not in [`Draft::local`].
-    NotLocal,
-    /// All.
-    Always,
-}
-
-/// What a client of a service without usable backends is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum WhenEmpty {
-    /// That the port is unreachable.
-    #[default]
-    Reject,
-    /// Nothing: backends are elsewhere.
-    Drop,
 }
 
 /// A client's flows go to the backend that its first one went to.
@@ -290,8 +261,19 @@ pub enum Origin {
 /// What makes a service the same one from generation to generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
-    /// Its first VIP, with port and protocol.
-    Vip(VipKey),
+    /// Its first VIP, with port and protocol, and who reaches it there.
+    Vip(VipKey, Clients),
+    /// Its node port, where it has no VIP, and who reaches it there.
+    Node {
+        /// The port.
+        port: Port,
+        /// Its protocol.
+        protocol: Protocol,
+        /// Its family.
+        family: Family,
+        /// Who reaches it.
+        clients: Clients,
+    },
     /// Its mark.
     Mark(Mark),
 }
@@ -333,11 +315,19 @@ impl Service {
         }
     }
 
-    /// The family of its clients: that of its first virtual address, which in a [`DesiredState`] is that of all.
-    pub fn family(&self) -> Option<Family> {
+    /// The family of its clients, which in a [`DesiredState`] is that of all its virtual addresses.
+    pub fn family(&self) -> Family {
         match &self.reach {
-            Reach::Vips(vips) => vips.addresses.first().map(|vip| vip.family()),
-            Reach::Mark { family, .. } => Some(*family),
+            Reach::Vips(vips) => vips.family,
+            Reach::Mark { family, .. } => *family,
+        }
+    }
+
+    /// Which clients reach it.
+    pub fn clients(&self) -> Clients {
+        match &self.reach {
+            Reach::Vips(vips) => vips.clients,
+            Reach::Mark { .. } => Clients::All,
         }
     }
 
@@ -369,9 +359,15 @@ impl Service {
         self.vips().iter().filter_map(move |vip| Some(vip_key(*vip, port, protocol?)))
     }
 
-    /// What makes it the same service after a change; `None` where it has no VIP.
+    /// What makes it the same service after a change; `None` where nothing leads to it.
     pub fn identity(&self) -> Option<Identity> {
-        self.mark().map(Identity::Mark).or_else(|| self.keys().next().map(Identity::Vip))
+        let vips = match &self.reach {
+            Reach::Vips(vips) => vips,
+            Reach::Mark { .. } => return self.mark().map(Identity::Mark),
+        };
+        let (protocol, family, clients) = (vips.protocol, vips.family, vips.clients);
+        let on_node = || self.node_port.map(|port| Identity::Node { port, protocol, family, clients });
+        self.keys().next().map(|key| Identity::Vip(key, clients)).or_else(on_node)
     }
 }
 

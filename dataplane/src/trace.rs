@@ -24,6 +24,11 @@ pub enum Step {
     ServiceMatched(ServiceId),
     /// The destination is no service, no SNAT address and no VIP.
     NotOurs,
+    /// The destination is in a network of virtual addresses and no service; whether one has the address at all.
+    NoService {
+        /// Whether some service has it.
+        allocated: bool,
+    },
     /// The scheduler chose this backend.
     Scheduled(BackendId),
     /// A flow was opened in this mode.

@@ -82,8 +82,16 @@ reasons! {
     FragmentUnmatched => "fragment_unmatched",
     /// An IP protocol or ICMP type that Weir does not carry for this address.
     Unsupported => "unsupported",
+    /// The client is in none of the networks that may use the service.
+    SourceRange => "source_range",
     /// The service has no backend that takes new flows.
     NoBackend => "no_backend",
+    /// The service has no backend that takes new flows from here, where others have some: nobody is told.
+    NoLocalBackend => "no_local_backend",
+    /// The address is a service's, and none has it on this port.
+    NoServicePort => "no_service_port",
+    /// The address is in a network of virtual addresses, and no service has it.
+    UnallocatedAddress => "unallocated_address",
     /// The flow's backend was removed, and the settings have such flows end (`drop_removed`).
     BackendRemoved => "backend_removed",
     /// A packet in the middle of a flow that nobody knows.

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, bail};
 use dataplane::frame::{Frame, MIN_HEADROOM};
 use dataplane::ids::{PortId, ServiceId};
-use dataplane::snapshot::{Backend, Mode};
+use dataplane::snapshot::{Backend, Clients, Mode};
 use dataplane::time::Tick;
 use dataplane::trace::{Answer, Step};
 use dataplane::verdict::{DropReason, Verdict};
@@ -177,14 +177,19 @@ fn explain(imagined: &Imagined, verdict: Verdict, steps: &[Step]) -> Explanation
             _ => None,
         })
     });
+    let opened = steps.iter().find_map(|step| match step {
+        Step::FlowOpened(mode) => Some(*mode),
+        _ => None,
+    });
+    let mode = opened.or(chosen.map(|backend| backend.mode));
     let candidates = service.into_iter().flat_map(|service| service.backends.iter());
     Explanation {
         outcome,
         reason: reason.map(|reason| reason.name()),
         service: service.map(|service| service.name.to_string()),
         backends: candidates.filter(|backend| backend.weight > 0).map(address).collect(),
-        mode: chosen.map(|backend| backend.mode.name()),
-        masquerade: chosen.is_some_and(|backend| backend.mode == Mode::FullNat),
+        mode: mode.map(Mode::name),
+        masquerade: mode == Some(Mode::FullNat),
         steps: steps.iter().filter_map(|step| sentence(imagined, service.map(|s| s.id), *step)).collect(),
     }
 }
@@ -194,11 +199,18 @@ fn sentence(imagined: &Imagined, service: Option<ServiceId>, step: Step) -> Opti
     let backend = |id| service.and_then(|service| imagined.backend(service, id)).map_or("?".into(), address);
     Some(match step {
         Step::FlowUnknown => "no flow knows the packet".into(),
+        Step::NoService { allocated: true } => {
+            "the destination is a virtual address, and no service has it on this port".into()
+        }
+        Step::NoService { allocated: false } => {
+            "the destination is in a network of virtual addresses, and no service has it".into()
+        }
         Step::NotOurs => "the destination is neither a service nor a SNAT address".into(),
         Step::ServiceMatched(id) => match imagined.service(id) {
             Some(service) => format!(
-                "the destination is service {}, scheduled by {}, with {} backends",
+                "the destination is service {}{}, scheduled by {}, with {} backends",
                 service.name,
+                if service.clients == Clients::Inside { " (for clients inside)" } else { "" },
                 service.scheduler.kind().name(),
                 service.backends.len()
             ),

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use dataplane::ids::{BackendId, ServiceId};
 use dataplane::schedule::Compiler;
@@ -16,14 +17,16 @@ type Map<K, V> = HashMap<K, V, ahash::RandomState>;
 
 /// Ids in use and free ones.
 ///
-/// A service keeps its id as long as its [`Identity`] is the same; a backend as long as its service,
-/// address, port and mode are. A removed backend keeps its slot, and gets it back if it returns, until no flow counts
+/// A service keeps its id as long as its [`Identity`] is the same; a backend as long as its service, or the group of
+/// that, its address, port and mode are. A removed backend keeps its slot, and gets it back if it returns, until no flow counts
 /// on it ([`Self::reclaim`]).
 #[derive(Clone, Debug)]
 pub struct IdTable {
     services: Slots,
     backends: Slots,
     owners: Map<Identity, Owner>,
+    /// The backends of groups.
+    shared: Map<(Arc<str>, IpAddr, u16, Mode), Shared>,
     /// How many services and backends are still here although they were removed.
     removed: usize,
     /// What schedulers of several generations and services share.
@@ -39,9 +42,19 @@ struct Owner {
     backends: Vec<Slot>,
 }
 
+/// The backend of a group.
 #[derive(Clone, Copy, Debug)]
+struct Shared {
+    id: BackendId,
+    /// How many owners have a slot with this id.
+    holders: u32,
+}
+
+#[derive(Clone, Debug)]
 struct Slot {
     id: BackendId,
+    /// The group that its owner was in when it was added.
+    group: Option<Arc<str>>,
     addr: IpAddr,
     port: u16,
     mode: Mode,
@@ -119,6 +132,7 @@ impl IdTable {
             services: Slots::new(services),
             backends: Slots::new(backends),
             owners: Map::default(),
+            shared: Map::default(),
             removed: 0,
             schedulers: Compiler::default(),
         }
@@ -148,14 +162,25 @@ impl IdTable {
         let idle = |id| state.backend(id).is_none_or(|counts| counts.is_unused());
         let mut freed = 0;
         let (services, backends) = (&mut self.services.free, &mut self.backends.free);
+        let shared = &mut self.shared;
         self.owners.retain(|_, owner| {
             owner.backends.retain(|slot| {
-                let free = gone(slot.left) && idle(slot.id);
-                if free {
-                    backends.push_back(slot.id.0);
-                    freed += 1;
+                if !gone(slot.left) {
+                    return true;
                 }
-                !free
+                let others = slot.shared_key().and_then(|key| shared.get_mut(&key));
+                if let Some(others) = others.filter(|others| others.holders > 1) {
+                    others.holders -= 1;
+                } else if idle(slot.id) {
+                    if let Some(key) = slot.shared_key() {
+                        shared.remove(&key);
+                    }
+                    backends.push_back(slot.id.0);
+                } else {
+                    return true;
+                }
+                freed += 1;
+                false
             });
             let free = gone(owner.left) && owner.backends.is_empty();
             if free {
@@ -203,22 +228,20 @@ impl IdTable {
         let slot_of = |slot: &Slot| {
             ((slot.addr, slot.port, slot.mode), (slot.id, slot.left.map_or(slot.last_weight, |_| 0)))
         };
-        let known: Map<_, _> = before.iter().map(slot_of).collect();
+        let own = before.iter().filter(|slot| slot.group == service.group);
+        let known: Map<_, _> = own.map(slot_of).collect();
         let mut ids = Vec::with_capacity(service.backends.len());
         for backend in newest_first(&before, &service.backends) {
             let (addr, port, mode) = (backend.addr.ip(), backend.port_number(), backend.mode);
             let (id, before) = match known.get(&(addr, port, mode)) {
                 Some(known) => *known,
-                None => {
-                    let id = BackendId(self.backends.take().ok_or_else(|| self.backends_full(&before))?);
-                    fresh.backends.push(id);
-                    (id, 0)
-                }
+                None => (self.new_slot(service.group.as_ref(), (addr, port, mode), &before, fresh)?, 0),
             };
             let weight = backend.weight.0;
             let last_weight = if weight > 0 { weight } else { before };
             owner.backends.push(Slot {
                 id,
+                group: service.group.clone(),
                 addr,
                 port,
                 mode,
@@ -229,19 +252,41 @@ impl IdTable {
             ids.push(Assigned { id, last_weight, backend: *backend });
         }
         let kept: HashSet<BackendId, ahash::RandomState> = ids.iter().map(|assigned| assigned.id).collect();
-        let removed = before.into_iter().filter(|slot| !kept.contains(&slot.id));
-        owner.backends.extend(removed.map(|slot| slot.leaving()));
+        let mut removed: Vec<_> = before.into_iter().filter(|slot| !kept.contains(&slot.id)).collect();
+        removed.iter_mut().for_each(Slot::leave);
+        owner.backends.append(&mut removed);
         owner.left = None;
         let id = owner.id;
         self.owners.insert(key, owner);
         Ok((id, ids))
     }
 
+    /// An id for a backend that its owner had none for: that of another service of its group, or a new one.
+    fn new_slot(
+        &mut self,
+        group: Option<&Arc<str>>,
+        (addr, port, mode): (IpAddr, u16, Mode),
+        current: &[Slot],
+        fresh: &mut Fresh,
+    ) -> Result<BackendId, CompileError> {
+        let key = group.map(|group| (Arc::clone(group), addr, port, mode));
+        if let Some(shared) = key.as_ref().and_then(|key| self.shared.get_mut(key)) {
+            shared.holders += 1;
+            return Ok(shared.id);
+        }
+        let id = BackendId(self.backends.take().ok_or_else(|| self.backends_full(current))?);
+        fresh.backends.push(id);
+        if let Some(key) = key {
+            self.shared.insert(key, Shared { id, holders: 1 });
+        }
+        Ok(id)
+    }
+
     /// Lets go of every service that `stays` does not name, with its backends.
     pub(super) fn remove_others(&mut self, stays: impl Fn(&Identity) -> bool) {
         for (_, owner) in self.owners.iter_mut().filter(|(key, _)| !stays(key)) {
             owner.left = owner.left.or(Some(Left::Unpublished));
-            owner.backends.iter_mut().for_each(|slot| *slot = slot.leaving());
+            owner.backends.iter_mut().for_each(Slot::leave);
         }
     }
 
@@ -259,8 +304,13 @@ impl IdTable {
 }
 
 impl Slot {
-    fn leaving(self) -> Self {
-        Self { left: self.left.or(Some(Left::Unpublished)), ..self }
+    fn leave(&mut self) {
+        self.left = self.left.or(Some(Left::Unpublished));
+    }
+
+    /// What services of its group find it by.
+    fn shared_key(&self) -> Option<(Arc<str>, IpAddr, u16, Mode)> {
+        Some((Arc::clone(self.group.as_ref()?), self.addr, self.port, self.mode))
     }
 }
 

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use dataplane::flow::key;
 use dataplane::snapshot::marks::Prefix;
 use dataplane::snapshot::{FTP, Mark, MarkRule, Mode};
+use ipnet::IpNet;
 use xdp_prog::{Endpoint, Ours, Proto, Rule};
 
 use super::{IdTable, owned};
-use crate::model::{Backend, DesiredState, Identity, MatchRule, Protocol, Service};
+use crate::model::{AddressRange, Backend, DesiredState, Identity, MatchRule, Protocol, Service, Unicast};
 
 /// What belongs to Weir with these tables. `nat` backends that were removed belong to it as long as `ids` holds a slot
 /// for them: replies of their last flows still have to come back.
@@ -31,13 +32,15 @@ pub fn ours(desired: &DesiredState, ids: &IdTable) -> Ours {
     }
     ours.rules = rules(desired);
     ours.rules.extend(desired.services().iter().filter(|service| is_ftp(service)).flat_map(ftp_data));
+    ours.rules.extend(virtual_networks(desired));
     ours.tunnels =
         desired.services().iter().flat_map(|service| &*service.backends).filter_map(tunnel).collect();
     ours.tunnels.extend(ids.removed().filter_map(|removed| removed.tunnel));
     for removed in ids.removed().filter(|removed| removed.mode == Mode::Nat) {
         let (protos, port) = match removed.service {
-            Identity::Vip(vip) if vip.port != 0 && vip.port != FTP => (of_number(vip.proto), removed.port),
-            Identity::Vip(vip) => (of_number(vip.proto), 0),
+            Identity::Vip(vip, _) if vip.port != 0 && vip.port != FTP => (of_number(vip.proto), removed.port),
+            Identity::Vip(vip, _) => (of_number(vip.proto), 0),
+            Identity::Node { protocol, .. } => (vec![protocol], removed.port),
             Identity::Mark(_) => (Protocol::ALL.to_vec(), 0),
         };
         let endpoint = |protocol| Endpoint { addr: removed.addr, port, proto: proto(protocol) };
@@ -79,9 +82,30 @@ fn ftp_data(service: &Service) -> impl Iterator<Item = Rule> {
     vips.map(|(key, vip)| (key, vip.ip())).flat_map(ports)
 }
 
+/// What is for no service in networks of virtual addresses, but for addresses there that are the node's own or of SNAT
+/// pools: these have ports that are the kernel's.
+fn virtual_networks(desired: &DesiredState) -> impl Iterator<Item = Rule> {
+    let networks = IpNet::aggregate(&desired.virtual_networks().to_vec());
+    let node = desired.node_addresses().iter().copied().map(Unicast::ip);
+    let pools = desired.pools().iter().flat_map(|pool| &pool.ranges).flat_map(AddressRange::iter);
+    let within = |addr: &IpAddr| networks.iter().any(|net| net.contains(addr));
+    let others: Vec<_> = node.chain(pools).filter(within).map(IpNet::from).collect();
+    let rule = |net: IpNet, ours: bool| Rule {
+        src: None,
+        dst: Some((net.network(), net.prefix_len())),
+        protos: vec![Proto::Tcp, Proto::Udp, Proto::Sctp],
+        dports: 0..=u16::MAX,
+        sports: 0..=u16::MAX,
+        port: None,
+        ours: [ours; 2],
+    };
+    let others: Vec<_> = IpNet::aggregate(&others).into_iter().map(|net| rule(net, false)).collect();
+    others.into_iter().chain(networks.into_iter().map(move |net| rule(net, true)))
+}
+
 /// The protocols that packets of the service can have.
 fn protocols(service: &Service, desired: &DesiredState) -> Vec<Protocol> {
-    let (Some(mark), Some(family)) = (service.mark(), service.family()) else {
+    let (Some(mark), family) = (service.mark(), service.family()) else {
         return service.protocol().into_iter().collect();
     };
     let rules = desired.rules().iter().filter(|rule| rule.mark == mark.value && rule.has_family(family));

@@ -1,5 +1,6 @@
 //! What stays the same from generation to generation, and what the XDP program is told.
 
+mod access;
 mod reach;
 
 use std::sync::atomic::Ordering::Relaxed;

@@ -3,9 +3,11 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::pools::read_pool;
 use super::reader::{Field, Map};
-use super::rules::read_rule;
+use super::rules::{read_list, read_prefix, read_rule};
 use super::services::read_service;
 use super::settings::{InterfaceName, NODE_ADDRESSES_MAX};
 use super::sysctls::{read_settings, read_timeouts};
@@ -49,6 +51,8 @@ pub(super) fn read(document: &Map<'_, '_>, workers: u8, interfaces: &[InterfaceN
         sources.pools = indices.into_iter().zip(entries).collect();
         draft.pools = pools;
     }
+    draft.local = read_list(document, "local_networks", read_prefix);
+    draft.virtual_networks = read_list(document, "virtual_networks", read_virtual);
     sources.complete = document.faults() == faults;
     if let Some(list) = document.optional("match_rules") {
         (sources.rules, draft.rules) = indexed(&list, MARK_RULES_MAX, |field| read_rule(field, interfaces));
@@ -69,6 +73,16 @@ pub(super) fn indexed<T>(
     read: impl Fn(&Field<'_, '_>) -> Option<T>,
 ) -> (Vec<usize>, Vec<T>) {
     list.list(most).enumerate().filter_map(|(index, field)| Some((index, read(&field)?))).unzip()
+}
+
+/// A network that services have to themselves.
+fn read_virtual(field: &Field<'_, '_>) -> Option<IpNet> {
+    let net = read_prefix(field)?;
+    if net.prefix_len() == 0 {
+        field.refuse("every address would be one of services");
+        return None;
+    }
+    Some(net)
 }
 
 pub(super) fn read_name(map: &Map<'_, '_>) -> Option<Arc<str>> {

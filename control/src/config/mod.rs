@@ -45,7 +45,7 @@ use settings::SNAT_ADDRESSES_MAX;
 use tree::Node;
 
 /// The keys of the document.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 17] = [
     "interfaces",
     "workers",
     "flows",
@@ -54,6 +54,8 @@ const KEYS: [&str; 15] = [
     "kernel_path",
     "admin",
     "node_addresses",
+    "local_networks",
+    "virtual_networks",
     "timeouts",
     "ipvs",
     "floods",
@@ -238,7 +240,7 @@ impl Places<'_> {
     /// Says what gets no packets.
     fn warn(&self, desired: &DesiredState) {
         for (index, service) in desired.services().iter().enumerate() {
-            let (Some(mark), Some(family)) = (service.mark(), service.family()) else { continue };
+            let (Some(mark), family) = (service.mark(), service.family()) else { continue };
             let rules = desired.rules();
             if !rules.iter().any(|rule| rule.mark == mark.value && rule.has_family(family)) {
                 let reason = format_args!("no rule gives {} packets mark {}", family.name(), mark.value);

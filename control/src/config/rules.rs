@@ -43,7 +43,11 @@ pub(super) fn read_mark(field: &Field<'_, '_>) -> Option<NonZeroU32> {
 }
 
 /// What is not there matches everything; so an empty list, which looks as if it matched nothing, is a fault.
-fn read_list<T>(map: &Map<'_, '_>, key: &'static str, read: impl Fn(&Field<'_, '_>) -> Option<T>) -> Vec<T> {
+pub(super) fn read_list<T>(
+    map: &Map<'_, '_>,
+    key: &'static str,
+    read: impl Fn(&Field<'_, '_>) -> Option<T>,
+) -> Vec<T> {
     let Some(list) = map.optional(key) else { return Vec::new() };
     if list.is_empty_list() {
         list.refuse("the list is empty: leave it out to match everything");

@@ -8,10 +8,10 @@ use dataplane::snapshot::{Engine, Mode, Options, SynProxy, Tunnel, TunnelChecksu
 
 use super::desired::{indexed, read_name, read_unicast};
 use super::reader::{Field, Map};
-use super::rules::read_mark;
+use super::rules::{read_list, read_mark, read_prefix};
 use crate::model::{
-    Access, Backend, Clients, Family, Netmask, Origin, Persistence, Port, Protocol, Reach, Reason,
-    SECONDS_MAX, Scheduling, Service, Unicast, Vips, WEIGHT_MAX, Weight,
+    Access, Backend, Clients, Family, Masquerade, Netmask, Origin, Persistence, Port, Protocol, Reach,
+    Reason, SECONDS_MAX, Scheduling, Service, Unicast, Vips, WEIGHT_MAX, Weight, WhenEmpty,
 };
 
 /// VIPs of one service at most.
@@ -35,6 +35,10 @@ pub(super) const PROTOCOLS: [(&str, Protocol); 3] =
     [("tcp", Protocol::Tcp), ("udp", Protocol::Udp), ("sctp", Protocol::Sctp)];
 const CHECKSUMS: [(&str, TunnelChecksum); 3] =
     [("none", TunnelChecksum::None), ("full", TunnelChecksum::Full), ("remote", TunnelChecksum::Remote)];
+pub(super) const MASQUERADES: [(&str, Masquerade); 3] =
+    [("hairpin", Masquerade::Hairpin), ("not-local", Masquerade::NotLocal), ("always", Masquerade::Always)];
+pub(super) const WHEN_EMPTY: [(&str, WhenEmpty); 2] =
+    [("reject", WhenEmpty::Reject), ("drop", WhenEmpty::Drop)];
 /// Keys that a service with a mark has not.
 const OF_VIPS: [&str; 4] = ["vip", "vips", "port", "protocol"];
 
@@ -66,6 +70,9 @@ pub(super) fn read_service(field: &Field<'_, '_>) -> Option<(Vec<usize>, Service
         "tunnel",
         "snat_pool",
         "announce",
+        "source_ranges",
+        "masquerade",
+        "when_empty",
         "stateless_fallback",
         "proxy_protocol",
         "toa",
@@ -91,7 +98,7 @@ pub(super) fn read_service(field: &Field<'_, '_>) -> Option<(Vec<usize>, Service
     let flag = |key| map.optional(key).and_then(|field| field.flag());
     let service = Service {
         group: None,
-        access: Access::default(),
+        access: read_access(&map, family),
         node_port: map.optional("node_port").and_then(|field| read_port(&field)),
         scheduling: read_scheduling(&map),
         persistence: map.optional("persistence").and_then(|field| read_persistence(&field, family)),
@@ -147,8 +154,33 @@ fn read_vips(service: &Field<'_, '_>, map: &Map<'_, '_>) -> Known {
     let known = Known { reach: None, family, port: port.and_then(Port::new) };
     let (Some(addresses), Some(port), Some(protocol)) = (addresses, port, protocol) else { return known };
     Known {
-        reach: Some(Reach::Vips(Vips { addresses, port: Port::new(port), protocol, clients: Clients::All })),
+        reach: family.map(|family| {
+            Reach::Vips(Vips { family, addresses, port: Port::new(port), protocol, clients: Clients::All })
+        }),
         ..known
+    }
+}
+
+fn read_access(map: &Map<'_, '_>, family: Option<Family>) -> Access {
+    let sources = map.optional("source_ranges").map(|_| {
+        let of_family = |field: &Field<'_, '_>| {
+            let net = read_prefix(field)?;
+            let other = family.filter(|family| *family != Family::of(net.addr()));
+            if let Some(family) = other {
+                field.refuse(format_args!(
+                    "{net} is {}, the service is {}",
+                    family.other().name(),
+                    family.name()
+                ));
+            }
+            Some(net)
+        };
+        read_list(map, "source_ranges", of_family).into()
+    });
+    Access {
+        sources,
+        masquerade: map.optional("masquerade").and_then(|field| field.word(&MASQUERADES)).unwrap_or_default(),
+        when_empty: map.optional("when_empty").and_then(|field| field.word(&WHEN_EMPTY)).unwrap_or_default(),
     }
 }
 

@@ -67,7 +67,8 @@ fn a_file_that_is_no_mapping_of_known_keys_is_refused() {
             &[
                 "2:1: servises: unknown key (did you mean \"services\"?)",
                 "3:1: zzz: unknown key, known are interfaces, workers, flows, limits, xdp, kernel_path, admin, \
-                 node_addresses, timeouts, ipvs, floods, snat_pools, match_rules, services, kubernetes",
+                 node_addresses, local_networks, virtual_networks, timeouts, ipvs, floods, snat_pools, \
+                 match_rules, services, kubernetes",
             ],
         ),
         ("a key twice", "..\nservices: []\nservices: []\n", &["3:1: services: the key is already at 2:1"]),

@@ -5,15 +5,16 @@ use std::fmt::Write as _;
 use dataplane::snapshot::{Options, Settings as Sysctls, SynProxy, Timeouts, Tunnel, TunnelChecksum};
 use ipnet::IpNet;
 
+use super::services::{MASQUERADES, WHEN_EMPTY};
 use super::settings::{KERNEL_PATH, KernelPath, Settings, ZeroCopy};
 use super::sysctls::{SCTP_STATES, TCP_STATES};
 use crate::model::{
-    Backend, DesiredState, Family, MatchRule, Netmask, Persistence, PortRange, Reach, Service, SnatPool,
-    Unicast, port_number,
+    Access, Backend, Clients, DesiredState, Family, Identity, Masquerade, MatchRule, Netmask, Origin,
+    Persistence, PortRange, Reach, Service, SnatPool, Unicast, WhenEmpty, port_number,
 };
 
 /// The file. Read again it gives equal settings and an equal desired state, but for services whose address no host can
-/// have: they stand in it as comments, since the reader takes them for mistakes.
+/// have and those that are not from a file: they stand in it as comments, since the reader takes them for mistakes.
 pub fn write(settings: &Settings, desired: &DesiredState) -> String {
     let mut text = String::new();
     write_settings(&mut text, settings);
@@ -22,6 +23,13 @@ pub fn write(settings: &Settings, desired: &DesiredState) -> String {
     let own: Vec<_> = desired.node_addresses().iter().map(|addr| quoted(&addr.ip().to_string())).collect();
     if !own.is_empty() {
         line(&mut text, &format!("node_addresses: [{}]", own.join(", ")));
+    }
+    for (key, networks) in
+        [("local_networks", desired.local()), ("virtual_networks", desired.virtual_networks())]
+    {
+        if !networks.is_empty() {
+            line(&mut text, &format!("{key}: [{}]", quoted_all(networks)));
+        }
     }
     section(&mut text, "snat_pools", desired.pools(), pool);
     section(&mut text, "match_rules", desired.rules(), rule);
@@ -196,6 +204,7 @@ fn service(service: &Service) -> Vec<String> {
         lines.push(format!("snat_pool: {}", quoted(pool)));
     }
     lines.push(format!("announce: {}", service.announce));
+    lines.extend(access(&service.access));
     lines.extend(options(&service.options));
     if service.backends.is_empty() {
         lines.push("backends: []".into());
@@ -203,8 +212,7 @@ fn service(service: &Service) -> Vec<String> {
         lines.push("backends:".into());
         lines.extend(service.backends.iter().map(backend));
     }
-    let impossible = service.vips().iter().find_map(|vip| Unicast::new(vip.ip()).err());
-    match impossible {
+    match unreadable(service) {
         None => lines,
         Some(reason) => {
             let mut comment = vec![format!("# not read again: {reason}")];
@@ -212,6 +220,41 @@ fn service(service: &Service) -> Vec<String> {
             comment
         }
     }
+}
+
+/// Why the reader would not take it.
+fn unreadable(service: &Service) -> Option<String> {
+    let impossible = service.vips().iter().find_map(|vip| Unicast::new(vip.ip()).err());
+    if let Some(impossible) = impossible {
+        return Some(impossible.to_string());
+    }
+    if service.origin == Origin::Kubernetes {
+        return Some("it is from Kubernetes".into());
+    }
+    match service.clients() {
+        Clients::Inside => Some("it is for clients inside alone".into()),
+        Clients::All
+            if service.identity().is_some_and(|identity| matches!(identity, Identity::Node { .. })) =>
+        {
+            Some("it has no VIP".into())
+        }
+        Clients::All => None,
+    }
+}
+
+/// What is not as it is for services that say nothing.
+fn access(access: &Access) -> Vec<String> {
+    let mut lines = Vec::new();
+    lines.extend(
+        access.sources.as_ref().map(|sources| format!("source_ranges: [{}]", quoted_all(sources.iter()))),
+    );
+    let masquerade = MASQUERADES.iter().find(|(_, masquerade)| *masquerade == access.masquerade);
+    let masquerade = masquerade.filter(|(_, masquerade)| *masquerade != Masquerade::default());
+    lines.extend(masquerade.map(|(name, _)| format!("masquerade: {name}")));
+    let when_empty = WHEN_EMPTY.iter().find(|(_, when_empty)| *when_empty == access.when_empty);
+    let when_empty = when_empty.filter(|(_, when_empty)| *when_empty != WhenEmpty::default());
+    lines.extend(when_empty.map(|(name, _)| format!("when_empty: {name}")));
+    lines
 }
 
 fn reach(service: &Service) -> Vec<String> {

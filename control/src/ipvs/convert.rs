@@ -39,6 +39,7 @@ fn family(v6: bool) -> Family {
 pub(super) fn reach(key: Key) -> Reach {
     match key {
         Key::Address { protocol: of, addr, port } => Reach::Vips(Vips {
+            family: Family::of(addr),
             addresses: vec![Unicast::unchecked(addr)],
             port: Port::new(port),
             protocol: protocol(of),
@@ -48,9 +49,11 @@ pub(super) fn reach(key: Key) -> Reach {
     }
 }
 
-/// The keys that a service is found by, without its node port.
+/// The keys that a service is found by, without its node port. None of one for clients inside: IPVS knows no such, and
+/// the same addresses lead others to another service.
 pub(super) fn keys(service: &model::Service) -> Vec<Key> {
     match &service.reach {
+        Reach::Vips(Vips { clients: Clients::Inside, .. }) => Vec::new(),
         Reach::Vips(vips) => {
             vips.addresses.iter().map(|vip| address(*vip, vips.port, vips.protocol)).collect()
         }

@@ -7,7 +7,7 @@ use dataplane::snapshot::{self, Mark, Services};
 
 use super::command::{Key, Refusal, ServerEntry, ServiceEntry, Timeouts};
 use super::convert::{address, keys, server_of, service_of};
-use crate::model::{self, DesiredState};
+use crate::model::{self, Clients, DesiredState};
 use crate::reconcile::Reconciler;
 
 /// The services, or the one with this key: each once for every address that it is reached by.
@@ -16,7 +16,7 @@ pub fn services(reconciler: &Reconciler, of: Option<Key>) -> Result<Vec<ServiceE
     let desired = reconciler.desired();
     let mut entries = Vec::new();
     for service in desired.services() {
-        let first = keys(service).first().copied();
+        let first = all_keys(service, desired).next();
         let Some(compiled) = first.and_then(|key| find(&snapshot.services, key)) else { continue };
         let found = all_keys(service, desired).filter(|key| of.is_none_or(|of| of == *key));
         entries.extend(found.map(|key| entry(reconciler, key, service, compiled)));
@@ -45,10 +45,10 @@ pub fn find(services: &Services, key: Key) -> Option<&snapshot::Service> {
 }
 
 fn all_keys(service: &model::Service, desired: &DesiredState) -> impl Iterator<Item = Key> {
-    let on_node: Vec<Key> = match (service.node_port, service.protocol()) {
-        (Some(port), Some(protocol)) => {
+    let on_node: Vec<Key> = match (service.node_port, service.protocol(), service.clients()) {
+        (Some(port), Some(protocol), Clients::All) => {
             let own = desired.node_addresses().iter();
-            let own = own.filter(|addr| Some(addr.family()) == service.family());
+            let own = own.filter(|addr| addr.family() == service.family());
             own.map(|addr| address(*addr, Some(port), protocol)).collect()
         }
         _ => Vec::new(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::command::{Command, Forward, Key, Refusal, Server, ServerKey, Service, Timeouts, TunnelKind};
 use super::convert::{self, address, backend, engine, free_name, keys, persistence, reach, scheduling};
-use crate::model::{self, Draft, Family, Reach, SECONDS_MAX};
+use crate::model::{self, Clients, Draft, Family, Reach, SECONDS_MAX};
 
 type Map<K, V> = HashMap<K, V, ahash::RandomState>;
 
@@ -292,10 +292,9 @@ fn without(service: &mut model::Service, key: Key) -> bool {
 
 /// The keys by which the service is reached on the node's addresses.
 fn on_node(service: &model::Service, draft: &Draft) -> impl Iterator<Item = Key> {
-    let ours = service.node_port.zip(service.protocol());
+    let ours = service.node_port.zip(service.protocol()).filter(|_| service.clients() == Clients::All);
     let family = service.family();
-    let own: Vec<_> =
-        draft.node_addresses.iter().filter(|addr| Some(addr.family()) == family).copied().collect();
+    let own: Vec<_> = draft.node_addresses.iter().filter(|addr| addr.family() == family).copied().collect();
     own.into_iter().filter_map(move |addr| {
         let (port, protocol) = ours?;
         Some(address(addr, Some(port), protocol))
@@ -309,7 +308,7 @@ fn find(service: &model::Service, server: ServerKey) -> Option<usize> {
 /// What the kernel looks at before it looks for the server.
 fn check(service: &model::Service, server: &Server) -> Result<(), Refusal> {
     let tunnels = matches!(server.forward, Forward::Tunnel { .. });
-    if service.family() != Some(Family::of(server.addr)) && !tunnels {
+    if service.family() != Family::of(server.addr) && !tunnels {
         return Err(Refusal::Invalid);
     }
     if server.weight > model::WEIGHT_MAX || server.lower > server.upper {

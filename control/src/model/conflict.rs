@@ -1,6 +1,8 @@
 //! What does not go together in a [`Draft`].
 
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -138,6 +140,8 @@ pub enum Reason {
     UnknownPool(Arc<str>),
     #[error("fullnat needs a SNAT pool: set snat_pool")]
     NoPool,
+    #[error("service {0} masquerades and has no SNAT pool: set snat_pool")]
+    MasqueradePool(Arc<str>),
     #[error("SNAT pool {pool} has no {} address, which fullnat needs here", family.name())]
     PoolFamily { pool: Arc<str>, family: Family },
     #[error(

@@ -9,9 +9,10 @@ use crate::flow::state::State;
 use crate::flow::table::{FlowTable, NewFlow, Slot};
 use crate::flow::{sctp, snat, tcp};
 use crate::frame::Frame;
+use crate::ids::PortId;
 use crate::packet::{Kind, Packet};
 use crate::rewrite::nat;
-use crate::snapshot::{Backend, FTP, Mode, Service, Settings, Snapshot, SynProxy};
+use crate::snapshot::{Backend, FTP, Masquerade, Mode, Service, Settings, Snapshot, SynProxy, WhenEmpty};
 use crate::time::Tick;
 use crate::trace::{Answer, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
@@ -45,7 +46,7 @@ impl Core {
         };
         trace.step(Step::ServiceMatched(service.id));
         trace.step(Step::FlowUnknown);
-        check_source(key, tables)?;
+        check_source(key, service, frame.port, tables)?;
         if key.proto == key::TCP
             && service.options.syn_proxy != SynProxy::Off
             && let Some(claim) = self.claim(frame, packet, now)
@@ -60,7 +61,8 @@ impl Core {
             // A server's end of an active data connection of FTP, which no client starts (`ip_vs_schedule`).
             return self.refuse(frame, packet, DropReason::NoFlow, unknown, tables, trace);
         }
-        if key.proto == key::TCP && packet.tcp_flags & ACK == 0 && self.uses_cookies(service) {
+        let starts = key.proto == key::TCP && packet.tcp_flags & ACK == 0;
+        if starts && !service.backends.is_empty() && self.uses_cookies(service) {
             return self.welcome(frame, packet, service, now, tables, trace);
         }
         if let Some(keeper) = self.keeper(frame, packet, service, tables) {
@@ -74,11 +76,7 @@ impl Core {
             return self.stateless(frame, packet, service, DropReason::NewFlowLimit, now, tables, trace);
         }
         let Some(choice) = self.choose(frame, packet, service, By::Scheduler, now, tables) else {
-            if let Some(counter) = self.setup.stats.refused(service.id) {
-                counter.add(1);
-            }
-            let (reason, answer) = (DropReason::NoBackend, Answer::PortUnreachable);
-            return self.refuse(frame, packet, reason, answer, tables, trace);
+            return self.without_backend(frame, packet, service, Answer::PortUnreachable, tables, trace);
         };
         trace.step(Step::Scheduled(choice.backend.id));
         match self.let_through(frame, packet, service, &choice, now, tables, trace) {
@@ -86,6 +84,26 @@ impl Core {
                 self.stateless(frame, packet, service, DropReason::FlowTableFull, now, tables, trace)
             }
             outcome => outcome,
+        }
+    }
+
+    /// A packet that would open a flow, and no backend takes it: its sender is told by `answer`, if at all.
+    #[cold]
+    pub(super) fn without_backend(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        service: &Service,
+        answer: Answer,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        if let Some(counter) = self.setup.stats.refused(service.id) {
+            counter.add(1);
+        }
+        match service.access.when_empty {
+            WhenEmpty::Reject => self.refuse(frame, packet, DropReason::NoBackend, answer, tables, trace),
+            WhenEmpty::Drop => Err(DropReason::NoLocalBackend),
         }
     }
 
@@ -142,7 +160,7 @@ impl Core {
         self.refuse(frame, packet, reason, Answer::Reset, tables, trace)
     }
 
-    /// A packet to no service: a reply to a SNAT port, or the kernel's.
+    /// A packet to no service: a reply to a SNAT port, one for which there could have been a service, or the kernel's.
     fn without_service(
         &mut self,
         frame: &mut Frame<'_>,
@@ -164,6 +182,15 @@ impl Core {
         if let Some(resumed) = self.resume_reply(frame, packet, now, tables, trace) {
             return resumed;
         }
+        if tables.services.locality().is_for_services(key.dst, key.v6) {
+            let allocated = tables.services.is_virtual(key.dst, key.v6);
+            trace.step(Step::NoService { allocated });
+            if !allocated {
+                return Err(DropReason::UnallocatedAddress);
+            }
+            let (reason, answer) = (DropReason::NoServicePort, Answer::PortUnreachable);
+            return self.refuse(frame, packet, reason, answer, tables, trace);
+        }
         trace.step(Step::NotOurs);
         Ok(self.to_kernel(frame, packet, tables))
     }
@@ -183,7 +210,7 @@ impl Core {
             self.bound_half_open(&tables.settings)?;
         }
         let backend = choice.backend;
-        let mode = mode_for(&packet.key, service, backend)?;
+        let mode = mode_for(&packet.key, service, backend, tables)?;
         let reply = self.reply_key(packet, service, choice, mode, tables, trace)?;
         let tuple = Tuple { forward: packet.key, reply };
         let new = NewFlow { tuple, mode, service: service.id, backend: backend.id };
@@ -326,23 +353,49 @@ fn first_state(packet: &Packet) -> State {
     }
 }
 
-/// How a new flow is forwarded: as its backend wants it, unless the client is that backend. Then `nat`, which keeps the
-/// client's address, would send a host packets from itself, which it drops, and would not get its answers; where the
-/// service has a SNAT pool the flow is translated from there.
-pub(super) fn mode_for(key: &FlowKey, service: &Service, backend: &Backend) -> Result<Mode, DropReason> {
-    if backend.mode != Mode::Nat || key::bits(backend.addr) != (key.src, key.v6) {
+/// How a new flow is forwarded: as its backend wants it, unless that is `nat`, which keeps the client's address, and the
+/// service does not show it to its backends. Nor can it be kept where the client is the backend: that would send a host
+/// packets from itself, which it drops, and would not get its answers. Such flows are translated from the service's SNAT
+/// pool.
+pub(super) fn mode_for(
+    key: &FlowKey,
+    service: &Service,
+    backend: &Backend,
+    tables: &Snapshot,
+) -> Result<Mode, DropReason> {
+    if backend.mode != Mode::Nat {
         return Ok(backend.mode);
     }
-    if service.pool.is_some() { Ok(Mode::FullNat) } else { Err(DropReason::Hairpin) }
+    let hairpin = key::bits(backend.addr) == (key.src, key.v6);
+    if hairpin && service.pool.is_none() {
+        return Err(DropReason::Hairpin);
+    }
+    let hidden = match service.access.masquerade {
+        Masquerade::Hairpin => hairpin,
+        Masquerade::NotLocal => hairpin || !tables.services.locality().local.contains(key.src, key.v6),
+        Masquerade::Always => true,
+    };
+    Ok(if hidden { Mode::FullNat } else { Mode::Nat })
 }
 
-/// Refuses senders that cannot be: an answer to them would go astray or come back.
-pub(super) fn check_source(key: &FlowKey, tables: &Snapshot) -> Result<(), DropReason> {
+/// Refuses senders that cannot be, since an answer to them would go astray or come back, and those that may not use the
+/// service. The node's own addresses are senders behind the port that leads to its kernel.
+pub(super) fn check_source(
+    key: &FlowKey,
+    service: &Service,
+    port: PortId,
+    tables: &Snapshot,
+) -> Result<(), DropReason> {
     if key.src == key.dst && key.sport == key.dport {
         return Err(DropReason::Land);
     }
-    if tables.services.is_virtual(key.src, key.v6) {
+    let of_kernel = tables.net.kernel.is_some_and(|(kernel, _)| kernel == port);
+    let is_node = of_kernel && tables.services.locality().node.contains(key.src, key.v6);
+    if !is_node && tables.services.is_virtual(key.src, key.v6) {
         return Err(DropReason::SourceIsVip);
+    }
+    if !service.access.admits(key) {
+        return Err(DropReason::SourceRange);
     }
     let is_sender = match u32::try_from(key.src) {
         Ok(v4) if !key.v6 => ipv4::is_host(v4),

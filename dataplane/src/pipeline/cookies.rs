@@ -120,10 +120,7 @@ impl Core {
         }
         let choice = self.choose(frame, packet, service, By::Scheduler, now, tables);
         let Some(choice) = choice.filter(|choice| choice.backend.mode.has_replies()) else {
-            if let Some(counter) = self.setup.stats.refused(service.id) {
-                counter.add(1);
-            }
-            return self.refuse(frame, packet, DropReason::NoBackend, Answer::Reset, tables, trace);
+            return self.without_backend(frame, packet, service, Answer::Reset, tables, trace);
         };
         trace.step(Step::Scheduled(choice.backend.id));
         let syn = Packet { tcp_flags: SYN, ..*packet };

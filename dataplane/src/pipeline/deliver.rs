@@ -238,7 +238,7 @@ impl Core {
         tables: &Snapshot,
     ) -> Result<(), DropReason> {
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
-        let service = tables.services.backend(entry.backend).map(|(service, _)| service);
+        let service = tables.services.backend_of(entry.service, entry.backend).map(|(service, _)| service);
         let Some(mss) = service.and_then(|service| service.options.mss) else { return Ok(()) };
         let most = if mss != 0 {
             mss

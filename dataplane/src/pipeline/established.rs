@@ -136,7 +136,7 @@ impl Core {
         if way == Way::Reply || !watches_backends(settings) && !packet.is_first() {
             return Fate::GoesOn;
         }
-        let backend = tables.services.backend(entry.backend);
+        let backend = tables.services.backend_of(entry.service, entry.backend);
         if packet.is_first() {
             let drains = backend.is_some_and(|(_, backend)| backend.weight == 0);
             // A persistent client's next connection stays where it was.

@@ -130,7 +130,8 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
-        let is_virtual = tables.services.is_virtual(packet.key.dst, packet.key.v6);
+        let (services, FlowKey { dst, v6, .. }) = (&tables.services, packet.key);
+        let is_virtual = services.is_virtual(dst, v6) || services.locality().is_for_services(dst, v6);
         // IPv6 may have options for the destination between the fragment header and the transport's.
         let has_ports = matches!(packet.key.proto, TCP | UDP | SCTP)
             || packet.key.v6 && packet.key.proto == ipv6::DESTINATION_OPTIONS;

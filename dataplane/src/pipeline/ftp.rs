@@ -120,8 +120,8 @@ impl Core {
         tables: &Snapshot,
     ) -> Option<()> {
         let entry = self.flows.entry(slot)?;
-        let (service, backend) = tables.services.backend(entry.backend)?;
-        if place.addr != Some(tuple.forward.source()) || backend.mode != Mode::Nat {
+        let (service, backend) = tables.services.backend_of(entry.service, entry.backend)?;
+        if place.addr != Some(tuple.forward.source()) || entry.mode() != Mode::Nat {
             return None;
         }
         let key = FlowKey { sport: place.port, dport: tuple.forward.dport.checked_sub(1)?, ..tuple.forward };
@@ -179,7 +179,7 @@ impl Core {
             return Some(Ok(Verdict::Handoff(owner)));
         };
         let template = *self.templates.get(index)?;
-        let (service, backend) = tables.services.backend(template.backend)?;
+        let (service, backend) = tables.services.backend_of(template.service, template.backend)?;
         trace.step(Step::ServiceMatched(service.id));
         trace.step(Step::Scheduled(backend.id));
         self.close_template(index);

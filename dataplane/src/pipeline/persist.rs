@@ -10,7 +10,7 @@ use crate::frame::Frame;
 use crate::ids::WorkerId;
 use crate::packet::Packet;
 use crate::schedule::schedule;
-use crate::snapshot::{Backend, Engine, FTP, Mode, Persistence, Service, Snapshot};
+use crate::snapshot::{Backend, Engine, FTP, Group, Mode, Persistence, Service, Snapshot};
 use crate::state::State;
 use crate::time::Tick;
 use crate::wire::sip;
@@ -130,8 +130,9 @@ impl Core {
             backend.port == 0 || service.persistence.is_some() && !is_exact(service, key, tables);
         let port = if keeps_port { key.dport } else { backend.port };
         // Where the SNAT port is, the reply needs the flow.
-        let is_single =
-            service.one_packet && key.proto == UDP && mode_for(key, service, backend) != Ok(Mode::FullNat);
+        let is_single = service.one_packet
+            && key.proto == UDP
+            && mode_for(key, service, backend, tables) != Ok(Mode::FullNat);
         let keeps = match by {
             _ if is_single => Keeps::Single,
             By::Scheduler => Keeps::Flow,
@@ -149,14 +150,24 @@ impl Core {
         now: Tick,
         tables: &'t Snapshot,
     ) -> Option<(&'t Backend, templates::Index)> {
-        let template = template_key(key, service, persistence, tables);
+        let shared = template_key(key, service, persistence, tables);
+        // Where that of the group leads is no place for this service, it has one of its own beside it.
+        let apart = service.group.map(|group| FlowKey { sport: group.place.saturating_add(1), ..shared });
         let hash = call.map_or(call::NONE, |call| call.hash);
-        if let Some(index) = self.templates.find(&template, hash, now) {
-            if let Some(backend) = self.kept(index, tables) {
-                return Some((backend, index));
+        let mut free = None;
+        for template in [Some(shared), apart].into_iter().flatten() {
+            if let Some(index) = self.templates.find(&template, hash, now) {
+                if let Some(backend) = self.kept(index, service, tables) {
+                    return Some((backend, index));
+                }
+                if apart.is_some_and(|apart| apart != template) && self.leads_others(index, tables) {
+                    continue;
+                }
+                self.templates.retire(index);
             }
-            self.templates.retire(index);
+            free.get_or_insert(template);
         }
+        let template = free?;
         let backend = by.choose(service, &self.setup.state, key, now)?;
         let port = if template.dport == 0 { 0 } else { backend.port };
         let new = NewTemplate {
@@ -172,12 +183,27 @@ impl Core {
         Some((backend, self.open_template(&new, now)))
     }
 
-    /// The backend of a template, if it still takes the client: it has to be in the tables, and may be drained or
-    /// overloaded, but for `expire_quiescent_template`.
-    fn kept<'t>(&self, index: templates::Index, tables: &'t Snapshot) -> Option<&'t Backend> {
-        let (_, backend) = tables.services.backend(self.templates.get(index)?.backend)?;
-        let expired = tables.settings.expire_quiescent_template && backend.weight == 0;
-        (!expired).then_some(backend)
+    /// The backend of a template, if it still takes the client: it has to be in the tables, and in a group one of this
+    /// service's; it may be drained or overloaded, but for `expire_quiescent_template`.
+    fn kept<'t>(
+        &self,
+        index: templates::Index,
+        service: &'t Service,
+        tables: &'t Snapshot,
+    ) -> Option<&'t Backend> {
+        let id = self.templates.get(index)?.backend;
+        let backend = match service.group {
+            None => tables.services.backend(id).map(|(_, backend)| backend),
+            Some(_) => tables.services.backend_in(service, id),
+        };
+        backend.filter(|backend| takes_again(backend, tables))
+    }
+
+    /// Whether the backend of a template still takes clients of some service.
+    fn leads_others(&self, index: templates::Index, tables: &Snapshot) -> bool {
+        let template = self.templates.get(index);
+        let backend = template.and_then(|template| tables.services.backend(template.backend));
+        backend.is_some_and(|(_, backend)| takes_again(backend, tables))
     }
 
     /// Makes a template and counts it. Without room the client's flow is served all the same.
@@ -241,20 +267,29 @@ impl Core {
     }
 }
 
+/// Whether clients that were sent to a backend before are sent there again.
+fn takes_again(backend: &Backend, tables: &Snapshot) -> bool {
+    !(tables.settings.expire_quiescent_template && backend.weight == 0)
+}
+
 /// Whether packets with `key` reach `service` by its own address and port: not by a mark, and neither as data of FTP
 /// nor because it is on every port.
 fn is_exact(service: &Service, key: &FlowKey, tables: &Snapshot) -> bool {
-    service.mark.is_none() && tables.services.exact(&key.vip()).is_some()
+    service.mark.is_none() && tables.services.exact_for(key.src, &key.vip()).is_some()
 }
 
 /// What a client's template is found by (`ip_vs_sched_persist`): of a service on one port, that port is part of it; of
-/// FTP, of a service on every port, and of a mark, all the client's flows to the VIP, or of the mark, have one.
+/// FTP, of a service on every port, and of a mark, all the client's flows to the VIP, or of the mark, have one. The
+/// services of a group have it in common.
 fn template_key(key: &FlowKey, service: &Service, persistence: Persistence, tables: &Snapshot) -> FlowKey {
     let client = FlowKey { src: key.src & persistence.mask, sport: 0, dport: 0, ..*key };
     if let Some(mark) = service.mark {
         // The mark stands where an IPv4 address would.
         let value = u128::from(mark.value.get());
         return FlowKey { dst: if key.v6 { value << 96 } else { value }, proto: ANY, ..client };
+    }
+    if let Some(Group { vip, .. }) = service.group {
+        return FlowKey { dst: vip.addr, dport: vip.port, ..client };
     }
     let own_port = key.dport != FTP && is_exact(service, key, tables);
     FlowKey { dport: if own_port { key.dport } else { 0 }, ..client }

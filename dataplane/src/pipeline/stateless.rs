@@ -100,8 +100,8 @@ impl Core {
         let home = service.steady.as_ref()?.home(&service.backends, &forward)?;
         if home.id != backend.id
             || packet.tcp_flags & (SYN | RST) != 0
-            || mode_for(&forward, service, backend) != Ok(Mode::Nat)
-            || check_source(&forward, tables).is_err()
+            || mode_for(&forward, service, backend, tables) != Ok(Mode::Nat)
+            || check_source(&forward, service, frame.port, tables).is_err()
             || !self.defence.lets_open(now, &tables.settings)
         {
             return None;
@@ -148,6 +148,6 @@ impl Core {
     ) -> Option<Choice<'t>> {
         service.steady.as_ref()?;
         let choice = self.choose(frame, packet, service, By::Hash, now, tables)?;
-        (mode_for(&packet.key, service, choice.backend) != Ok(Mode::FullNat)).then_some(choice)
+        (mode_for(&packet.key, service, choice.backend, tables) != Ok(Mode::FullNat)).then_some(choice)
     }
 }

@@ -1,3 +1,4 @@
+mod access;
 mod conntrack;
 mod ends;
 mod errors;

@@ -2,6 +2,7 @@
 //!
 //! What outlives a generation (cursors, connection counts) lies in [`crate::state::State`].
 
+pub mod access;
 pub mod marks;
 pub mod net;
 pub mod publish;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use crate::flow::key::{self, FlowKey, VipKey};
 use crate::ids::{BackendId, PoolId, PortId, ServiceId};
 use crate::schedule::{Lookup, Scheduler};
+pub use access::{Access, Clients, Group, Locality, Masquerade, Networks, WhenEmpty};
 use marks::Marks;
 pub use marks::{Mark, MarkRule};
 pub use net::Net;
@@ -188,8 +190,12 @@ pub struct Service {
     /// Every address, port and protocol that it is reached by; the first is the one that output shows. Port 0 is every
     /// port that no other service has. None for a service that is reached by a mark.
     pub vips: Vec<VipKey>,
+    /// Which clients reach it by those.
+    pub clients: Clients,
     /// The firewall mark that it is reached by (IPVS: `-f`).
     pub mark: Option<Mark>,
+    /// What it is a part of.
+    pub group: Option<Group>,
     /// How backends are chosen, with its prepared tables.
     pub scheduler: Scheduler,
     /// Where consistent hashing sends clients, for a service with [`Options::stateless_fallback`]. Of a service whose
@@ -205,6 +211,8 @@ pub struct Service {
     pub engine: Option<Engine>,
     /// Every datagram is scheduled by itself, and no flow is kept (IPVS: `-o`). Only for UDP.
     pub one_packet: bool,
+    /// Who may use it.
+    pub access: Access,
     /// What it does beyond IPVS.
     pub options: Options,
 }
@@ -228,9 +236,15 @@ pub struct SnatPool {
 #[derive(Debug, Default)]
 pub struct Services {
     by_vip: HashMap<VipKey, u32, ahash::RandomState>,
+    /// The services of [`Clients::Inside`].
+    inside: HashMap<VipKey, u32, ahash::RandomState>,
+    locality: Locality,
+    /// By [`ServiceId`]; `u32::MAX` for one that is not in the tables.
+    by_id: Vec<u32>,
     by_mark: HashMap<Mark, u32, ahash::RandomState>,
     marks: Marks,
     /// Where a backend stands, by its id: service and place in its list. `u32::MAX` for one that is not in the tables.
+    /// Of several services that share it, the first one that does not drain it.
     by_backend: Vec<(u32, u32)>,
     /// Backends of services whose flows consistent hashing tells, by address and port.
     by_real: HashMap<VipKey, (u32, u32), ahash::RandomState>,
@@ -283,12 +297,16 @@ fn may_be_ftp_data(vip: &VipKey) -> bool {
     vip.proto == key::TCP && (vip.port == FTP - 1 || vip.port >= 1024)
 }
 
+fn weight(list: &[Service], (service, place): (u32, u32)) -> Option<u32> {
+    list.get(service as usize)?.backends.get(place as usize).map(|backend| backend.weight)
+}
+
 /// Of a backend that is not in the tables.
 const NOWHERE: (u32, u32) = (u32::MAX, u32::MAX);
 
 impl Services {
     /// Tables over `list`, `pools` (by [`PoolId`]) and the `owned` addresses, to which the pools' are added.
-    /// Of two services with one VIP the later wins; control refuses such a configuration before.
+    /// Of two services with one VIP for the same clients the later wins; control refuses such a configuration before.
     pub fn new(
         mut list: Vec<Service>,
         pools: Vec<SnatPool>,
@@ -307,15 +325,28 @@ impl Services {
                 if tables.by_backend.len() <= index {
                     tables.by_backend.resize(index + 1, NOWHERE);
                 }
-                if let Some(at) = tables.by_backend.get_mut(index) {
+                if let Some(at) = tables.by_backend.get_mut(index)
+                    && (*at == NOWHERE || backend.weight > 0 && weight(&list, *at) == Some(0))
+                {
                     *at = (position, place);
                 }
+            }
+            let index = service.id.index();
+            if tables.by_id.len() <= index {
+                tables.by_id.resize(index + 1, u32::MAX);
+            }
+            if let Some(at) = tables.by_id.get_mut(index) {
+                *at = position;
             }
             if let Some(mark) = service.mark {
                 tables.by_mark.insert(mark, position);
             }
             for vip in &service.vips {
-                tables.by_vip.insert(*vip, position);
+                let by_vip = match service.clients {
+                    Clients::All => &mut tables.by_vip,
+                    Clients::Inside => &mut tables.inside,
+                };
+                by_vip.insert(*vip, position);
                 tables.addresses.insert((vip.addr, vip.v6));
             }
         }
@@ -340,6 +371,18 @@ impl Services {
         Self { marks: Marks::new(rules), ..self }
     }
 
+    /// These tables, told where clients and virtual addresses are.
+    #[must_use]
+    pub fn with_locality(self, locality: Locality) -> Self {
+        Self { locality, ..self }
+    }
+
+    /// Where clients and virtual addresses are.
+    #[inline]
+    pub fn locality(&self) -> &Locality {
+        &self.locality
+    }
+
     /// The rules that give marks.
     pub fn rules(&self) -> &[MarkRule] {
         self.marks.rules()
@@ -351,10 +394,32 @@ impl Services {
         self.list.get(*self.by_mark.get(&mark)? as usize)
     }
 
-    /// The service that has exactly this address, port and protocol.
+    /// The service with this id.
+    #[inline]
+    pub fn service(&self, id: ServiceId) -> Option<&Service> {
+        self.list.get(*self.by_id.get(id.index())? as usize)
+    }
+
+    /// The service that has exactly this address, port and protocol, for clients that are not inside.
     #[inline]
     pub fn exact(&self, vip: &VipKey) -> Option<&Service> {
         self.list.get(*self.by_vip.get(vip)? as usize)
+    }
+
+    /// The service that has exactly this address, port and protocol for the client with the address `src`.
+    #[inline]
+    pub fn exact_for(&self, src: u128, vip: &VipKey) -> Option<&Service> {
+        self.inside(src, vip).or_else(|| self.exact(vip))
+    }
+
+    /// The service of a client inside, where that is one of its own.
+    #[inline]
+    fn inside(&self, src: u128, vip: &VipKey) -> Option<&Service> {
+        if self.inside.is_empty() {
+            return None;
+        }
+        let position = *self.inside.get(vip)?;
+        self.locality.is_inside(src, vip.v6).then(|| self.list.get(position as usize)).flatten()
     }
 
     /// The service that takes packets with `key`, which came in by `port`: that of their mark, else that of their
@@ -364,25 +429,42 @@ impl Services {
     pub fn find(&self, key: &FlowKey, port: PortId) -> Option<&Service> {
         let vip = key.vip();
         let marked = self.marks.mark(key, port).and_then(|mark| self.marked(mark));
-        marked.or_else(|| self.exact(&vip)).or_else(|| self.other(vip))
+        marked.or_else(|| self.exact_for(key.src, &vip)).or_else(|| self.other(key.src, vip))
     }
 
     /// The service of an address that has none on this port.
-    fn other(&self, vip: VipKey) -> Option<&Service> {
-        let ftp = may_be_ftp_data(&vip).then(|| self.exact(&VipKey { port: FTP, ..vip })).flatten();
+    fn other(&self, src: u128, vip: VipKey) -> Option<&Service> {
+        let ftp = may_be_ftp_data(&vip).then(|| self.exact_for(src, &VipKey { port: FTP, ..vip })).flatten();
         match ftp {
             // Without persistence nothing says whose data it is: no service, not even one of all ports, has it.
             Some(service) => service.persistence.is_some().then_some(service),
-            None => self.exact(&VipKey { port: 0, ..vip }),
+            None => self.exact_for(src, &VipKey { port: 0, ..vip }),
         }
     }
 
-    /// The backend with this id and its service; `None` for one that was removed.
+    /// The backend with this id and its service, of several services that share it the first that does not drain it;
+    /// `None` for one that was removed from all.
     #[inline]
     pub fn backend(&self, id: BackendId) -> Option<(&Service, &Backend)> {
         let (service, place) = *self.by_backend.get(id.index())?;
         let service = self.list.get(service as usize)?;
         Some((service, service.backends.get(place as usize)?))
+    }
+
+    /// The backend with this id as `service` has it; `None` where that one does not, whoever else does.
+    #[inline]
+    pub fn backend_in<'s>(&self, service: &'s Service, id: BackendId) -> Option<&'s Backend> {
+        // Services that share backends mostly have all of them, in one order.
+        let (_, place) = *self.by_backend.get(id.index())?;
+        let at = service.backends.get(place as usize).filter(|backend| backend.id == id);
+        at.or_else(|| service.backends.iter().find(|backend| backend.id == id))
+    }
+
+    /// The backend of a flow and its service: that one which the flow came by, as long as it has the backend; else any
+    /// other that does. `None` for one that was removed from all.
+    pub fn backend_of(&self, service: ServiceId, id: BackendId) -> Option<(&Service, &Backend)> {
+        let own = self.service(service).and_then(|own| Some((own, self.backend_in(own, id)?)));
+        own.or_else(|| self.backend(id))
     }
 
     /// The backend with this address and port and its service, if packets from there can belong to no other service and

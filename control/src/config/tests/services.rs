@@ -4,8 +4,12 @@ use std::net::Ipv4Addr;
 
 use dataplane::snapshot::{Engine, Mode, Options, SynProxy, Tunnel, TunnelChecksum};
 
+use super::super::write;
 use super::{assert_faults, parse};
-use crate::model::{Backend, Family, Netmask, Port, Protocol, Service, Unicast};
+use crate::model::{
+    Access, Backend, Clients, DesiredState, Family, Masquerade, Netmask, Origin, Port, Protocol, Reach,
+    Service, Unicast, WhenEmpty,
+};
 
 #[test]
 fn services_that_cannot_serve_are_refused() {
@@ -351,6 +355,24 @@ fn backends_that_cannot_be_reached_are_refused() {
             ],
         ),
         (
+            "who may use a service, and what becomes of him",
+            "..\nlocal_networks: [10.0.0.1/8]\nvirtual_networks: [10.96.0.0/12, 0.0.0.0/0]\nservices:\n  \
+             - {name: a, vip: 10.0.0.1, port: 80, source_ranges: [10.0.0.0/33, \"fd00::/8\", 10.0.0.0/8]}\n  \
+             - {name: b, vip: 10.0.0.2, port: 80, source_ranges: []}\n  \
+             - {name: c, vip: 10.0.0.3, port: 80, when_empty: silence, masquerade: always, backends: [{address: 10.1.0.1}]}\n  \
+             - {name: d, vip: 10.0.0.4, port: 80, masquerade: sometimes}\n",
+            &[
+                "2:18: local_networks[0]: 10.0.0.1/8 has bits set behind its prefix: did you mean 10.0.0.0/8?",
+                "3:34: virtual_networks[1]: every address would be one of services",
+                "5:56: services[0].source_ranges[0]: \"10.0.0.0/33\": invalid IP address syntax",
+                "5:69: services[0].source_ranges[1]: fd00::/8 is IPv6, the service is IPv4",
+                "6:55: services[1].source_ranges: the list is empty: leave it out to match everything",
+                "7:52: services[2].when_empty: \"silence\" is not one of reject, drop",
+                "7:73: services[2].masquerade: service c masquerades and has no SNAT pool: set snat_pool",
+                "8:52: services[3].masquerade: \"sometimes\" is not one of hairpin, not-local, always",
+            ],
+        ),
+        (
             "tunnels on a node port",
             "..\nnode_addresses: [192.0.2.1]\nservices:\n  - name: a\n    vip: 10.0.0.1\n    port: 80\n    node_port: 30080\n    \
              mode: ipip\n    backends: [{address: 10.1.0.1}]\n",
@@ -387,8 +409,15 @@ fn every_option_of_a_service_is_read() {
     drain_s: 60
     persistence: {timeout_s: 5, netmask: 255.255.0.0}
     persistence_engine: sip
+    source_ranges: [192.0.2.0/24, 198.51.100.7]
+    masquerade: always
+    when_empty: drop
 ",
     );
+    let sources = ["192.0.2.0/24", "198.51.100.7/32"].map(|net| net.parse().unwrap());
+    let access =
+        Access { sources: Some(sources.into()), masquerade: Masquerade::Always, when_empty: WhenEmpty::Drop };
+    assert_eq!(all.access, access);
     let want = Options {
         stateless_fallback: true,
         proxy_protocol: true,
@@ -405,7 +434,7 @@ fn every_option_of_a_service_is_read() {
 
     let plain = service("  - {name: a, vip: 10.0.0.1, port: 443}\n");
     assert_eq!((plain.options, plain.persistence, plain.one_packet), (Options::default(), None, false));
-    assert_eq!(plain.engine, None);
+    assert_eq!((plain.engine, plain.access), (None, Access::default()));
     for (text, want) in [("off", SynProxy::Off), ("always", SynProxy::Always)] {
         let service = service(&format!("  - {{name: a, vip: 10.0.0.1, port: 1, syn_proxy: {text}}}\n"));
         assert_eq!(service.options.syn_proxy, want);
@@ -460,11 +489,36 @@ fn backends_take_from_their_service_what_they_do_not_say() {
 fn services_say_what_leads_to_them() {
     let vip =
         service("  - {name: a, vips: [10.0.0.1, 10.0.0.2], port: 0, protocol: sctp, persistence: {}}\n");
-    assert_eq!((vip.port(), vip.protocol(), vip.family()), (None, Some(Protocol::Sctp), Some(Family::V4)));
+    assert_eq!((vip.port(), vip.protocol(), vip.family()), (None, Some(Protocol::Sctp), Family::V4));
     assert!(vip.keys().all(|key| key.port == 0 && key.proto == 132) && vip.keys().count() == 2);
     assert!(vip.mark().is_none() && vip.keeps_ports());
     let mark = service("  - {name: a, mark: 4294967295, family: ipv6}\n");
-    assert_eq!((mark.port(), mark.protocol(), mark.family()), (None, None, Some(Family::V6)));
+    assert_eq!((mark.port(), mark.protocol(), mark.family()), (None, None, Family::V6));
     assert!(mark.mark().unwrap().v6 && mark.keys().next().is_none() && !mark.keeps_ports());
     assert_ne!(vip.identity(), mark.identity());
+}
+
+#[test]
+fn services_that_no_file_has_are_written_as_comments() {
+    let text = "interfaces: [{name: eth1}]\nnode_addresses: [192.0.2.1]\nservices:\n  \
+                - {name: a, vip: 10.0.0.1, port: 80}\n  - {name: b, vip: 10.0.0.2, port: 80, node_port: 30080}\n  \
+                - {name: c, vip: 10.0.0.3, port: 80}\n  - {name: d, vip: 10.0.0.4, port: 80}\n";
+    let config = parse("f", text).unwrap();
+    let mut draft = config.desired.draft().clone();
+    for (service, change) in draft.services.iter_mut().zip(0..) {
+        let Reach::Vips(vips) = &mut service.reach else { panic!("no VIPs") };
+        match change {
+            0 => vips.clients = Clients::Inside,
+            1 => vips.addresses.clear(),
+            2 => service.origin = Origin::Kubernetes,
+            _ => {}
+        }
+    }
+    let written = write(&config.settings, &DesiredState::new(draft).unwrap());
+    for reason in ["it is for clients inside alone", "it has no VIP", "it is from Kubernetes"] {
+        assert!(written.contains(&format!("# not read again: {reason}\n")), "{written}");
+    }
+    let again = parse("f", &written).unwrap_or_else(|faults| panic!("{faults}\n{written}"));
+    let names: Vec<_> = again.desired.services().iter().map(|service| &*service.name).collect();
+    assert_eq!(names, ["d"]);
 }

@@ -8,13 +8,15 @@ use dataplane::flow::key::VipKey;
 use dataplane::snapshot::{Mark, Mode, SynProxy, Tunnel, TunnelChecksum};
 
 use super::{Finder, Map, Place, Reason};
-use crate::model::{Backend, Family, Port, Protocol, Service, SnatPool, port_number, vip_key};
+use crate::model::{
+    Backend, Clients, Family, Masquerade, Port, Protocol, Service, SnatPool, port_number, vip_key,
+};
 
 /// What services have taken: names, addresses, marks, and who had them first.
 #[derive(Default)]
 struct Taken<'a> {
     names: Map<&'a str, Place>,
-    vips: Map<VipKey, (Place, &'a str)>,
+    vips: Map<(VipKey, Clients), (Place, &'a str)>,
     marks: Map<Mark, (Place, &'a Arc<str>)>,
 }
 
@@ -33,10 +35,11 @@ impl<'a> Finder<'a> {
                     free.insert(at);
                 }
             }
-            let Some(family) = service.family() else {
+            let family = service.family();
+            if service.identity().is_none() {
                 self.refuse(Place::Service(index), Reason::NoVip);
                 continue;
-            };
+            }
             match (service.mark(), service.protocol()) {
                 (Some(mark), _) => self.mark(index, service, mark, family, &mut taken),
                 (None, Some(protocol)) => self.vips(index, service, protocol, family, &mut taken),
@@ -74,7 +77,8 @@ impl<'a> Finder<'a> {
         }
     }
 
-    /// Every address, port and protocol belongs to one service, on VIPs and on the node's addresses alike.
+    /// Every address, port and protocol belongs to one service, on VIPs and on the node's addresses alike; for clients
+    /// inside it may be another one.
     fn vips(
         &mut self,
         index: usize,
@@ -102,7 +106,7 @@ impl<'a> Finder<'a> {
             if addr.family() != family {
                 self.refuse(at, Reason::VipFamily { vip: addr.ip(), family });
             }
-            match taken.vips.entry(vip_key(addr, port, protocol)) {
+            match taken.vips.entry((vip_key(addr, port, protocol), service.clients())) {
                 Entry::Occupied(first) => {
                     let vip = SocketAddr::new(addr.ip(), port_number(port));
                     let (earlier, other) = *first.get();
@@ -209,17 +213,24 @@ impl<'a> Finder<'a> {
         let mut translated =
             (0..).zip(&*service.backends).filter(|(_, backend)| backend.mode == Mode::FullNat);
         let at = Place::PoolOf(index);
+        let hides = service.access.masquerade != Masquerade::Hairpin
+            && service.backends.iter().any(|backend| backend.mode == Mode::Nat);
         let pool = service.pool.as_ref().map(|name| (name, pools.get(&**name)));
         match pool {
             None => {
                 if let Some((first, _)) = translated.next() {
                     self.refuse(Place::Backend(index, first), Reason::NoPool);
                 }
+                if hides {
+                    let reason = Reason::MasqueradePool(Arc::clone(&service.name));
+                    self.refuse(Place::Option(index, "masquerade"), reason);
+                }
             }
             Some((name, None)) => self.refuse(at, Reason::UnknownPool(Arc::clone(name))),
             Some((name, Some(pool))) => {
                 // The source has to be of the family that packets towards the backend have.
-                let needed: Vec<Family> = translated.map(|(_, backend)| backend.addr.family()).collect();
+                let towards = translated.map(|(_, backend)| backend.addr.family());
+                let needed: Vec<Family> = towards.chain(hides.then_some(family)).collect();
                 for family in [family, family.other()] {
                     if needed.contains(&family) && !pool.serves(family) {
                         self.refuse(at, Reason::PoolFamily { pool: Arc::clone(name), family });
