@@ -9,11 +9,14 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use control::admin::server::ListenError;
 use control::config::{self, Config, Settings};
 use control::daemon::{Control, Host, Parts, Served};
+use control::http::{self, health};
+use control::metrics::Metrics;
 use control::reconcile::Reconciler;
 use dataplane::flow::directory::Directory;
 use dataplane::ids::WorkerId;
@@ -40,6 +43,8 @@ const HANDOFF_DEPTH: usize = 4096;
 const LEAST_HANDOFF_DEPTH: usize = 512;
 /// Neighbours that workers miss and control has not seen yet, at most.
 const WANTED: usize = 1024;
+/// How long a change may wait until health suffers: twice kube-proxy's `syncPeriod`.
+const HEALTH_LIMIT: Duration = Duration::from_secs(60);
 /// What a handed-over frame may have beside its IP packet: Ethernet header and two VLAN tags.
 const LAYER_2: usize = 22;
 
@@ -67,7 +72,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         eprintln!("{}", host.faults);
         return Ok(ExitCode::from(EXIT_USAGE));
     }
-    let ending = start(config, args.busy_poll)?.run();
+    let (control, http) = start(config, args.busy_poll)?;
+    let ending = control.run();
+    drop(http);
     for panic in &ending.panics {
         tracing::error!("{panic}");
     }
@@ -86,7 +93,7 @@ fn init_log() {
 }
 
 /// Opens everything. The workers run afterwards, and get no frames yet.
-fn start(config: Config, busy_poll: bool) -> anyhow::Result<Control<Xdp>> {
+fn start(config: Config, busy_poll: bool) -> anyhow::Result<(Control<Xdp>, Option<http::thread::Thread>)> {
     let settings = &config.settings;
     // Told first: it is the plainest reason of those that a second Weir would meet.
     if UnixStream::connect(&settings.socket).is_ok() {
@@ -125,9 +132,23 @@ fn start(config: Config, busy_poll: bool) -> anyhow::Result<Control<Xdp>> {
         workers.push(shared.worker(id, exchange, &reconciler, &xdp, Arc::clone(stats))?);
     }
     let wanted = shared.wanted;
+    let health = Arc::new(health::State::new(HEALTH_LIMIT));
+    let http = listen(settings, &health)?;
     let services = config.desired.services().len();
     tracing::info!(workers = count, services, socket = %config.settings.socket.display(), "ready");
-    Ok(Control::new(Parts { config, host, reconciler, gate: xdp, workers, wanted }))
+    Ok((Control::new(Parts { config, host, reconciler, gate: xdp, workers, wanted, health }), http))
+}
+
+/// Starts the thread that tells of health and metrics, where either is asked for.
+fn listen(settings: &Settings, health: &Arc<health::State>) -> anyhow::Result<Option<http::thread::Thread>> {
+    let addresses =
+        http::thread::Addresses { health: settings.health, metrics: settings.metrics, hard_fail: false };
+    if addresses.health.is_none() && addresses.metrics.is_none() {
+        return Ok(None);
+    }
+    let parts =
+        http::thread::Parts { addresses, health: Arc::clone(health), metrics: Metrics::new(), node: None };
+    Ok(Some(http::thread::Thread::start(parts)?))
 }
 
 /// Attaches the XDP program to the served interfaces. Its maps are empty, so everything passes to the kernel.

@@ -37,6 +37,7 @@ use crate::admin::protocol::{Count, Drops, Reload, Reply, Request, Status};
 use crate::admin::server::{Call, PATIENCE, Socket};
 use crate::admin::show::{self, FlowFilter};
 use crate::config::{self, Config, Faults};
+use crate::http::health;
 use crate::ipvs::list;
 use crate::netlink::compile::{HOP_LIMIT, compile};
 use crate::netlink::monitor::Monitor;
@@ -97,6 +98,8 @@ pub struct Parts<G> {
     pub workers: Vec<Served>,
     /// The neighbours that workers miss.
     pub wanted: Arc<Wanted>,
+    /// Where it notes how things are.
+    pub health: Arc<health::State>,
 }
 
 /// The control thread's state.
@@ -120,13 +123,16 @@ pub struct Control<G> {
     /// Interfaces that are gone, as last looked at.
     gone: usize,
     pressure: Pressure,
+    health: Arc<health::State>,
     started: Instant,
 }
 
 impl<G: Gate> Control<G> {
     /// Control over `parts`, at rest.
     pub fn new(parts: Parts<G>) -> Self {
-        let Parts { config, host, reconciler, gate, workers, wanted } = parts;
+        let Parts { config, host, reconciler, gate, workers, wanted, health } = parts;
+        let views = workers.iter().map(|worker| Arc::clone(&worker.handle.view));
+        health.watch(views, config.settings.workers.beat_limit, Instant::now());
         Self {
             reloads: Reloads::new(Path::new(config.file())),
             config,
@@ -142,6 +148,7 @@ impl<G: Gate> Control<G> {
             dead: 0,
             gone: 0,
             pressure: Pressure::default(),
+            health,
             started: Instant::now(),
         }
     }
@@ -363,6 +370,7 @@ impl<G: Gate> Control<G> {
 
     /// Returns whether there is no worker left.
     fn keep_house(&mut self) -> bool {
+        self.health.control_beat(Instant::now());
         self.reconciler.tidy();
         let dead = self.workers.iter().filter(|worker| worker.handle.is_finished()).count();
         if dead > self.dead {
@@ -395,8 +403,10 @@ impl<G: Gate> Control<G> {
         let generation = self.reconciler.current().generation;
         if faults.is_empty() {
             tracing::info!(generation, "configuration reloaded");
+            self.health.accepted();
         } else {
             tracing::error!(generation, faults = faults.len(), "reload refused: {}", faults.join("; "));
+            self.health.refused(faults.first().map_or("", String::as_str));
         }
         let reload = Reload {
             at_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),

@@ -105,7 +105,8 @@ fn parts(config: Config, wanted: Arc<Wanted>) -> Parts<Xdp> {
     })
     .unwrap();
     let workers = vec![Served { handle, sockets: Vec::new() }];
-    Parts { config, host, reconciler, gate, workers, wanted }
+    let health = Arc::new(control::http::health::State::new(Duration::from_secs(60)));
+    Parts { config, host, reconciler, gate, workers, wanted, health }
 }
 
 fn status(socket: &Path) -> Status {

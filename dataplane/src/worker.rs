@@ -132,14 +132,31 @@ pub struct WorkerView {
     pub sleeps: Counter,
     /// Flows in its table.
     pub flows: AtomicU64,
+    over: AtomicBool,
+}
+
+impl WorkerView {
+    /// Whether the worker has ended, by itself or by a panic.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// The worker has ended.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Ends the beat when the worker ends, also by a panic: the XDP program then gives its frames to the kernel at once.
-struct LastBeat<B: Fn(u64)>(B);
+struct LastBeat<B: Fn(u64)> {
+    beat: B,
+    view: Arc<WorkerView>,
+}
 
 impl<B: Fn(u64)> Drop for LastBeat<B> {
     fn drop(&mut self) {
-        (self.0)(0);
+        (self.beat)(0);
+        self.view.end();
     }
 }
 
@@ -198,7 +215,7 @@ impl<I: LiveIo, H: Handler, B: Fn(u64)> Worker<I, H, B> {
         let is_asked = self.mailbox.serve(handler, now);
         self.view.flows.store(self.handler.flows() as u64, Ordering::Relaxed);
         self.view.turns.add(1);
-        (self.beat.0)(now_ns);
+        (self.beat.beat)(now_ns);
         turn.frames != 0 || is_behind || is_asked
     }
 

@@ -71,7 +71,10 @@ fn flood(setup: &Setup, service: &Service) -> Result<(Outcome, String)> {
 /// Whether the kernel has found no room for a frame that was meant for Weir.
 fn lost_before_weir(setup: &Setup) -> Result<bool> {
     let interfaces: Vec<InterfaceRow> = serde_json::from_value(setup.weir.show("interfaces")?)?;
-    Ok(interfaces.iter().flat_map(|interface| &interface.queues).any(|queue| queue.rx_dropped + queue.rx_ring_full > 0))
+    Ok(interfaces
+        .iter()
+        .flat_map(|interface| &interface.queues)
+        .any(|queue| queue.rx_dropped + queue.rx_ring_full > 0))
 }
 
 /// Connections that were tried.

@@ -45,7 +45,7 @@ use settings::SNAT_ADDRESSES_MAX;
 use tree::Node;
 
 /// The keys of the document.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 19] = [
     "interfaces",
     "workers",
     "flows",
@@ -53,6 +53,8 @@ const KEYS: [&str; 17] = [
     "xdp",
     "kernel_path",
     "admin",
+    "health",
+    "metrics",
     "node_addresses",
     "local_networks",
     "virtual_networks",

@@ -1,5 +1,6 @@
 //! The part of the configuration that holds from start to stop.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -45,6 +46,10 @@ pub struct Settings {
     pub kernel_path: KernelPath,
     /// The admin socket.
     pub socket: PathBuf,
+    /// Where `/healthz` and `/livez` are served; `None`: nowhere.
+    pub health: Option<SocketAddr>,
+    /// Where `/metrics` is served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// A name that the kernel can give to a network interface.
@@ -147,6 +152,8 @@ pub(super) fn read(document: &Map<'_, '_>) -> (Settings, Vec<Mark>) {
             .and_then(|field| field.word(&[(KERNEL_PATH, KernelPath::Veth), ("none", KernelPath::None)]))
             .unwrap_or(KernelPath::Veth),
         socket: read_socket(document),
+        health: read_listen(document, "health"),
+        metrics: read_listen(document, "metrics"),
     };
     (settings, marks)
 }
@@ -270,6 +277,19 @@ fn read_socket(document: &Map<'_, '_>) -> PathBuf {
     path.into()
 }
 
+/// Where a section's pages are served.
+fn read_listen(document: &Map<'_, '_>, section: &'static str) -> Option<SocketAddr> {
+    let section = document.optional(section)?;
+    let map = section.map(&["listen"])?;
+    let field = map.optional("listen")?;
+    let address: SocketAddr = field.parse()?;
+    if address.port() == 0 {
+        field.refuse("port 0 is no port");
+        return None;
+    }
+    Some(address)
+}
+
 impl Settings {
     /// The keys whose values differ from `old`.
     pub(super) fn differences(&self, old: &Self) -> Vec<String> {
@@ -288,6 +308,8 @@ impl Settings {
             ("xdp.zero_copy", self.xdp.zero_copy != old.xdp.zero_copy),
             ("kernel_path", self.kernel_path != old.kernel_path),
             ("admin.socket", self.socket != old.socket),
+            ("health.listen", self.health != old.health),
+            ("metrics.listen", self.metrics != old.metrics),
         ];
         differs.iter().filter(|(_, differs)| *differs).map(|(key, _)| (*key).to_owned()).collect()
     }

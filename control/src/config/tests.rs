@@ -66,8 +66,8 @@ fn a_file_that_is_no_mapping_of_known_keys_is_refused() {
             "..\nservises: []\nzzz: 1\n",
             &[
                 "2:1: servises: unknown key (did you mean \"services\"?)",
-                "3:1: zzz: unknown key, known are interfaces, workers, flows, limits, xdp, kernel_path, admin, \
-                 node_addresses, local_networks, virtual_networks, timeouts, ipvs, floods, snat_pools, \
+                "3:1: zzz: unknown key, known are interfaces, workers, flows, limits, xdp, kernel_path, admin, health, \
+                 metrics, node_addresses, local_networks, virtual_networks, timeouts, ipvs, floods, snat_pools, \
                  match_rules, services, kubernetes",
             ],
         ),
@@ -140,6 +140,7 @@ fn the_smallest_file_has_the_documented_defaults() {
         (settings.kernel_path, settings.socket.to_str()),
         (KernelPath::Veth, Some("/run/weir/weir.sock"))
     );
+    assert_eq!((settings.health, settings.metrics), (None, None));
     assert_eq!(config.desired, DesiredState::default());
 }
 

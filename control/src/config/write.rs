@@ -101,6 +101,11 @@ fn write_settings(text: &mut String, settings: &Settings) {
     };
     let _ = writeln!(text, "kernel_path: {path}");
     let _ = writeln!(text, "admin: {{socket: {}}}", quoted(&settings.socket.to_string_lossy()));
+    for (section, address) in [("health", settings.health), ("metrics", settings.metrics)] {
+        if let Some(address) = address {
+            let _ = writeln!(text, "{section}: {{listen: {}}}", quoted(&address.to_string()));
+        }
+    }
 }
 
 fn write_timeouts(text: &mut String, timeouts: &Timeouts) {

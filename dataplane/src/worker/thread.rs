@@ -77,7 +77,7 @@ where
         exchange,
         snapshots,
         stats: Arc::clone(&stats),
-        beat: LastBeat(beat),
+        beat: LastBeat { beat, view: Arc::clone(&view) },
         idle,
         view: Arc::clone(&view),
         mailbox: Arc::clone(&mailbox),
