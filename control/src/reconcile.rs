@@ -18,7 +18,7 @@ use dataplane::state::State;
 use dataplane::stats::WorkerStats;
 use dataplane::time::Tick;
 use dataplane::worker::monotonic_ns;
-use xdp_prog::{Ours, SyncError, Xdp};
+use xdp_prog::{Delta, Ours, SyncError, Xdp};
 
 use crate::admin::protocol::{Count, Traffic};
 use crate::compile::{self, CompileError, Compiled, Fresh, IdTable};
@@ -28,14 +28,12 @@ use crate::netlink::compile::{gateways, next_neighbours};
 
 /// What decides in the kernel whether a frame is Weir's.
 pub trait Gate {
-    /// Whether `ours` fits.
-    fn check(&self, ours: &Ours) -> Result<(), SyncError>;
+    /// Begins a change: what goes is not handed over any more, and what is new not yet. Where it is refused, nothing has
+    /// changed, or [`Gate::finish`] puts it back.
+    fn begin(&mut self, delta: &Delta) -> Result<(), SyncError>;
 
-    /// Hands over no more what is not in `ours`, and nothing new.
-    fn remove(&mut self, ours: &Ours) -> Result<(), SyncError>;
-
-    /// Hands over exactly `ours`.
-    fn sync(&mut self, ours: &Ours) -> Result<(), SyncError>;
+    /// Completes all changes that were begun.
+    fn finish(&mut self) -> Result<(), SyncError>;
 
     /// How many frames met which fate.
     fn counts(&self) -> Vec<Count>;
@@ -45,16 +43,12 @@ pub trait Gate {
 }
 
 impl Gate for Xdp {
-    fn check(&self, ours: &Ours) -> Result<(), SyncError> {
-        self.check(ours)
+    fn begin(&mut self, delta: &Delta) -> Result<(), SyncError> {
+        self.begin(delta).map(drop)
     }
 
-    fn remove(&mut self, ours: &Ours) -> Result<(), SyncError> {
-        self.remove(ours).map(drop)
-    }
-
-    fn sync(&mut self, ours: &Ours) -> Result<(), SyncError> {
-        self.sync(ours).map(drop)
+    fn finish(&mut self) -> Result<(), SyncError> {
+        self.finish().map(drop)
     }
 
     fn counts(&self) -> Vec<Count> {
@@ -91,6 +85,8 @@ pub struct Reconciler {
     desired: DesiredState,
     ids: IdTable,
     ours: Ours,
+    /// What of it the XDP program was told.
+    told: Ours,
     /// The generation that every worker has to use before the XDP program may hand over all of `ours`.
     awaited: Option<u64>,
     /// Removed backends that still have a slot, as last counted; `None` where that may be any number.
@@ -130,6 +126,7 @@ impl Reconciler {
             desired,
             ids,
             ours,
+            told: Ours::default(),
             awaited: Some(1),
             removed: Some(0),
             publisher,
@@ -202,16 +199,16 @@ impl Reconciler {
     pub fn set_desired(&mut self, desired: DesiredState, gate: &mut impl Gate) -> Result<u64, Refusal> {
         self.ids.reclaim(&self.state, |generation| self.publisher.is_seen(generation));
         let compiled = compile::compile(&desired, &self.ids)?;
-        gate.check(&compiled.ours)?;
+        if let Err(fault) = gate.begin(&Delta::between(&self.told, &compiled.ours)) {
+            // Part of it may be removed already: the next advance puts that back.
+            self.awaited.get_or_insert(self.current().generation);
+            return Err(fault.into());
+        }
+        self.told = compiled.ours.clone();
         if narrows(&self.ours.snat, &compiled.ours.snat) {
             tracing::warn!(
                 "SNAT addresses or ports are gone: established fullnat flows that use them will end"
             );
-        }
-        if let Err(fault) = gate.remove(&compiled.ours) {
-            // Part of it may be removed already: the next advance puts that back.
-            self.awaited.get_or_insert(self.current().generation);
-            return Err(fault.into());
         }
         let old = self.current();
         compiled.prepare(&old.services, &self.state, Tick::from_ns(monotonic_ns()));
@@ -246,7 +243,11 @@ impl Reconciler {
         if let Some(generation) = self.awaited
             && (is_late || self.publisher.is_seen(generation))
         {
-            gate.sync(&self.ours)?;
+            if self.told != self.ours {
+                gate.begin(&Delta::between(&self.told, &self.ours))?;
+                self.told = self.ours.clone();
+            }
+            gate.finish()?;
             self.awaited = None;
         }
         Ok(())
@@ -342,39 +343,38 @@ fn narrows(
 #[cfg(test)]
 mod tests {
     use dataplane::stats::Counter;
+    use xdp_prog::Claim;
 
     use super::*;
     use crate::config;
     use crate::model::Service;
 
-    /// Notes what is asked of it, as (call, VIP ports).
+    /// Notes what is asked of it: the call, the ports of VIPs that go, and of those that are new.
     #[derive(Default)]
     struct Book {
-        calls: Vec<(&'static str, Vec<u16>)>,
+        calls: Vec<(&'static str, Vec<u16>, Vec<u16>)>,
         full: bool,
     }
 
-    impl Book {
-        fn note(&mut self, call: &'static str, ours: &Ours) {
-            let mut ports: Vec<_> = ours.vips.iter().map(|vip| vip.port).collect();
-            ports.sort_unstable();
-            self.calls.push((call, ports));
-        }
+    fn ports(claims: &[Claim]) -> Vec<u16> {
+        let vips =
+            claims.iter().filter_map(|claim| if let Claim::Vip(at) = claim { Some(at.port) } else { None });
+        let mut ports: Vec<_> = vips.collect();
+        ports.sort_unstable();
+        ports
     }
 
     impl Gate for Book {
-        fn check(&self, ours: &Ours) -> Result<(), SyncError> {
-            let wanted = ours.vips.len();
-            if self.full { Err(SyncError::Full { map: "vips", limit: 1, wanted }) } else { Ok(()) }
-        }
-
-        fn remove(&mut self, ours: &Ours) -> Result<(), SyncError> {
-            self.note("remove", ours);
+        fn begin(&mut self, delta: &Delta) -> Result<(), SyncError> {
+            if self.full {
+                return Err(SyncError::Full { map: "vips", limit: 1, wanted: 2 });
+            }
+            self.calls.push(("begin", ports(&delta.gone), ports(&delta.new)));
             Ok(())
         }
 
-        fn sync(&mut self, ours: &Ours) -> Result<(), SyncError> {
-            self.note("sync", ours);
+        fn finish(&mut self) -> Result<(), SyncError> {
+            self.calls.push(("finish", vec![], vec![]));
             Ok(())
         }
 
@@ -414,22 +414,23 @@ mod tests {
             reader.read();
         }
         reconciler.advance(&mut gate, false).unwrap();
-        assert_eq!(gate.calls.drain(..).collect::<Vec<_>>(), [("sync", vec![80, 81])]);
+        let finish = || ("finish", vec![], vec![]);
+        assert_eq!(gate.calls.drain(..).collect::<Vec<_>>(), [("begin", vec![], vec![80, 81]), finish()]);
 
         let generation = reconciler.set_desired(desired(&[81, 82], &["10.1.0.1"]), &mut gate).unwrap();
-        assert_eq!(gate.calls.drain(..).collect::<Vec<_>>(), [("remove", vec![81, 82])]);
+        assert_eq!(gate.calls.drain(..).collect::<Vec<_>>(), [("begin", vec![80], vec![82])]);
         assert_eq!(readers[0].read().generation, generation);
         reconciler.advance(&mut gate, false).unwrap();
         assert!(gate.calls.is_empty() && reconciler.is_waiting(), "one worker still uses the old tables");
         readers[1].read();
         reconciler.advance(&mut gate, false).unwrap();
-        assert_eq!(gate.calls.drain(..).collect::<Vec<_>>(), [("sync", vec![81, 82])]);
+        assert_eq!(gate.calls.drain(..).collect::<Vec<_>>(), [finish()]);
         assert!(!reconciler.is_waiting());
 
         reconciler.set_desired(desired(&[81], &["10.1.0.1"]), &mut gate).unwrap();
         gate.calls.clear();
         reconciler.advance(&mut gate, true).unwrap();
-        assert_eq!(gate.calls, [("sync", vec![81])], "a worker that does not turn is not waited for");
+        assert_eq!(gate.calls, [finish()], "a worker that does not turn is not waited for");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::ours::{Endpoint, Proto};
+use crate::ours::Proto;
 
 #[allow(
     unsafe_code,
@@ -57,7 +57,7 @@ pub(crate) mod flag {
 }
 
 /// `struct weir_address`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoBytes, Immutable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, IntoBytes, Immutable)]
 #[repr(C)]
 pub(crate) struct Address {
     bits: [u8; 16],
@@ -65,7 +65,7 @@ pub(crate) struct Address {
 }
 
 /// `struct weir_endpoint`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoBytes, Immutable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoBytes, Immutable)]
 #[repr(C)]
 pub(crate) struct Place {
     addr: Address,
@@ -240,6 +240,21 @@ impl Counter {
     }
 }
 
+impl Address {
+    /// The address with these bits; those of IPv4 come first.
+    pub(crate) fn of_bits(bits: [u8; 16], v6: bool) -> Self {
+        Self { bits, version: if v6 { 6 } else { 4 } }
+    }
+
+    pub(crate) fn bits(self) -> [u8; 16] {
+        self.bits
+    }
+
+    pub(crate) fn is_v6(self) -> bool {
+        self.version == 6
+    }
+}
+
 impl From<IpAddr> for Address {
     fn from(addr: IpAddr) -> Self {
         match addr {
@@ -270,9 +285,10 @@ pub(crate) fn masked(addr: IpAddr, length: u8) -> ([u8; 16], [u8; 16]) {
     (Address::from(addr).bits, mask.to_be_bytes())
 }
 
-impl From<&Endpoint> for Place {
-    fn from(endpoint: &Endpoint) -> Self {
-        Self { addr: endpoint.addr.into(), port: endpoint.port.to_be_bytes(), proto: endpoint.proto.number() }
+impl Place {
+    /// `proto` is the number that [`Proto::number`] gives.
+    pub(crate) fn new(addr: Address, port: u16, proto: u16) -> Self {
+        Self { addr, port: port.to_be_bytes(), proto }
     }
 }
 

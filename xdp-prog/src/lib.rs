@@ -1,7 +1,7 @@
 //! The kernel half of Weir: an XDP program that answers "is this ours?", its loader and the layout of its maps.
 //!
 //! ```text
-//! Ours -----> image (what the maps should hold) --diff--> kernel maps
+//! changes -----> claims (what the maps should hold) -------> kernel maps
 //!                                                             |
 //! NIC --> weir_xdp.bpf.c: ours? --yes--> worker alive? --yes--> XSKMAP[port, queue] --> AF_XDP socket
 //!                           |                   |                    | no socket
@@ -15,8 +15,8 @@
 mod abi;
 mod attach;
 mod beat;
+mod claims;
 mod error;
-mod image;
 mod link;
 mod loader;
 mod ours;
@@ -29,5 +29,5 @@ pub use attach::Mode;
 pub use beat::Beat;
 pub use error::{AttachError, LoadError, SocketError, SyncError};
 pub use loader::{DEFAULT_BEAT_LIMIT, Limits, Xdp};
-pub use ours::{Endpoint, Ours, Proto, Rule};
+pub use ours::{Claim, Delta, Endpoint, Ours, Proto, Rule};
 pub use tables::SyncReport;

@@ -13,10 +13,9 @@ use crate::abi::{Counter, MAX_PORTS, MAX_QUEUES, OBJECT, Settings};
 use crate::attach::{Attachment, Mode};
 use crate::beat::{Beat, BeatLines};
 use crate::error::{AttachError, LoadError, SocketError, SyncError};
-use crate::image::Image;
-use crate::ours::Ours;
+use crate::ours::Delta;
 use crate::privilege;
-use crate::tables::{SyncReport, Table, Tables};
+use crate::tables::{Maps, SyncReport, Table, Tables};
 
 /// The program's name in the object file.
 const PROGRAM: &str = "weir_xdp";
@@ -80,14 +79,13 @@ impl Xdp {
         let table = |name| map(&object, name).map(|map| Table { name, map });
         let xdp = Self {
             attachments: Vec::new(),
-            tables: Tables {
+            tables: Tables::new(Maps {
                 vips: table("vips")?,
                 backends: table("backends")?,
                 addresses: table("addresses")?,
                 node_ports: table("node_ports")?,
                 rules: table("rules")?,
-                written: Image::default(),
-            },
+            }),
             ports: map(&object, "ports")?,
             xsks: map(&object, "xsks")?,
             settings: map(&object, "settings")?,
@@ -167,21 +165,17 @@ impl Xdp {
         self.write_beat_limit(limit).map_err(|source| SyncError::Kernel { map: "settings", source })
     }
 
-    /// Whether `ours` fits the maps; says which limit it breaks.
-    pub fn check(&self, ours: &Ours) -> Result<(), SyncError> {
-        self.tables.check(&Image::of(ours))
+    /// Begins a change: nothing is handed over any more that nobody claims now, and nothing new is yet. To be called
+    /// before the workers forget what goes. A change that does not fit the maps, or that the kernel does not take, is as
+    /// if it had not been asked for; what the kernel may have lost over it [`Self::finish`] puts back.
+    pub fn begin(&mut self, delta: &Delta) -> Result<SyncReport, SyncError> {
+        self.tables.begin(delta)
     }
 
-    /// Hands over no more what is not in `ours`, and nothing new: to be called before the workers forget it.
-    pub fn remove(&mut self, ours: &Ours) -> Result<SyncReport, SyncError> {
-        let remaining = self.tables.written.common(&Image::of(ours));
-        self.tables.make(&remaining)
-    }
-
-    /// Hands over exactly `ours`: to be called once the workers know it. Compares with what was last written, in
-    /// memory; the kernel is called for what differs. Removals come first, so what fits never fails on the way.
-    pub fn sync(&mut self, ours: &Ours) -> Result<SyncReport, SyncError> {
-        self.tables.make(&Image::of(ours))
+    /// Completes all changes that were begun: exactly what is claimed is handed over. To be called once the workers know
+    /// what is new. Where the kernel refuses, a further call goes on from there.
+    pub fn finish(&mut self) -> Result<SyncReport, SyncError> {
+        self.tables.finish()
     }
 
     /// How many frames met which fate, summed over all cores and interfaces since the program was loaded.

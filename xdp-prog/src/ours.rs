@@ -57,6 +57,53 @@ pub struct Rule {
     pub ours: [bool; 2],
 }
 
+/// One thing that makes frames Weir's. Any number may claim the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Claim {
+    /// See [`Ours::vips`].
+    Vip(Endpoint),
+    /// See [`Ours::nat_backends`].
+    NatBackend(Endpoint),
+    /// See [`Ours::node_addresses`].
+    NodeAddress(IpAddr),
+    /// See [`Ours::node_ports`].
+    NodePort(Proto, u16),
+    /// See [`Ours::snat`]: the address, its first and its last port.
+    Snat(IpAddr, u16, u16),
+    /// See [`Ours::tunnels`].
+    Tunnel(IpAddr, u16),
+    /// See [`Ours::owned`].
+    Owned(IpAddr),
+}
+
+/// What changes in what the XDP program is to hand over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// Claims that are given up, each of them made before.
+    pub gone: Vec<Claim>,
+    /// Claims that are made.
+    pub new: Vec<Claim>,
+    /// All rules that give marks, where they change.
+    pub rules: Option<Vec<Rule>>,
+}
+
+impl Delta {
+    /// What changes from one state of things to another.
+    pub fn between(before: &Ours, after: &Ours) -> Self {
+        let (old, new): (HashSet<_>, HashSet<_>) = (before.claims().collect(), after.claims().collect());
+        Self {
+            gone: old.difference(&new).copied().collect(),
+            new: new.difference(&old).copied().collect(),
+            rules: (before.rules != after.rules).then(|| after.rules.clone()),
+        }
+    }
+
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.gone.is_empty() && self.new.is_empty() && self.rules.is_none()
+    }
+}
+
 /// All that the XDP program is to hand over. What is in none of these sets is the kernel's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ours {
@@ -77,4 +124,18 @@ pub struct Ours {
     pub rules: Vec<Rule>,
     /// Addresses that Weir answers ARP, neighbour discovery and ICMP echo for.
     pub owned: HashSet<IpAddr>,
+}
+
+impl Ours {
+    /// Each of it, but for the rules, as a claim.
+    pub fn claims(&self) -> impl Iterator<Item = Claim> {
+        let vips = self.vips.iter().copied().map(Claim::Vip);
+        let backends = self.nat_backends.iter().copied().map(Claim::NatBackend);
+        let node = self.node_addresses.iter().copied().map(Claim::NodeAddress);
+        let node_ports = self.node_ports.iter().map(|(proto, port)| Claim::NodePort(*proto, *port));
+        let snat = self.snat.iter().map(|(addr, ports)| Claim::Snat(*addr, *ports.start(), *ports.end()));
+        let tunnels = self.tunnels.iter().map(|(addr, port)| Claim::Tunnel(*addr, *port));
+        let owned = self.owned.iter().copied().map(Claim::Owned);
+        vips.chain(backends).chain(node).chain(node_ports).chain(snat).chain(tunnels).chain(owned)
+    }
 }

@@ -10,12 +10,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use support::{
-    Bench, TCP, enter_namespace, framed, ifindex, ip, ip_packet, monotonic_ns, transport, veth_pair,
+    Bench, TCP, enter_namespace, framed, ifindex, ip, ip_packet, monotonic_ns, shift, transport, veth_pair,
     xdp_socket,
 };
 use xdp_prog::Counter::{NoSocket, NotOurs, Snat, StaleWorker, UnknownPort, Vip};
 use xdp_prog::{
-    AttachError, Endpoint, Limits, LoadError, MAX_PORTS, MAX_QUEUES, Mode, Ours, Proto, SocketError,
+    AttachError, Delta, Endpoint, Limits, LoadError, MAX_PORTS, MAX_QUEUES, Mode, Ours, Proto, SocketError,
     SyncError, SyncReport, Xdp,
 };
 
@@ -263,13 +263,16 @@ fn a_change_costs_what_it_changes() {
     let all = 1..=5000;
     // 5000 VIPs on one address.
     let report = |written, deleted| SyncReport { written, deleted };
-    assert_eq!(xdp.sync(&vips(all.clone())).expect("sync"), report(5001, 0));
-    assert_eq!(xdp.sync(&vips(all)).expect("sync"), report(0, 0));
-    assert_eq!(xdp.sync(&vips(2..=5001)).expect("sync"), report(1, 1));
+    let (none, all) = (Ours::default(), vips(all));
+    assert_eq!(shift(&mut xdp, &none, &all), report(5001, 0));
+    assert_eq!(shift(&mut xdp, &none, &all), report(0, 0), "everything is claimed twice");
+    assert_eq!(shift(&mut xdp, &all, &none), report(0, 0), "and once again");
+    assert_eq!(shift(&mut xdp, &all, &vips(2..=5001)), report(1, 1));
     let mut more = vips(2..=5001);
     more.node_ports = [(Proto::Udp, 30000), (Proto::Udp, 30001), (Proto::Tcp, 30000)].into();
-    assert_eq!(xdp.sync(&more).expect("sync"), report(2, 0), "a word of the bitmap holds 64 ports");
-    assert_eq!(xdp.sync(&Ours::default()).expect("sync"), report(2, 5001));
+    assert_eq!(shift(&mut xdp, &vips(2..=5001), &more), report(2, 0), "a word of the bitmap holds 64 ports");
+    assert_eq!(shift(&mut xdp, &more, &none), report(2, 5001));
+    assert_eq!(shift(&mut xdp, &none, &all), report(5001, 0), "as in the beginning");
 }
 
 #[test]
@@ -286,10 +289,16 @@ fn removing_comes_before_and_adding_after_the_workers_know() {
         (frames.clone().map(|frame| bench.judge(&frame)), snat.clone().map(|frame| bench.judge(&frame)))
     };
     assert_eq!(seen(&mut bench), ([Vip, Vip, NotOurs], [Snat, Snat, NotOurs]));
-    bench.xdp.remove(&after).expect("remove");
+    bench.xdp.begin(&Delta::between(&before, &after)).expect("begin");
     assert_eq!(seen(&mut bench), ([NotOurs, Vip, NotOurs], [NotOurs, Snat, NotOurs]));
-    bench.xdp.sync(&after).expect("sync");
+    // What was new is given up again before it was ever handed over, and something else begun.
+    let other = Ours { snat: after.snat.clone(), ..vips([80, 81]) };
+    bench.xdp.begin(&Delta::between(&after, &other)).expect("begin");
+    assert_eq!(seen(&mut bench), ([NotOurs, Vip, NotOurs], [NotOurs, Snat, NotOurs]));
+    bench.xdp.begin(&Delta::between(&other, &after)).expect("begin");
+    bench.xdp.finish().expect("finish");
     assert_eq!(seen(&mut bench), ([NotOurs, Vip, Vip], [NotOurs, Snat, Snat]));
+    assert_eq!(bench.xdp.finish().expect("finish"), SyncReport::default());
 }
 
 #[test]
@@ -299,22 +308,22 @@ fn a_full_map_is_named_before_anything_changes() {
     }
     let limits = Limits { vips: 3, nat_backends: 2, addresses: 2 };
     let mut xdp = Xdp::load(&limits).expect("load");
-    xdp.sync(&vips([1, 2, 3])).expect("as many as the limit");
-    xdp.sync(&vips([4, 5, 6])).expect("all of them replaced");
+    shift(&mut xdp, &Ours::default(), &vips([1, 2, 3]));
+    shift(&mut xdp, &vips([1, 2, 3]), &vips([4, 5, 6]));
     let backends = Ours { nat_backends: [vip(1), vip(2), vip(3)].into(), ..Ours::default() };
     let owned = [1, 2, 3].map(|host| IpAddr::from([10, 0, 0, host]));
     let addresses = Ours { owned: owned.into(), ..Ours::default() };
     for (name, limit, wanted, ours) in
         [("vips", 3, 4, vips([1, 2, 3, 4])), ("backends", 2, 3, backends), ("addresses", 2, 3, addresses)]
     {
-        for result in [xdp.check(&ours), xdp.sync(&ours).map(|_| ())] {
-            let Err(SyncError::Full { map, limit: said, wanted: asked }) = result else {
-                panic!("{result:?}")
-            };
-            assert_eq!((map, said, asked), (name, limit, wanted));
-        }
+        let result = xdp.begin(&Delta::between(&vips([4, 5, 6]), &ours));
+        let Err(SyncError::Full { map, limit: said, wanted: asked }) = result else { panic!("{result:?}") };
+        assert_eq!((map, said, asked), (name, limit, wanted));
+        let result = Xdp::load(&limits).expect("load").begin(&Delta::between(&Ours::default(), &ours));
+        assert!(matches!(result, Err(SyncError::Full { map, .. }) if map == name), "{result:?}");
     }
-    assert_eq!(xdp.sync(&vips([4, 5, 6])).expect("sync"), SyncReport::default());
+    assert_eq!(xdp.finish().expect("finish"), SyncReport::default());
+    assert_eq!(shift(&mut xdp, &vips([4, 5, 6]), &Ours::default()), SyncReport { written: 0, deleted: 4 });
     let zero = Xdp::load(&Limits { nat_backends: 0, ..limits });
     assert!(matches!(zero, Err(LoadError::ZeroLimit("backends"))), "{zero:?}");
 }

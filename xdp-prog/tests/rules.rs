@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use etherparse::{EtherType, Ipv4Options};
 use support::{
     Bench, ICMP, ICMPV6, SCTP, TCP, UDP, arp, enter_namespace, ethernet, fragment, framed, icmp, ip_packet,
-    ipv4, ipv6, tagged, transport,
+    ipv4, ipv6, shift, tagged, transport,
 };
 use xdp_prog::Counter::{self, *};
 use xdp_prog::{Endpoint, Ours, Proto};
@@ -470,7 +470,7 @@ fn other_traffic_is_the_kernels() {
     {
         assert_eq!(bench.judge(&ethernet(&[], &[0x45; 60], EtherType(kind))), NotOurs, "{name}");
     }
-    bench.xdp.sync(&Ours::default()).expect("sync");
+    shift(&mut bench.xdp, &ours(), &Ours::default());
     for (name, packet, _) in rows(&V4).into_iter().chain(rows(&V6)) {
         let got = bench.judge(&framed(&packet));
         assert!(matches!(got, NotOurs | Malformed), "{name}: {got:?}");

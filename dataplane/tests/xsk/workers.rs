@@ -24,7 +24,7 @@ use dataplane::time::Tick;
 use dataplane::verdict::{DropReason, Verdict};
 use dataplane::wire::checksum::{Sum, is_partial};
 use dataplane::worker::{Handler, Idle, Parts, WorkerHandle, monotonic_ns, spawn};
-use xdp_prog::{Endpoint, Limits, Ours, Proto, Xdp};
+use xdp_prog::{Delta, Endpoint, Limits, Ours, Proto, Xdp};
 
 use crate::net::{CLIENT, CLIENT_MAC, Lab, PORT_MACS, SERVER_MAC, VIP, config, ifindex, ip};
 
@@ -90,7 +90,8 @@ fn program() -> Xdp {
     for (port, name) in [(0, "p0"), (1, "p1")] {
         xdp.attach(port, ifindex(name), false).unwrap();
     }
-    xdp.sync(&ours).unwrap();
+    xdp.begin(&Delta::between(&Ours::default(), &ours)).unwrap();
+    xdp.finish().unwrap();
     xdp
 }
 

@@ -14,7 +14,7 @@ use etherparse::{
 use nix::sched::{CloneFlags, unshare};
 use nix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Socket, Type};
-use xdp_prog::{Beat, Counter, Limits, Ours, Xdp};
+use xdp_prog::{Beat, Counter, Delta, Limits, Ours, SyncReport, Xdp};
 
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
@@ -84,7 +84,7 @@ impl Bench {
         xdp.attach(0, ifindex, false).expect("attach");
         let socket = xdp_socket();
         xdp.register_socket(0, 0, socket.as_fd()).expect("register");
-        xdp.sync(ours).expect("sync");
+        shift(&mut xdp, &Ours::default(), ours);
         let beat = xdp.beat(0).expect("worker 0");
         beat.beat(monotonic_ns());
         Self { xdp, ifindex, beat, socket }
@@ -113,6 +113,13 @@ impl Bench {
         assert_eq!(verdict, if is.0.is_handed_over() { redirect } else { pass }, "{:?}", is.0);
         is.0
     }
+}
+
+/// Has the program hand over something else than before.
+pub(crate) fn shift(xdp: &mut Xdp, before: &Ours, after: &Ours) -> SyncReport {
+    let begun = xdp.begin(&Delta::between(before, after)).expect("begin");
+    let finished = xdp.finish().expect("finish");
+    SyncReport { written: begun.written + finished.written, deleted: begun.deleted + finished.deleted }
 }
 
 /// An Ethernet frame with these VLAN tags.
