@@ -111,6 +111,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         eprintln!("weir: --from and --to are of different address families");
         return Ok(ExitCode::from(EXIT_USAGE));
     }
+    imagined.sent_by(args.from.0.ip());
     let packet = packet(args.from.0, args.to)?;
     let (verdict, steps) = ask(&mut imagined, &packet)?;
     let explanation = explain(&imagined, verdict, &steps);

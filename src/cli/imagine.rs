@@ -4,12 +4,13 @@
 //! machine that asks need not be the one that forwards: one port, and a gateway behind it for every destination.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use control::compile::{IdTable, compile};
 use control::config::Config;
 use dataplane::flow::directory::Directory;
+use dataplane::flow::key;
 use dataplane::ids::{BackendId, HopId, PortId, ServiceId, WorkerId};
 use dataplane::pipeline::{Engine, Setup};
 use dataplane::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
@@ -65,9 +66,17 @@ impl Imagined {
         Ok(Self { engine, tables })
     }
 
+    /// Has packets come from the machine's own kernel, where `from` is one of its addresses.
+    pub(crate) fn sent_by(&mut self, from: IpAddr) {
+        let (addr, v6) = key::bits(from);
+        if self.tables.services.locality().node.contains(addr, v6) {
+            Arc::make_mut(&mut self.tables.net).kernel = Some((PortId(0), PEER_MAC));
+        }
+    }
+
     /// The service with this id.
     pub(crate) fn service(&self, id: ServiceId) -> Option<&Service> {
-        self.tables.services.iter().find(|service| service.id == id)
+        self.tables.services.service(id)
     }
 
     /// The backend with this id, of the service with that one.

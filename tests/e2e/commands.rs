@@ -155,6 +155,54 @@ fn explain_tells_what_becomes_of_a_packet() -> Result<()> {
     Ok(())
 }
 
+const ACCESS: &str = r#"
+interfaces: [{name: eth1}]
+node_addresses: [192.0.2.1]
+local_networks: [10.244.0.0/16]
+virtual_networks: [10.96.0.0/16]
+snat_pools: [{name: p, addresses: [192.0.2.9]}]
+services:
+  - {name: open, vip: 10.96.0.1, port: 80, node_port: 30080, snat_pool: p, masquerade: not-local,
+     backends: [{address: 10.244.0.1, port: 8080}]}
+  - {name: narrow, vip: 203.0.113.1, port: 80, source_ranges: [198.51.100.0/24], backends: [{address: 10.244.0.1}]}
+  - {name: elsewhere, vip: 203.0.113.2, port: 80, when_empty: drop}
+"#;
+
+#[test]
+fn explain_tells_who_may_use_a_service_and_whose_address_is_hidden() -> Result<()> {
+    let desk = Desk::new(ACCESS)?;
+    let (pod, outside, node) = ("10.244.0.7", "198.51.100.7", "192.0.2.1");
+    for (name, from, to, outcome, reason, masquerade) in [
+        ("a pod", pod, "10.96.0.1:80", "forward", None, false),
+        ("from outside", outside, "10.96.0.1:80", "forward", None, true),
+        ("the node itself", node, "10.96.0.1:80", "forward", None, true),
+        ("the backend itself", "10.244.0.1", "10.96.0.1:80", "forward", None, true),
+        ("by node port", pod, "192.0.2.1:30080", "forward", None, false),
+        ("in a source range", outside, "203.0.113.1:80", "forward", None, false),
+        ("in none", pod, "203.0.113.1:80", "drop", Some("source_range"), false),
+        ("backends elsewhere", outside, "203.0.113.2:80", "drop", Some("no_local_backend"), false),
+        ("no such port", outside, "10.96.0.1:81", "reject", Some("no_service_port"), false),
+        ("no such address", outside, "10.96.0.2:80", "drop", Some("unallocated_address"), false),
+        ("outside of the virtual network", outside, "10.97.0.2:80", "kernel", None, false),
+    ] {
+        let ask = ["explain", "--config", "weir.yaml", "--from", from, "--to", to, "-o", "json"];
+        let said = desk.json(&ask)?;
+        assert_eq!(
+            (&said["outcome"], &said["masquerade"]),
+            (&outcome.into(), &masquerade.into()),
+            "{name}: {said}"
+        );
+        assert_eq!(said["reason"], reason.map_or(Value::Null, Value::from), "{name}: {said}");
+        let mode = match (outcome, masquerade) {
+            ("forward", true) => "fullnat".into(),
+            ("forward", false) => "nat".into(),
+            _ => Value::Null,
+        };
+        assert_eq!(said["mode"], mode, "{name}: {said}");
+    }
+    Ok(())
+}
+
 #[test]
 fn replay_sends_a_capture_through_the_engine() -> Result<()> {
     let desk = Desk::new(CONFIG)?;

@@ -176,6 +176,52 @@ fn rules_that_give_the_mark_of_a_service_are_tried_in_order() {
 }
 
 #[test]
+fn a_network_of_virtual_addresses_is_taken_but_for_addresses_that_are_left_out() {
+    if !enter_namespace("virtual networks") {
+        return;
+    }
+    let mut ours = Ours::default();
+    for (f, [node, snat, nobodys], [host, short]) in [
+        (&V4, ["198.51.100.5", "198.51.100.9", "198.51.100.77"], [32, 24]),
+        (&V6, ["2001:db8:2::5", "2001:db8:2::9", "2001:db8:2::77"], [128, 112]),
+    ] {
+        ours.vips.insert(Endpoint { addr: addr(f.vip), port: 80, proto: Proto::Tcp });
+        ours.node_addresses.insert(addr(node));
+        ours.node_ports.insert((Proto::Tcp, 30080));
+        ours.snat.insert(addr(snat), 40000..=49999);
+        let all = |dst, ours| Rule {
+            protos: vec![Proto::Tcp, Proto::Udp, Proto::Sctp],
+            ours: [ours; 2],
+            ..rule(dst, 0..=u16::MAX)
+        };
+        ours.rules.extend([all((node, host), false), all((snat, host), false), all((nobodys, short), true)]);
+    }
+    let mut bench = Bench::patient(&ours);
+    for (f, [node, snat, nobodys]) in [
+        (&V4, ["198.51.100.5", "198.51.100.9", "198.51.100.77"]),
+        (&V6, ["2001:db8:2::5", "2001:db8:2::9", "2001:db8:2::77"]),
+    ] {
+        let later = |dst, proto| fragment(addr(f.client), addr(dst), proto, 185, false, &transport(80, 80));
+        let rows = vec![
+            ("a service", packet(f.client, 9, f.vip, 80, TCP), Vip),
+            ("its address, no such port", packet(f.client, 9, f.vip, 81, TCP), Marked),
+            ("its address, another protocol", packet(f.client, 9, f.vip, 80, UDP), Marked),
+            ("nobody's address", packet(f.client, 9, nobodys, 80, SCTP), Marked),
+            ("nobody's address, another IP protocol", packet(f.client, 9, nobodys, 80, 47), NotOurs),
+            ("a node port", packet(f.client, 9, node, 30080, TCP), NodePort),
+            ("ssh to the node", packet(f.client, 9, node, 22, TCP), NotOurs),
+            ("a SNAT port", packet(f.client, 9, snat, 40000, TCP), Snat),
+            ("beside the SNAT ports", packet(f.client, 9, snat, 80, TCP), NotOurs),
+            ("from there", packet(nobodys, 9, f.client, 80, TCP), NotOurs),
+            ("later fragment", later(nobodys, UDP), Fragment),
+            ("later fragment to the node", later(node, UDP), NotOurs),
+            ("error about a reply", error(f, f.vip, &packet(f.vip, 80, f.client, 9, TCP)), IcmpError),
+        ];
+        check(&mut bench, rows, f.client);
+    }
+}
+
+#[test]
 fn rules_look_at_source_interface_and_source_port() {
     if !enter_namespace("parts of rules") {
         return;
