@@ -79,6 +79,7 @@ pub(super) fn read_service(field: &Field<'_, '_>) -> Option<(Vec<usize>, Service
         "mss",
         "syn_proxy",
         "drain_s",
+        "move_udp",
         "backends",
     ])?;
     let name = read_name(&map);
@@ -238,6 +239,7 @@ fn read_options(map: &Map<'_, '_>) -> Options {
         mss: map.optional("mss").and_then(|field| read_mss(&field)),
         syn_proxy: map.optional("syn_proxy").and_then(|field| read_syn_proxy(&field)).unwrap_or_default(),
         drain_s: map.optional("drain_s").and_then(|field| field.number(0..=SECONDS_MAX)),
+        move_udp: flag("move_udp"),
     }
 }
 

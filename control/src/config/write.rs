@@ -299,6 +299,7 @@ fn options(options: &Options) -> Vec<String> {
         ("stateless_fallback", options.stateless_fallback),
         ("proxy_protocol", options.proxy_protocol),
         ("toa", options.toa),
+        ("move_udp", options.move_udp),
     ] {
         if is_set {
             lines.push(format!("{key}: true"));

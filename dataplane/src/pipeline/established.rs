@@ -133,12 +133,19 @@ impl Core {
             return Fate::Expired;
         }
         let settings = &tables.settings;
-        if way == Way::Reply || !watches_backends(settings) && !packet.is_first() {
+        if way == Way::Reply {
             return Fate::GoesOn;
         }
-        let backend = tables.services.backend_of(entry.service, entry.backend);
+        if entry.proto() == key::UDP && tables.services.moves(entry.service, entry.backend) {
+            return Fate::Anew;
+        }
+        if !watches_backends(settings) && !packet.is_first() {
+            return Fate::GoesOn;
+        }
+        let backend = tables.services.backend(entry.backend);
         if packet.is_first() {
-            let drains = backend.is_some_and(|(_, backend)| backend.weight == 0);
+            let own = tables.services.backend_of(entry.service, entry.backend);
+            let drains = own.is_some_and(|(_, backend)| backend.weight == 0);
             // A persistent client's next connection stays where it was.
             let over = is_over(entry, settings.conn_reuse_mode) && self.template(slot) == templates::NONE;
             if settings.expire_nodest_conn && drains || over {

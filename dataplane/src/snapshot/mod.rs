@@ -178,6 +178,8 @@ pub struct Options {
     pub syn_proxy: SynProxy,
     /// Seconds after which the remaining flows of a drained backend are ended.
     pub drain_s: Option<u32>,
+    /// A UDP flow whose backend was removed is scheduled anew with its next packet. One that drains keeps its flows.
+    pub move_udp: bool,
 }
 
 /// A virtual service.
@@ -249,6 +251,7 @@ pub struct Services {
     /// Backends of services whose flows consistent hashing tells, by address and port.
     by_real: HashMap<VipKey, (u32, u32), ahash::RandomState>,
     has_ftp: bool,
+    moves_udp: bool,
     list: Vec<Service>,
     /// VIPs and SNAT addresses that Weir answers ARP, neighbour discovery and ICMP echo for.
     owned: HashSet<(u128, bool), ahash::RandomState>,
@@ -360,6 +363,7 @@ impl Services {
         }
         tables.by_real = by_real(&list);
         tables.has_ftp = list.iter().any(is_ftp);
+        tables.moves_udp = list.iter().any(|service| service.options.move_udp);
         tables.list = list;
         tables.pools = pools;
         tables
@@ -480,6 +484,15 @@ impl Services {
     #[inline]
     pub fn has_ftp(&self) -> bool {
         self.has_ftp
+    }
+
+    /// Whether a UDP flow of this service goes elsewhere, its backend being removed ([`Options::move_udp`]).
+    #[inline]
+    pub fn moves(&self, service: ServiceId, backend: BackendId) -> bool {
+        let at = || self.by_backend.get(backend.index());
+        self.moves_udp
+            && at().is_none_or(|at| *at == NOWHERE)
+            && self.service(service).is_some_and(|service| service.options.move_udp)
     }
 
     /// All services, in the order of the configuration.

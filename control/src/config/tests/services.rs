@@ -407,6 +407,7 @@ fn every_option_of_a_service_is_read() {
     mss: 1400
     syn_proxy: {above: 7}
     drain_s: 60
+    move_udp: true
     persistence: {timeout_s: 5, netmask: 255.255.0.0}
     persistence_engine: sip
     source_ranges: [192.0.2.0/24, 198.51.100.7]
@@ -425,6 +426,7 @@ fn every_option_of_a_service_is_read() {
         mss: Some(1400),
         syn_proxy: SynProxy::Above(7),
         drain_s: Some(60),
+        move_udp: true,
     };
     assert_eq!(all.options, want);
     assert_eq!(all.engine, Some(Engine::Sip));

@@ -338,3 +338,50 @@ fn of_services_that_share_a_backend_one_that_does_not_drain_it_speaks_for_it() {
     assert!(tables.services.backend_in(service, BackendId(1)).is_none());
     assert!(tables.services.backend_of(ServiceId(0), BackendId(7)).is_none());
 }
+
+#[test]
+fn udp_flows_leave_a_removed_backend_at_once_where_their_service_says_so() {
+    let udp = |backends: &[(u32, u32)], move_udp| {
+        let mut service = service(0, 80, backends);
+        service.vips[0].proto = UDP;
+        service.options.move_udp = move_udp;
+        service
+    };
+    let (from, to) = (at(OUTSIDE, 1000), at(vip(false), 80));
+    let went = |engine: &mut Engine, service| {
+        let tables = snapshot(vec![service]);
+        let mut wire = Wire::new(&packet(UDP, 0, from, to, 64), UPLINK);
+        (wire.through(engine, &tables, Tick(0)) == Verdict::Tx(LAN)).then(|| wire.seen().1.ip())
+    };
+    let [first, second] = [1, 2].map(|number| Some(backend(number, false)));
+    for (name, move_udp, later, want) in [
+        ("removed, and the service moves flows", true, &[(1, 1)][..], second),
+        ("removed, and it does not", false, &[(1, 1)], first),
+        ("drained", true, &[(0, 0), (1, 1)], first),
+        ("all are removed", true, &[], None),
+    ] {
+        let mut engine = engines(1, 64).remove(0);
+        assert_eq!(went(&mut engine, udp(&[(0, 1)], move_udp)), first, "{name}");
+        assert_eq!(went(&mut engine, udp(later, move_udp)), want, "{name}");
+        assert_eq!(went(&mut engine, udp(later, move_udp)), want, "{name}, again");
+        assert_eq!(engine.flows(), usize::from(want.is_some()), "{name}");
+    }
+    // TCP stays, and so does a UDP flow whose backend another service of the group still has.
+    let tcp = |backends: &[(u32, u32)]| {
+        let mut service = service(0, 80, backends);
+        service.options.move_udp = true;
+        snapshot(vec![service])
+    };
+    let mut engine = engines(1, 64).remove(0);
+    assert_eq!(chosen(&mut engine, &tcp(&[(0, 1)]), from, to), 1);
+    let mut wire = Wire::new(&packet(TCP, ACK, from, to, 64), UPLINK);
+    assert_eq!(wire.through(&mut engine, &tcp(&[(1, 1)]), Tick(0)), Verdict::Tx(LAN));
+    assert_eq!(wire.seen().1.ip(), backend(1, false));
+
+    let mut engine = engines(1, 64).remove(0);
+    assert_eq!(went(&mut engine, udp(&[(0, 1)], true)), first);
+    let parts = snapshot(vec![udp(&[(1, 1)], true), service(1, 81, &[(0, 1)])]);
+    let mut wire = Wire::new(&packet(UDP, 0, from, to, 64), UPLINK);
+    assert_eq!(wire.through(&mut engine, &parts, Tick(0)), Verdict::Tx(LAN));
+    assert_eq!(wire.seen().1.ip(), backend(1, false), "still in use");
+}
