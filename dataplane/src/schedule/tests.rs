@@ -517,23 +517,26 @@ fn equal_backends_share_a_table_and_generations_a_cache() {
 #[test]
 fn clients_of_a_drained_mh_backend_alone_move() {
     let flags = Flags { fallback: true, ..Flags::default() };
-    let list: Vec<_> = (1..=5).map(|id| backend(id, id)).collect();
-    let mut drained = list.clone();
-    drained[2].weight = 0;
-    let [before, after, refusing] =
-        [(&list, flags), (&drained, flags), (&drained, Flags::default())].map(|(list, flags)| {
-            let scheduler = Scheduler::compile(Kind::Mh, flags, list);
-            Service { scheduler, ..service(Kind::Mh, list.clone()) }
-        });
-    let state = State::new(1, 10);
-    for client in 0..5000u32 {
-        let key = FlowKey { src: client.into(), ..FlowKey::default() };
-        let at = |service| schedule(service, &state, &key, NOW).map(|backend| backend.id.0);
-        if at(&before) == Some(3) {
-            assert!(at(&after).is_some_and(|id| id != 3));
-            assert_eq!(at(&refusing), None);
-        } else {
-            assert_eq!((at(&after), at(&refusing)), (at(&before), at(&before)));
+    // The kernel's size of table, and two larger ones.
+    for backends in [3, 5, 10, 15, 25] {
+        let list: Vec<_> = (1..=backends).map(|id| backend(id, id)).collect();
+        let mut drained = list.clone();
+        drained[2].weight = 0;
+        let [before, after, refusing] = [(&list, flags), (&drained, flags), (&drained, Flags::default())]
+            .map(|(list, flags)| {
+                let scheduler = Scheduler::compile(Kind::Mh, flags, list);
+                Service { scheduler, ..service(Kind::Mh, list.clone()) }
+            });
+        let state = State::new(1, 30);
+        for client in 0..5000u32 {
+            let key = FlowKey { src: client.into(), ..FlowKey::default() };
+            let at = |service| schedule(service, &state, &key, NOW).map(|backend| backend.id.0);
+            if at(&before) == Some(3) {
+                assert!(at(&after).is_some_and(|id| id != 3), "{backends} backends");
+                assert_eq!(at(&refusing), None, "{backends} backends");
+            } else {
+                assert_eq!((at(&after), at(&refusing)), (at(&before), at(&before)), "{backends} backends");
+            }
         }
     }
 }
