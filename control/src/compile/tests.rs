@@ -223,7 +223,9 @@ fn schedulers_go_on_where_they_were_when_backends_change() {
     let packet = key::FlowKey::default();
     let mut tables = history.next(&services(&["1: 1 2 3"])).unwrap();
     let pick = |tables: &Compiled, state: &State| {
-        let backend = schedule::schedule(service(tables, 1), state, &packet, Tick::default()).unwrap();
+        let backend =
+            schedule::schedule(service(tables, 1), &tables.settings, state, &packet, Tick::default())
+                .unwrap();
         match backend.addr {
             IpAddr::V4(v4) => v4.octets()[3],
             IpAddr::V6(_) => unreachable!(),

@@ -84,6 +84,8 @@ pub(super) fn read_settings(document: &Map<'_, '_>) -> Settings {
             "am_droprate",
             "amemthresh",
             "drop_removed",
+            "lblc_expiration",
+            "lblcr_expiration",
         ])
     }) {
         read_ipvs(&map, &mut settings);
@@ -100,6 +102,8 @@ fn read_ipvs(map: &Map<'_, '_>, settings: &mut Settings) {
     read_number(map, "conn_reuse_mode", 0..=3, &mut settings.conn_reuse_mode);
     read_number(map, "am_droprate", 1..=DROP_RATE_MAX, &mut settings.am_droprate);
     read_number(map, "amemthresh", 0..=u32::MAX, &mut settings.amemthresh);
+    read_number(map, "lblc_expiration", 0..=SECONDS_MAX, &mut settings.lblc_expiration_s);
+    read_number(map, "lblcr_expiration", 0..=SECONDS_MAX, &mut settings.lblcr_expiration_s);
     for (key, flag) in [
         ("expire_nodest_conn", &mut settings.expire_nodest_conn),
         ("expire_quiescent_template", &mut settings.expire_quiescent_template),

@@ -133,6 +133,8 @@ fn write_sysctls(text: &mut String, settings: &Sysctls) {
         ("am_droprate", settings.am_droprate.to_string()),
         ("amemthresh", settings.amemthresh.to_string()),
         ("drop_removed", settings.drop_removed.to_string()),
+        ("lblc_expiration", settings.lblc_expiration_s.to_string()),
+        ("lblcr_expiration", settings.lblcr_expiration_s.to_string()),
     ] {
         let _ = writeln!(text, "  {key}: {value}");
     }

@@ -10,7 +10,7 @@ use crate::frame::Frame;
 use crate::ids::WorkerId;
 use crate::packet::Packet;
 use crate::schedule::schedule;
-use crate::snapshot::{Backend, Engine, FTP, Group, Mode, Persistence, Service, Snapshot};
+use crate::snapshot::{Backend, Engine, FTP, Group, Mode, Persistence, Service, Settings, Snapshot};
 use crate::state::State;
 use crate::time::Tick;
 use crate::wire::sip;
@@ -65,12 +65,13 @@ impl By {
     fn choose<'t>(
         self,
         service: &'t Service,
+        settings: &Settings,
         state: &State,
         key: &FlowKey,
         now: Tick,
     ) -> Option<&'t Backend> {
         match self {
-            Self::Scheduler => schedule(service, state, key, now),
+            Self::Scheduler => schedule(service, settings, state, key, now),
             Self::Hash => service.steady.as_ref()?.home(&service.backends, key),
         }
     }
@@ -120,7 +121,7 @@ impl Core {
     ) -> Option<Choice<'t>> {
         let key = &packet.key;
         let (backend, template) = match service.persistence {
-            None => (by.choose(service, &self.setup.state, key, now)?, templates::NONE),
+            None => (by.choose(service, &tables.settings, &self.setup.state, key, now)?, templates::NONE),
             Some(persistence) => {
                 let call = self.call(frame, packet, service);
                 self.choose_again(service, persistence, (key, call), by, now, tables)?
@@ -168,7 +169,7 @@ impl Core {
             free.get_or_insert(template);
         }
         let template = free?;
-        let backend = by.choose(service, &self.setup.state, key, now)?;
+        let backend = by.choose(service, &tables.settings, &self.setup.state, key, now)?;
         let port = if template.dport == 0 { 0 } else { backend.port };
         let new = NewTemplate {
             key: template,

@@ -2,7 +2,7 @@
 //!
 //! A table of fixed size without a lock, shared by all workers and by the generations of one service. It has the
 //! kernel's bounds (`ip_vs_lblc.c`): 1,024 buckets, 24,576 destinations (one and a half times the 16,384 that the kernel
-//! aims at). An entry that was not used for a day is gone. Where a bucket is full, the entry that was not used for
+//! aims at). An entry that was not used for as long as the settings say is gone. Where a bucket is full, the entry that was not used for
 //! longest makes room if that is six minutes; else the new destination is not remembered, and the next flow to it
 //! is scheduled as one of an unknown destination.
 //!
@@ -21,8 +21,6 @@ const BUCKETS_MAX: usize = 1024;
 const BUCKETS_MIN: usize = 8;
 /// Entries of a bucket.
 const WAYS: usize = 24;
-/// Seconds without use after which an entry is gone (kernel: `lblc_expiration`, `lblcr_expiration`).
-pub(super) const EXPIRATION_S: u32 = 24 * 60 * 60;
 /// Seconds without use after which an entry makes room for another (kernel: `ENTRY_TIMEOUT`).
 const IDLE_S: u32 = 6 * 60;
 
@@ -74,12 +72,12 @@ impl<M: Memory> Cache<M> {
         self.buckets.get(place).map_or(&[], |bucket| bucket)
     }
 
-    /// What is remembered of the destination, which is used now.
+    /// What is remembered of the destination, which is used now, unless that is `lasts_s` seconds ago.
     #[inline]
-    pub(super) fn get(&self, destination: u128, now: Tick) -> Option<&M> {
+    pub(super) fn get(&self, destination: u128, now: Tick, lasts_s: u32) -> Option<&M> {
         let tag = tag(destination);
         let entry = self.bucket(tag).iter().find(|entry| entry.tag.load(Relaxed) == tag)?;
-        if entry.is_idle(EXPIRATION_S, now) {
+        if entry.is_idle(lasts_s, now) {
             return None;
         }
         entry.touch(now);
@@ -87,12 +85,12 @@ impl<M: Memory> Cache<M> {
     }
 
     /// Where to remember something of the destination: its entry, or a new one that is empty. `None` where there is no
-    /// room.
-    pub(super) fn entry(&self, destination: u128, now: Tick) -> Option<&M> {
+    /// room. What was not used for `lasts_s` seconds is forgotten.
+    pub(super) fn entry(&self, destination: u128, now: Tick, lasts_s: u32) -> Option<&M> {
         let tag = tag(destination);
         let bucket = self.bucket(tag);
         if let Some(own) = bucket.iter().find(|entry| entry.tag.load(Relaxed) == tag) {
-            if own.is_idle(EXPIRATION_S, now) {
+            if own.is_idle(lasts_s, now) {
                 own.memory.clear();
             }
             own.touch(now);
@@ -168,40 +166,43 @@ mod tests {
     }
 
     const NOW: Tick = Tick(u32::MAX - 100);
+    const DAY: u32 = 24 * 60 * 60;
 
     #[test]
-    fn a_destination_is_remembered_for_a_day_after_its_last_use() {
-        let cache = Cache::<AtomicU32>::new(Some(1));
-        let (last, day) = (NOW.after_seconds(5), EXPIRATION_S);
-        cache.entry(7, NOW).unwrap().store(42, Relaxed);
-        assert!(cache.get(8, NOW).is_none());
-        assert_eq!(cache.get(7, last).unwrap().load(Relaxed), 42);
-        assert!(cache.get(7, Tick(last.after_seconds(day).0 - 1)).is_some(), "and is used again now");
-        assert!(cache.get(7, last.after_seconds(2 * day)).is_none());
-        assert_eq!(
-            cache.entry(7, last.after_seconds(2 * day)).unwrap().load(Relaxed),
-            0,
-            "as if it were new"
-        );
+    fn a_destination_is_remembered_for_a_time_after_its_last_use() {
+        for lasts_s in [1, 60, DAY] {
+            let cache = Cache::<AtomicU32>::new(Some(1));
+            let last = NOW.after_seconds(5);
+            cache.entry(7, last, lasts_s).unwrap().store(42, Relaxed);
+            assert!(cache.get(8, last, lasts_s).is_none());
+            assert_eq!(cache.get(7, last, lasts_s).unwrap().load(Relaxed), 42);
+            let soon = Tick(last.after_seconds(lasts_s).0.wrapping_sub(1));
+            assert!(cache.get(7, soon, lasts_s).is_some(), "and is used again now");
+            let late = last.after_seconds(2 * lasts_s);
+            assert!(cache.get(7, late, lasts_s).is_none());
+            assert!(cache.get(7, late, 2 * lasts_s).is_some(), "with a longer time");
+            let later = late.after_seconds(lasts_s);
+            assert_eq!(cache.entry(7, later, lasts_s).unwrap().load(Relaxed), 0, "as if it were new");
+        }
     }
 
     #[test]
     fn a_worker_whose_clock_is_behind_forgets_nothing() {
         let cache = Cache::<AtomicU32>::new(None);
-        cache.entry(7, NOW.after_seconds(1)).unwrap().store(42, Relaxed);
-        assert_eq!(cache.get(7, NOW).unwrap().load(Relaxed), 42);
+        cache.entry(7, NOW.after_seconds(1), DAY).unwrap().store(42, Relaxed);
+        assert_eq!(cache.get(7, NOW, DAY).unwrap().load(Relaxed), 42);
     }
 
     #[test]
     fn a_full_bucket_gives_up_only_what_is_idle() {
         let cache = Cache::<AtomicU32>::new(Some(1));
         let room = BUCKETS_MIN * WAYS;
-        let mut kept = (0..100_000).filter(|address| cache.entry(*address, NOW).is_some());
+        let mut kept = (0..100_000).filter(|address| cache.entry(*address, NOW, DAY).is_some());
         assert_eq!(kept.by_ref().take(room).count(), room);
         assert_eq!(kept.next(), None);
         let soon = Tick(NOW.after_seconds(IDLE_S).0.wrapping_sub(1));
-        assert!(cache.entry(200_000, soon).is_none());
-        assert!(cache.entry(200_000, NOW.after_seconds(IDLE_S)).is_some());
+        assert!(cache.entry(200_000, soon, DAY).is_none());
+        assert!(cache.entry(200_000, NOW.after_seconds(IDLE_S), DAY).is_some());
     }
 
     #[test]

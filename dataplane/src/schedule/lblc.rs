@@ -39,15 +39,16 @@ pub(super) fn find<'a>(
     state: &State,
     key: &FlowKey,
     now: Tick,
+    lasts_s: u32,
 ) -> Option<&'a Backend> {
-    let last = cache.get(key.dst, now).and_then(|last| last.0.load(Relaxed).checked_sub(1));
+    let last = cache.get(key.dst, now, lasts_s).and_then(|last| last.0.load(Relaxed).checked_sub(1));
     let known = last.and_then(|id| backends.iter().find(|backend| backend.id.0 == id));
     // As in the kernel, a backend that its thresholds have closed keeps its destinations.
     if let Some(known) = known.filter(|known| known.weight > 0 && !is_overrun(known, backends, state)) {
         return Some(known);
     }
     let chosen = wlc::least(backends, state)?;
-    if let Some(last) = cache.entry(key.dst, now) {
+    if let Some(last) = cache.entry(key.dst, now, lasts_s) {
         last.0.store(chosen.id.0.wrapping_add(1), Relaxed);
     }
     Some(chosen)

@@ -1,10 +1,11 @@
 //! Locality-based least connections with replication (`ip_vs_lblcr.c`): as lblc, but each destination has a set of
-//! backends, which grows when they are overrun and shrinks by one when it has not grown for a day.
+//! backends, which grows when they are overrun and shrinks by one when it has not grown for as
+//! long as a destination is remembered.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use super::cache::{self, EXPIRATION_S, Memory};
+use super::cache::{self, Memory};
 use super::lblc::is_overrun;
 use super::{eligible, overhead, wlc};
 use crate::flow::key::FlowKey;
@@ -127,10 +128,11 @@ pub(super) fn find<'a>(
     state: &State,
     key: &FlowKey,
     now: Tick,
+    lasts_s: u32,
 ) -> Option<&'a Backend> {
-    if let Some(set) = cache.get(key.dst, now) {
+    if let Some(set) = cache.get(key.dst, now, lasts_s) {
         let least = set.least(backends, state);
-        let expires = Tick(set.changed.load(Relaxed)).after_seconds(EXPIRATION_S);
+        let expires = Tick(set.changed.load(Relaxed)).after_seconds(lasts_s);
         if expires.is_due(now) && expires != now && set.members(backends).count() > 1 {
             set.shrink(backends, state, now);
         }
@@ -139,7 +141,7 @@ pub(super) fn find<'a>(
         }
     }
     let chosen = wlc::least(backends, state)?;
-    if let Some(set) = cache.entry(key.dst, now) {
+    if let Some(set) = cache.entry(key.dst, now, lasts_s) {
         set.join(chosen, backends, now);
     }
     Some(chosen)

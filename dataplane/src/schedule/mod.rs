@@ -33,7 +33,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::flow::key::FlowKey;
 use crate::ids::{BackendId, ServiceId};
-use crate::snapshot::{Backend, Service};
+use crate::snapshot::{Backend, Service, Settings};
 use crate::state::{ServiceState, State};
 use crate::time::Tick;
 pub use compiler::Compiler;
@@ -118,15 +118,21 @@ impl Scheduler {
 /// schedules the next one. rr, wrr, dh, sh and mh take constant time as long as few backends are drained or
 /// overloaded; the others read every backend's counts, lblc and lblcr only where they do not know the destination.
 #[inline]
-pub fn schedule<'a>(service: &'a Service, state: &State, key: &FlowKey, now: Tick) -> Option<&'a Backend> {
+pub fn schedule<'a>(
+    service: &'a Service,
+    settings: &Settings,
+    state: &State,
+    key: &FlowKey,
+    now: Tick,
+) -> Option<&'a Backend> {
     let backends = &service.backends;
     match &service.scheduler {
         Scheduler::Rr => rr::next(backends, state, &state.service(service.id)?.cursor),
         Scheduler::Wrr(levels) => wrr::next(backends, *levels, state, &state.service(service.id)?.cursor),
         Scheduler::Lc => lc::least(backends, state),
         Scheduler::Wlc => wlc::least(backends, state),
-        Scheduler::Lblc(cache) => lblc::find(cache, backends, state, key, now),
-        Scheduler::Lblcr(cache) => lblcr::find(cache, backends, state, key, now),
+        Scheduler::Lblc(cache) => lblc::find(cache, backends, state, key, now, settings.lblc_expiration_s),
+        Scheduler::Lblcr(cache) => lblcr::find(cache, backends, state, key, now, settings.lblcr_expiration_s),
         Scheduler::Dh(table) => table.find(backends, state, key),
         Scheduler::Sh(table) => table.find(backends, state, key),
         Scheduler::Sed => sed::least(backends, state),

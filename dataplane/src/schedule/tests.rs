@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ids::BackendId;
-use crate::snapshot::Mode;
+use crate::snapshot::{Mode, Settings};
 
 const NOW: Tick = Tick(0);
 
@@ -27,8 +27,13 @@ fn weighted(kind: Kind, weights: &[u32]) -> Service {
     service(kind, (1..).zip(weights).map(|(id, weight)| backend(id, *weight)).collect())
 }
 
+/// With the settings that are the kernel's.
+fn scheduled<'a>(service: &'a Service, state: &State, key: &FlowKey, now: Tick) -> Option<&'a Backend> {
+    schedule(service, &Settings::default(), state, key, now)
+}
+
 fn pick(service: &Service, state: &State) -> Option<u32> {
-    schedule(service, state, &FlowKey::default(), NOW).map(|backend| backend.id.0)
+    scheduled(service, state, &FlowKey::default(), NOW).map(|backend| backend.id.0)
 }
 
 fn load(state: &State, id: BackendId, active: u32, inactive: u32) {
@@ -260,7 +265,7 @@ fn sh_folds_an_ipv6_address_into_one_word() {
     let state = State::new(1, 10);
     let service = weighted(Kind::Sh, &[1, 1, 1]);
     let find =
-        |src, v6| schedule(&service, &state, &FlowKey { src, v6, ..FlowKey::default() }, NOW).unwrap().id;
+        |src, v6| scheduled(&service, &state, &FlowKey { src, v6, ..FlowKey::default() }, NOW).unwrap().id;
     for v4 in 0x0a00_0000..0x0a00_1000u32 {
         let words = [0x2001_0db8, 0x1234_5678, 0xdead_beef, v4 ^ 0x2001_0db8 ^ 0x1234_5678 ^ 0xdead_beef];
         let v6 = words.iter().fold(0, |bits, word| bits << 32 | u128::from(*word));
@@ -284,7 +289,7 @@ fn sh_fallback_resumes_at_twice_the_hash() {
         let client = (0x0a00_0001..).find(hashes_to).unwrap();
         let key = FlowKey { src: client.into(), ..FlowKey::default() };
         let [plain, fallen] = [Flags::default(), fallback]
-            .map(|flags| schedule(&with(flags), &state, &key, NOW).map(|backend| backend.id.0));
+            .map(|flags| scheduled(&with(flags), &state, &key, NOW).map(|backend| backend.id.0));
         assert_eq!(fallen, Some(want), "bucket {bucket}");
         assert_eq!(plain, [63, 65].contains(&bucket).then_some(want), "bucket {bucket}");
     }
@@ -322,7 +327,7 @@ fn spread(kind: Kind, workers: u32) -> Vec<u32> {
     let open = |number: usize| {
         let key = FlowKey { src: number as u128, dst: (number % LENGTH) as u128, ..FlowKey::default() };
         // A hash may name the drained one, which is nobody: 0.
-        let backend = schedule(&service, &state, &key, NOW).map_or(BackendId(0), |backend| backend.id);
+        let backend = scheduled(&service, &state, &key, NOW).map_or(BackendId(0), |backend| backend.id);
         load(&state, backend, 1, 0);
         chosen[number].store(backend.0, Relaxed);
     };
@@ -398,13 +403,13 @@ fn an_overloaded_backend_gets_nothing_new_from_any_scheduler() {
         full.opened();
         for number in 0..64u32 {
             let key = FlowKey { src: number.into(), dst: number.into(), ..FlowKey::default() };
-            let chosen = schedule(&service, &state, &key, NOW).map(|backend| backend.id.0);
+            let chosen = scheduled(&service, &state, &key, NOW).map(|backend| backend.id.0);
             assert!(chosen != Some(1), "{kind}");
         }
         state.backend(BackendId(2)).unwrap().set_thresholds(1, 0);
         state.backend(BackendId(2)).unwrap().opened();
         assert_eq!(
-            schedule(&service, &state, &FlowKey { dst: 99, ..FlowKey::default() }, NOW),
+            scheduled(&service, &state, &FlowKey { dst: 99, ..FlowKey::default() }, NOW),
             None,
             "{kind}"
         );
@@ -436,7 +441,7 @@ fn lblc_keeps_a_destination_until_its_backend_is_overrun_and_another_idles() {
     let (state, service) = (State::new(1, 10), weighted(Kind::Lblc, &[2, 4]));
     let to = |dst| {
         let key = FlowKey { dst, ..FlowKey::default() };
-        schedule(&service, &state, &key, NOW).map(|backend| backend.id.0)
+        scheduled(&service, &state, &key, NOW).map(|backend| backend.id.0)
     };
     let change = |id, active: i32| {
         let counts = state.backend(BackendId(id)).unwrap();
@@ -464,7 +469,7 @@ fn lblcr_serves_a_destination_by_all_that_it_has_come_to() {
     let (state, service) = (State::new(1, 10), weighted(Kind::Lblcr, &[2, 2, 2]));
     let to = |now| {
         let key = FlowKey { dst: 1, ..FlowKey::default() };
-        schedule(&service, &state, &key, now).map(|backend| backend.id.0)
+        scheduled(&service, &state, &key, now).map(|backend| backend.id.0)
     };
     load(&state, BackendId(2), 1, 0);
     load(&state, BackendId(3), 1, 0);
@@ -484,6 +489,29 @@ fn lblcr_serves_a_destination_by_all_that_it_has_come_to() {
     });
     load(&state, BackendId(1), 2, 0);
     assert_eq!(to(day), Some(1), "3 has left, and 1 is not overrun");
+}
+
+#[test]
+fn lblc_and_lblcr_forget_a_destination_after_the_time_that_is_set() {
+    let day = Settings::default();
+    for (kind, minute) in [
+        (Kind::Lblc, Settings { lblc_expiration_s: 60, ..day }),
+        (Kind::Lblcr, Settings { lblcr_expiration_s: 60, ..day }),
+    ] {
+        for (settings, want) in [(minute, Some(2)), (day, Some(1))] {
+            let (state, service) = (State::new(1, 10), weighted(kind, &[9, 9]));
+            let at = |seconds| {
+                let key = FlowKey { dst: 1, ..FlowKey::default() };
+                let chosen = schedule(&service, &settings, &state, &key, NOW.after_seconds(seconds));
+                chosen.map(|backend| backend.id.0)
+            };
+            assert_eq!(at(0), Some(1), "{kind}");
+            load(&state, BackendId(1), 5, 0);
+            assert_eq!(at(59), Some(1), "{kind}: remembered, and used again");
+            assert_eq!(at(118), Some(1), "{kind}: still");
+            assert_eq!(at(178), want, "{kind}: a minute later");
+        }
+    }
 }
 
 #[test]
@@ -530,7 +558,7 @@ fn clients_of_a_drained_mh_backend_alone_move() {
         let state = State::new(1, 30);
         for client in 0..5000u32 {
             let key = FlowKey { src: client.into(), ..FlowKey::default() };
-            let at = |service| schedule(service, &state, &key, NOW).map(|backend| backend.id.0);
+            let at = |service| scheduled(service, &state, &key, NOW).map(|backend| backend.id.0);
             if at(&before) == Some(3) {
                 assert!(at(&after).is_some_and(|id| id != 3), "{backends} backends");
                 assert_eq!(at(&refusing), None, "{backends} backends");

@@ -52,6 +52,9 @@ pub enum Defence {
     Always = 3,
 }
 
+/// The kernel's default of what `lblc` and `lblcr` remember.
+const DAY_S: u32 = 24 * 60 * 60;
+
 /// Settings under their names in IPVS, and limits of Weir's own. The defaults are the kernel's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "they are switches, independent of each other")]
@@ -80,6 +83,10 @@ pub struct Settings {
     /// Packets of flows whose backend was removed are dropped, as IPVS does. Weir by default has such flows go on: a
     /// removed backend is no reason to break a connection that works.
     pub drop_removed: bool,
+    /// Seconds that `lblc` remembers the backend of a destination without use.
+    pub lblc_expiration_s: u32,
+    /// The same for the backends of `lblcr`; one of several leaves where none has joined for so long.
+    pub lblcr_expiration_s: u32,
     /// Half-open flows of a worker at most; a new one then ends an old one. 0: a quarter of the table.
     pub half_open: u32,
     /// Flows that a worker opens a second at most; packets beyond are sent where consistent hashing says. 0: no limit.
@@ -100,6 +107,8 @@ impl Default for Settings {
             am_droprate: 10,
             amemthresh: 1024,
             drop_removed: false,
+            lblc_expiration_s: DAY_S,
+            lblcr_expiration_s: DAY_S,
             half_open: 0,
             new_flows_per_s: 0,
         }

@@ -185,6 +185,8 @@ impl Balancer {
             "drop_entry" => settings.drop_entry = defence,
             "am_droprate" => settings.am_droprate = value,
             "amemthresh" => settings.amemthresh = value,
+            "lblc_expiration" => settings.lblc_expiration_s = value,
+            "lblcr_expiration" => settings.lblcr_expiration_s = value,
             // About the kernel's own connection tracking, which is not there.
             "conntrack" => {}
             other => panic!("sysctl {other}"),

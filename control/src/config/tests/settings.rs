@@ -173,7 +173,7 @@ fn sysctls_timeouts_and_limits_out_of_range_are_refused() {
         (
             "sysctls",
             "..\nipvs:\n  conn_reuse_mode: 4\n  drop_entry: off\n  secure_tcp: 4\n  sloppy_tcp: 1\n  am_droprate: 0\n  \
-             amemthresh: 4294967296\n  sync_ports: 1\n",
+             amemthresh: 4294967296\n  lblc_expiration: 2678401\n  sync_ports: 1\n",
             &[
                 "3:20: ipvs.conn_reuse_mode: 4 is above 3",
                 "4:15: ipvs.drop_entry: expected a whole number, found off",
@@ -181,9 +181,10 @@ fn sysctls_timeouts_and_limits_out_of_range_are_refused() {
                 "6:15: ipvs.sloppy_tcp: expected true or false, found a number",
                 "7:16: ipvs.am_droprate: 0 is below 1",
                 "8:15: ipvs.amemthresh: 4294967296 is above 4294967295",
-                "9:3: ipvs.sync_ports: unknown key, known are conn_reuse_mode, expire_nodest_conn, \
+                "9:20: ipvs.lblc_expiration: 2678401 is above 2678400",
+                "10:3: ipvs.sync_ports: unknown key, known are conn_reuse_mode, expire_nodest_conn, \
                  expire_quiescent_template, sloppy_tcp, sloppy_sctp, drop_entry, drop_packet, secure_tcp, am_droprate, \
-                 amemthresh, drop_removed",
+                 amemthresh, drop_removed, lblc_expiration, lblcr_expiration",
             ],
         ),
         (
@@ -213,6 +214,8 @@ ipvs:
   am_droprate: 11
   amemthresh: 12
   drop_removed: true
+  lblc_expiration: 15
+  lblcr_expiration: 0
 floods: {half_open: 13, new_flows_per_s: 14}
 ";
     let desired = parse("f", text).unwrap().desired;
@@ -230,6 +233,8 @@ floods: {half_open: 13, new_flows_per_s: 14}
             am_droprate: 11,
             amemthresh: 12,
             drop_removed: true,
+            lblc_expiration_s: 15,
+            lblcr_expiration_s: 0,
             half_open: 13,
             new_flows_per_s: 14,
         }
