@@ -209,6 +209,12 @@ impl<'n, 'p> Field<'n, 'p> {
         matches!(&self.node.value, Value::List(nodes) if nodes.is_empty())
     }
 
+    /// A mapping whose keys are looked at elsewhere; `None` where it is none, which is no fault here.
+    pub(super) fn peek<'f>(&'f self) -> Option<Map<'n, 'f>> {
+        let Value::Map(entries) = &self.node.value else { return None };
+        Some(Map { entries, field: self })
+    }
+
     /// A mapping with these `keys` and no others, each at most once.
     pub(super) fn map<'f>(&'f self, keys: &'static [&'static str]) -> Option<Map<'n, 'f>> {
         let Value::Map(entries) = &self.node.value else {

@@ -1,10 +1,13 @@
 //! The fields of a KubeProxyConfiguration v1alpha1, with kube-proxy's defaults.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use serde::Serialize;
 
 use super::duration::GoDuration;
+use super::flags::Ports;
+use crate::source::kubernetes::object::sloppy;
 
 /// The only known version.
 pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
@@ -212,11 +215,11 @@ impl Document {
 
     /// Fills in kube-proxy's defaults for what is left out: for v1alpha1 that is also an empty string, and a zero where
     /// the default is none.
-    pub(super) fn set_defaults(&mut self) {
+    pub(super) fn set_defaults(&mut self, ports: Ports) {
         set(&mut self.bind_address, "0.0.0.0");
         let (health, metrics) = default_listeners(&self.bind_address);
-        set_listener(&mut self.healthz_bind_address, health, HEALTH_PORT);
-        set_listener(&mut self.metrics_bind_address, metrics, METRICS_PORT);
+        set_listener(&mut self.healthz_bind_address, health, ports.health);
+        set_listener(&mut self.metrics_bind_address, metrics, ports.metrics);
         set(&mut self.mode, "iptables");
         set(&mut self.detect_local_mode, "ClusterCIDR");
         if self.mode == "nftables" && self.node_port_addresses.as_ref().is_none_or(Vec::is_empty) {
@@ -267,20 +270,19 @@ fn set_period(field: &mut GoDuration, default: GoDuration) {
 
 /// Where health and metrics are served with this `bindAddress`. What is no address counts as IPv6, as to kube-proxy.
 fn default_listeners(bind_address: &str) -> (&'static str, &'static str) {
-    match super::address::parse(bind_address) {
+    match sloppy::address(bind_address) {
         Some(addr) if addr.is_ipv4() => ("0.0.0.0", "127.0.0.1"),
         _ => ("[::]", "[::1]"),
     }
 }
 
-/// An address alone gets the default port.
+/// An address alone gets the port; with port 0 there is no address.
 fn set_listener(field: &mut String, default: &str, port: u16) {
-    if field.is_empty() {
+    if port == 0 {
+        field.clear();
+    } else if field.is_empty() {
         *field = format!("{default}:{port}");
-    } else if let Some(addr) = super::address::parse(field) {
-        *field = match addr.is_ipv4() {
-            true => format!("{addr}:{port}"),
-            false => format!("[{addr}]:{port}"),
-        };
+    } else if let Some(addr) = sloppy::address(field) {
+        *field = SocketAddr::new(addr, port).to_string();
     }
 }

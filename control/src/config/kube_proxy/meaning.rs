@@ -7,11 +7,12 @@ use std::sync::Arc;
 use dataplane::schedule::{Flags, Kind};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::address;
 use super::document::{Conntrack, Document, Logging};
 use super::duration::GoDuration;
+use super::listener;
 use crate::config::InterfaceName;
 use crate::model::Scheduling;
+use crate::source::kubernetes::object::sloppy;
 use crate::source::kubernetes::settings::{DetectLocal, NodePortAddresses};
 
 /// Which of its modes kube-proxy would run in.
@@ -221,7 +222,7 @@ fn check_periods(block: &str, (sync, min): (GoDuration, GoDuration), found: &mut
 }
 
 fn read_bind_address(document: &Document, found: &mut Findings) -> Option<IpAddr> {
-    let addr = address::parse(&document.bind_address);
+    let addr = sloppy::address(&document.bind_address);
     if addr.is_none() {
         found.refuse("bindAddress", format_args!("{:?} is not an IP address", document.bind_address));
     }
@@ -233,7 +234,7 @@ fn read_listener(path: &str, text: &str, found: &mut Findings) -> Option<SocketA
     if text.is_empty() {
         return None;
     }
-    address::parse_listener(text).map_err(|reason| found.refuse(path, reason)).ok()
+    listener::parse(text).map_err(|reason| found.refuse(path, reason)).ok()
 }
 
 fn read_hostname(document: &Document, found: &mut Findings) -> Option<Arc<str>> {
@@ -275,7 +276,7 @@ fn read_ipvs(document: &Document, mode: ProxyMode, found: &mut Findings) -> (Sch
 
 fn read_nets(path: &str, texts: &[String], found: &mut Findings) -> Vec<IpNet> {
     let read = |(index, text): (usize, &String)| {
-        let net = address::parse_net(text);
+        let net = sloppy::network(text);
         if net.is_none() {
             found.refuse(
                 format!("{path}[{index}]"),
@@ -294,11 +295,11 @@ fn read_local(document: &Document, found: &mut Findings) -> DetectLocal {
         "NodeCIDR" => DetectLocal::NodeCidr,
         "BridgeInterface" => {
             check_interface("detectLocal.bridgeInterface", &local.bridge_interface, found);
-            DetectLocal::Unknown
+            cluster_cidr_instead(&document.cluster_cidr)
         }
         "InterfaceNamePrefix" => {
             check_interface("detectLocal.interfaceNamePrefix", &local.interface_name_prefix, found);
-            DetectLocal::Unknown
+            cluster_cidr_instead(&document.cluster_cidr)
         }
         other => {
             found.refuse(
@@ -325,7 +326,7 @@ fn read_cluster_cidr(text: &str, found: &mut Findings) -> DetectLocal {
     let texts: Vec<_> = text.split(',').collect();
     let mut nets = Vec::new();
     for text in &texts {
-        match address::parse_net(text) {
+        match sloppy::network(text) {
             Some(net) => nets.push(net),
             None => found.refuse(PATH, format_args!("{text:?} is not a network such as 10.244.0.0/16")),
         }
@@ -338,6 +339,15 @@ fn read_cluster_cidr(text: &str, found: &mut Findings) -> DetectLocal {
         _ => {}
     }
     DetectLocal::ClusterCidr(nets)
+}
+
+/// For modes that go by interfaces, where Weir goes by addresses. kube-proxy does not look at the networks then, so they
+/// may be wrong.
+fn cluster_cidr_instead(text: &str) -> DetectLocal {
+    match text.split(',').map(sloppy::network).collect::<Option<Vec<_>>>() {
+        Some(networks) if !networks.is_empty() => DetectLocal::ClusterCidr(networks),
+        _ => DetectLocal::Unknown,
+    }
 }
 
 fn check_interface(path: &str, name: &str, found: &mut Findings) {
@@ -363,7 +373,7 @@ fn read_node_ports(document: &Document, found: &mut Findings) -> NodePortAddress
                 localhost = true;
                 found.warn(format!("{PATH}[{index}]"), "node ports are not served on loopback addresses");
             }
-            text => match address::parse_net(text) {
+            text => match sloppy::network(text) {
                 Some(net) => {
                     if net.prefix_len() > 0 && net.network().is_loopback() {
                         let reason = "node ports are not served on loopback addresses";

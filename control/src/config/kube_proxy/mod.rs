@@ -2,11 +2,14 @@
 //!
 //! What Weir does with each field is described in `docs/kube-proxy-config.md`.
 
-pub mod address;
 pub mod duration;
+pub mod flags;
 
+mod change;
 mod config_map;
 mod document;
+mod effects;
+mod listener;
 mod meaning;
 mod read;
 mod settings;
@@ -16,17 +19,21 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
+pub use change::{Change, change};
 pub use document::Document;
+pub use effects::{Effect, Field as FieldEffect};
+pub use flags::Flags;
 pub use meaning::ProxyMode;
 pub use settings::{NoNodeName, Timeout, settings};
 
+use super::Section;
 use super::fault::{Faults, Mark, Sink};
 use super::reader::Field;
 use super::tree::{self, Node, Value};
 use document::Logging;
+use flags::Ports;
 use meaning::{Findings, Meaning, understand};
 use read::Given;
 
@@ -37,30 +44,21 @@ pub struct KubeProxy {
     given: Given,
     meaning: Meaning,
     origin: Origin,
-    overrides: Overrides,
+    /// The name that `--hostname-override` has said.
+    flag_hostname: bool,
+    master: Option<String>,
     warnings: Faults,
 }
 
 /// Where a configuration is from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
     /// A file.
-    File(Arc<str>),
+    File,
+    /// kube-proxy's flags.
+    Flags,
     /// Nobody has said anything: what Weir does by itself, which is what kube-proxy does in mode nftables.
     Nobody,
-}
-
-/// What the command line says beside a file.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Overrides {
-    /// `--hostname-override`.
-    pub hostname: Option<String>,
-    /// `--master`.
-    pub master: Option<String>,
-    /// `-v`.
-    pub verbosity: Option<u32>,
-    /// `--logging-format`.
-    pub logging_format: Option<String>,
 }
 
 /// How the API server is reached.
@@ -90,19 +88,19 @@ pub struct Listen {
 }
 
 /// The configuration in the file at `path`.
-pub fn load(path: &Path, overrides: Overrides) -> Result<KubeProxy, Faults> {
+pub fn load(path: &Path, flags: &Flags) -> Result<KubeProxy, Faults> {
     let name = path.display().to_string();
-    parse(&name, &super::read_file(path)?, overrides)
+    parse(&name, &super::read_file(path)?, flags)
 }
 
 /// The configuration in `text`. `file_name` is for messages alone.
-pub fn parse(file_name: &str, text: &str, overrides: Overrides) -> Result<KubeProxy, Faults> {
+pub fn parse(file_name: &str, text: &str, flags: &Flags) -> Result<KubeProxy, Faults> {
     let root = read_tree(file_name, text)?;
     match config_map::unpack(file_name, text, &root)? {
-        None => from_tree(file_name, &root, overrides),
+        None => from_tree(file_name, &root, flags),
         Some(inner) => {
             let read = read_tree(file_name, &inner.text)
-                .and_then(|root| from_tree(file_name, &root, overrides))
+                .and_then(|root| from_tree(file_name, &root, flags))
                 .map_err(|faults| inner.place(faults))?;
             Ok(KubeProxy { warnings: inner.place(read.warnings), ..read })
         }
@@ -117,11 +115,10 @@ fn read_tree<'t>(file_name: &str, text: &'t str) -> Result<Node<'t>, Faults> {
     })
 }
 
-fn from_tree(file_name: &str, root: &Node<'_>, overrides: Overrides) -> Result<KubeProxy, Faults> {
+fn from_tree(file_name: &str, root: &Node<'_>, flags: &Flags) -> Result<KubeProxy, Faults> {
     let sink = Sink::lenient(file_name);
     let (document, given) = read::read(&Field::root(root, &sink));
-    let read = KubeProxy::new(document, given, Origin::File(file_name.into()), overrides);
-    let (read, found) = read;
+    let (read, found) = KubeProxy::new(document, given, Origin::File, flags);
     for (path, reason) in found.faults {
         sink.add(Some(locate(root, &path)), path, reason);
     }
@@ -154,25 +151,54 @@ fn locate(root: &Node<'_>, path: &str) -> Mark {
 }
 
 impl KubeProxy {
-    /// Nobody has said anything: Weir then does what kube-proxy does in mode nftables, which is the bar where its modes
-    /// differ.
-    pub fn unsaid(overrides: Overrides) -> Result<Self, Faults> {
-        let document = Document { mode: "nftables".to_owned(), ..Document::empty() };
-        let (read, found) = Self::new(document, Given::new(), Origin::Nobody, overrides);
+    /// What kube-proxy's flags say without a file. Where none says what becomes of packets, Weir does what kube-proxy
+    /// does in mode nftables, which is the bar where its modes differ.
+    pub fn without_file(flags: &Flags) -> Result<Self, Faults> {
+        let mut document = flags.document.clone();
+        let origin = if flags.say_something() { Origin::Flags } else { Origin::Nobody };
+        if origin == Origin::Nobody {
+            document.mode = ProxyMode::Nftables.name().to_owned();
+        }
+        let (read, found) = Self::new(document, flags.given.clone(), origin, flags);
         let sink = Sink::new("command line");
         for (path, reason) in found.faults {
             sink.add(None, path, reason);
         }
-        if sink.count() > 0 { Err(sink.into_faults()) } else { Ok(read) }
+        if sink.count() > 0 {
+            return Err(flags::by_flags(sink.into_faults()));
+        }
+        for (path, reason) in found.warnings {
+            sink.warn(None, path, reason);
+        }
+        Ok(Self { warnings: flags::by_flags(sink.into_warnings()), ..read })
     }
 
-    fn new(mut document: Document, given: Given, origin: Origin, overrides: Overrides) -> (Self, Findings) {
-        overrides.apply(&mut document);
-        document.set_defaults();
+    fn new(mut document: Document, mut given: Given, origin: Origin, flags: &Flags) -> (Self, Findings) {
+        let ports = if origin == Origin::File {
+            flags.apply(&mut document, &mut given);
+            Ports::default()
+        } else {
+            flags.ports
+        };
+        document.set_defaults(ports);
         let mut found = Findings::default();
         let meaning = understand(&document, &mut found);
-        let warnings = Sink::new("").into_warnings();
-        (Self { document, given, meaning, origin, overrides, warnings }, found)
+        let read = Self {
+            document,
+            given,
+            meaning,
+            origin,
+            flag_hostname: !flags.document.hostname_override.is_empty(),
+            master: flags.master.clone(),
+            warnings: Sink::new("").into_warnings(),
+        };
+        found.warnings.extend(effects::warnings(&read));
+        (read, found)
+    }
+
+    /// What every field does, beside this section of Weir's own configuration.
+    pub fn effects(&self, section: &Section) -> Vec<FieldEffect> {
+        effects::tell(self, section)
     }
 
     /// The document with its defaults: what kube-proxy would write, and show at `/configz`.
@@ -195,7 +221,7 @@ impl KubeProxy {
         let client = &self.document.client_connection;
         Client {
             kubeconfig: (!client.kubeconfig.is_empty()).then(|| client.kubeconfig.clone().into()),
-            master: self.overrides.master.clone().filter(|master| !master.is_empty()),
+            master: self.master.clone(),
             qps: (client.qps > 0.0).then_some(client.qps),
             burst: u32::try_from(client.burst).unwrap_or(0),
             resync: self.document.config_sync_period.time(),
@@ -228,25 +254,6 @@ impl KubeProxy {
 
     /// How likely the kernel is to end the process when memory is short: -1000 to 1000.
     pub fn oom_score_adj(&self) -> Option<i32> {
-        match self.origin {
-            Origin::File(_) => self.document.oom_score_adj,
-            Origin::Nobody => None,
-        }
-    }
-}
-
-impl Overrides {
-    fn apply(&self, document: &mut Document) {
-        if let Some(hostname) = &self.hostname
-            && !hostname.is_empty()
-        {
-            document.hostname_override.clone_from(hostname);
-        }
-        if let Some(verbosity) = self.verbosity {
-            document.logging.verbosity = verbosity;
-        }
-        if let Some(format) = &self.logging_format {
-            document.logging.format.clone_from(format);
-        }
+        self.document.oom_score_adj.filter(|_| self.origin != Origin::Nobody)
     }
 }

@@ -183,12 +183,17 @@ impl Block<'_, '_, '_, '_> {
     }
 }
 
-/// The document, nothing defaulted, and which fields it has.
+/// The document, nothing defaulted, and which fields it has. Its kind has to be the known one.
 pub(super) fn read(root: &Field<'_, '_>) -> (Document, Given) {
+    check_kind(root);
+    read_fields(root)
+}
+
+/// The fields of a document, nothing defaulted, and which ones there are.
+pub(super) fn read_fields(root: &Field<'_, '_>) -> (Document, Given) {
     let mut document = Document::empty();
     let mut given = Given::new();
     let Some(map) = root.map(&KEYS) else { return (document, given) };
-    check_kind(root, &map);
     read_top(&map, &mut document, &mut given);
     read_blocks(&map, &mut document, &mut given);
     read_logging(&map, &mut document, &mut given);
@@ -206,7 +211,8 @@ pub(super) fn read(root: &Field<'_, '_>) -> (Document, Given) {
     (document, given)
 }
 
-fn check_kind(root: &Field<'_, '_>, map: &Map<'_, '_>) {
+fn check_kind(root: &Field<'_, '_>) {
+    let Some(map) = root.peek() else { return };
     for (key, wanted) in [("apiVersion", API_VERSION), ("kind", KIND)] {
         match map.optional(key) {
             None => root.refuse(format_args!("{key:?} is missing: expected {wanted}")),

@@ -56,10 +56,11 @@ pub fn settings(proxy: &KubeProxy, section: &Section, host: &str) -> Result<Sett
 
 fn node_name(proxy: &KubeProxy, section: &Section, host: &str) -> Option<Arc<str>> {
     let host = host.trim().to_lowercase();
-    let by_flag = proxy.overrides.hostname.as_ref().and(proxy.meaning.hostname.clone());
+    let of_proxy = proxy.meaning.hostname.clone();
+    let by_flag = of_proxy.clone().filter(|_| proxy.flag_hostname);
     by_flag
         .or_else(|| section.node_name.clone())
-        .or_else(|| proxy.meaning.hostname.clone())
+        .or(of_proxy)
         .or_else(|| (!host.is_empty()).then(|| host.into()))
 }
 
@@ -71,14 +72,61 @@ fn masquerade_all(document: &Document, mode: ProxyMode) -> bool {
     }
 }
 
+/// A feature gate of kube-proxy that switches something in Weir too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gate {
+    NodeHints,
+    ZoneHints,
+    TrafficDistribution,
+    LoadBalancerIpMode,
+    DrainingNodes,
+    ExternalIps,
+}
+
+impl Gate {
+    pub(super) const ALL: [Self; 6] = [
+        Self::NodeHints,
+        Self::ZoneHints,
+        Self::TrafficDistribution,
+        Self::LoadBalancerIpMode,
+        Self::DrainingNodes,
+        Self::ExternalIps,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::NodeHints => "PreferSameTrafficDistribution",
+            Self::ZoneHints => "TopologyAwareHints",
+            Self::TrafficDistribution => "ServiceTrafficDistribution",
+            Self::LoadBalancerIpMode => "LoadBalancerIPMode",
+            Self::DrainingNodes => "KubeProxyDrainingTerminatingNodes",
+            Self::ExternalIps => "AllowServiceExternalIPs",
+        }
+    }
+
+    pub(super) fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|gate| gate.name() == name)
+    }
+
+    pub(super) fn meaning(self) -> &'static str {
+        match self {
+            Self::NodeHints => "whether hints for nodes choose endpoints",
+            Self::ZoneHints | Self::TrafficDistribution => "whether hints for zones choose endpoints",
+            Self::LoadBalancerIpMode => "whether load balancers' addresses of mode Proxy are left out",
+            Self::DrainingNodes => "whether /healthz fails on a node that goes away",
+            Self::ExternalIps => "whether externalIPs count at all; kubernetes.external_ips says which",
+        }
+    }
+}
+
 fn gates(document: &Document) -> Gates {
-    let gate = |name| document.feature_gates.get(name).copied().unwrap_or(true);
+    let gate = |gate: Gate| document.feature_gates.get(gate.name()).copied().unwrap_or(true);
     Gates {
-        node_hints: gate("PreferSameTrafficDistribution"),
-        zone_hints: gate("TopologyAwareHints") && gate("ServiceTrafficDistribution"),
-        load_balancer_ip_mode: gate("LoadBalancerIPMode"),
-        draining_nodes: gate("KubeProxyDrainingTerminatingNodes"),
-        external_ips: gate("AllowServiceExternalIPs"),
+        node_hints: gate(Gate::NodeHints),
+        zone_hints: gate(Gate::ZoneHints) && gate(Gate::TrafficDistribution),
+        load_balancer_ip_mode: gate(Gate::LoadBalancerIpMode),
+        draining_nodes: gate(Gate::DrainingNodes),
+        external_ips: gate(Gate::ExternalIps),
     }
 }
 
@@ -113,7 +161,7 @@ impl KubeProxy {
     /// The idle times that it sets, in seconds: IPVS's own in mode ipvs, else those of connection tracking.
     pub fn timeouts(&self) -> Vec<(Timeout, u32)> {
         let (ipvs, conntrack) = (&self.document.ipvs, &self.document.conntrack);
-        let times = match (&self.origin, self.meaning.mode) {
+        let times = match (self.origin, self.meaning.mode) {
             (Origin::Nobody, _) => Vec::new(),
             (_, ProxyMode::Ipvs) => vec![
                 (Timeout::tcp("established_s"), ipvs.tcp_timeout),
@@ -134,12 +182,25 @@ impl KubeProxy {
     /// kube-proxy's own defaults count as nothing said: they are smaller than Weir's.
     pub fn flow_limit(&self, cores: usize) -> Option<usize> {
         let (per_core, min) = (self.document.conntrack.max_per_core?, self.document.conntrack.min?);
-        let said = |path: &str| self.given.contains(path);
-        if per_core <= 0 || !(said("conntrack.maxPerCore") || said("conntrack.min")) {
+        if per_core <= 0 || !self.says_flows() {
             return None;
         }
         let number = |count: i32| usize::try_from(count).unwrap_or(0);
         Some(number(per_core).saturating_mul(cores).max(number(min)))
+    }
+
+    pub(super) fn says_flows(&self) -> bool {
+        ["conntrack.maxPerCore", "conntrack.min"].iter().any(|path| self.given.contains(*path))
+    }
+
+    /// The least severe level that is logged, by klog's numbers: up to 2 is usual, 3 and 4 tell what is done, from 5 on
+    /// everything.
+    pub fn log_level(&self) -> tracing::Level {
+        match self.document.logging.verbosity {
+            0..=2 => tracing::Level::INFO,
+            3..=4 => tracing::Level::DEBUG,
+            5.. => tracing::Level::TRACE,
+        }
     }
 }
 

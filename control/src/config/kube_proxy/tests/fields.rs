@@ -7,17 +7,9 @@ use dataplane::schedule::Kind;
 use dataplane::snapshot::Timeouts;
 
 use super::super::*;
+use super::{read, read_with};
 use crate::config::Section;
 use crate::source::kubernetes::settings::{DetectLocal, NodePortAddresses, Profile, Settings};
-
-fn read(fields: &str) -> Result<KubeProxy, Faults> {
-    read_with(fields, Overrides::default())
-}
-
-fn read_with(fields: &str, overrides: Overrides) -> Result<KubeProxy, Faults> {
-    let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
-    parse("f", &format!("{head}{fields}\n"), overrides)
-}
 
 fn settings_of(fields: &str) -> Settings {
     settings(&read(fields).unwrap(), &Section::default(), "host").unwrap()
@@ -239,6 +231,10 @@ fn pods_are_told_by_networks_or_not_at_all() {
         ("clusterCIDR: 10.244.0.0/16\ndetectLocalMode: NodeCIDR", DetectLocal::NodeCidr),
         (
             "clusterCIDR: 10.244.0.0/16\ndetectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}",
+            nets(&["10.244.0.0/16"]),
+        ),
+        (
+            "clusterCIDR: x\ndetectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: cali}",
             DetectLocal::Unknown,
         ),
     ] {
@@ -281,8 +277,8 @@ fn the_nodes_name_is_that_of_the_flag_the_section_the_file_or_the_host() {
         (Some(""), false, "hostnameOverride: File", "file"),
         (None, false, "", "host"),
     ] {
-        let overrides = Overrides { hostname: flag.map(str::to_owned), ..Overrides::default() };
-        let proxy = read_with(file, overrides).unwrap();
+        let flags: Vec<_> = flag.map(|name| ("hostname-override", name.to_owned())).into_iter().collect();
+        let proxy = read_with(file, &Flags::parse(&flags, None).unwrap()).unwrap();
         let section = if with_section { section.clone() } else { Section::default() };
         assert_eq!(&*settings(&proxy, &section, " HOST\n").unwrap().node, want);
     }
@@ -329,7 +325,7 @@ fn flow_tables_take_their_size_from_connection_tracking_only_where_the_file_says
 
 #[test]
 fn what_nobody_has_said_is_what_kube_proxy_does_in_mode_nftables_without_its_timeouts() {
-    let proxy = KubeProxy::unsaid(Overrides::default()).unwrap();
+    let proxy = KubeProxy::without_file(&Flags::default()).unwrap();
     let settings = settings(&proxy, &Section::default(), "host").unwrap();
     assert_eq!(settings.profile, Profile::Nftables);
     assert_eq!(settings.node_port_addresses, NodePortAddresses::Primary);

@@ -5,14 +5,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::super::*;
+use super::HEAD;
 use crate::config::Section;
 use crate::source::kubernetes::settings::{DetectLocal, NodePortAddresses, Profile};
 
 const KUBEADM: &str = include_str!("kubeadm.yaml");
-const HEAD: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
 
 fn read(text: &str) -> Result<KubeProxy, Faults> {
-    parse("f", text, Overrides::default())
+    parse("f", text, &Flags::default())
 }
 
 /// What is displayed of faults, or of warnings where there are no faults.
