@@ -472,9 +472,11 @@ impl<G: Gate> Control<G> {
                 return;
             }
             Request::Reload {} => return self.reloads.request(Some(reply)),
-            Request::Config {} => {
-                Reply::Config(config::write(&self.config.settings, self.reconciler.desired()))
-            }
+            Request::Config {} => Reply::Config(config::write(
+                &self.config.settings,
+                &self.config.kubernetes,
+                self.reconciler.desired(),
+            )),
             Request::Ipvs { commands } => Reply::Ipvs(self.change(&commands).await),
             Request::IpvsList { service } => match list::services(&self.reconciler, service) {
                 Ok(services) => Reply::IpvsList(services),

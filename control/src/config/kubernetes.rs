@@ -1,5 +1,7 @@
 //! The `kubernetes` section: how Kubernetes feeds Weir. What it says counts for more than a KubeProxyConfiguration.
 
+mod write;
+
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use ipnet::IpNet;
 
 use super::reader::{Field, Map};
 use super::rules::read_prefix;
-use super::services::{MODES, read_scheduling};
+use super::services::{MODES, WHEN_EMPTY, read_scheduling};
 use crate::model::{SECONDS_MAX, Scheduling, SnatPool, WhenEmpty};
 use crate::source::kubernetes::settings::{
     DetectLocal, ExternalIps, LoadBalancerClass, NodePortAddresses, Profile,
@@ -22,6 +24,8 @@ const ENTRIES_MAX: usize = 1024;
 const LABEL_MAX: usize = 63;
 /// Characters of a name in Kubernetes at most.
 const NAME_MAX: usize = 253;
+
+pub(super) use write::write;
 
 const KEYS: [&str; 24] = [
     "enabled",
@@ -42,13 +46,15 @@ const KEYS: [&str; 24] = [
     "external_ips",
     "skip_services",
     "exclude_cidrs",
-    "no_backend",
+    "when_empty",
     "drop_unallocated",
     "announce",
     "drain_s",
     "min_sync_ms",
     "sync_s",
 ];
+
+const PROFILES: [(&str, Profile); 2] = [("ipvs", Profile::Ipvs), ("nftables", Profile::Nftables)];
 
 /// The section. What is `None` is left to the KubeProxyConfiguration, or to the defaults of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,8 +208,7 @@ fn read_services(map: &Map<'_, '_>, section: &mut Section) {
         section.skip = list.list(ENTRIES_MAX).filter_map(|field| read_service_name(&field)).collect();
     }
     section.exclude = map.optional("exclude_cidrs").map(|list| read_nets(&list));
-    let answers = [("reject", WhenEmpty::Reject), ("drop", WhenEmpty::Drop)];
-    if let Some(answer) = map.optional("no_backend").and_then(|field| field.word(&answers)) {
+    if let Some(answer) = map.optional("when_empty").and_then(|field| field.word(&WHEN_EMPTY)) {
         section.when_empty = answer;
     }
     read_flag(map, "drop_unallocated", &mut section.drop_unallocated);
@@ -211,8 +216,7 @@ fn read_services(map: &Map<'_, '_>, section: &mut Section) {
 }
 
 fn read_traffic(map: &Map<'_, '_>, section: &mut Section) {
-    let profiles = [("ipvs", Profile::Ipvs), ("nftables", Profile::Nftables)];
-    section.profile = map.optional("profile").and_then(|field| field.word(&profiles));
+    section.profile = map.optional("profile").and_then(|field| field.word(&PROFILES));
     section.scheduling = map.optional("scheduler").map(|_| read_scheduling(map));
     if section.scheduling.is_none()
         && let Some(field) = map.optional("scheduler_flags")
@@ -344,7 +348,7 @@ impl Section {
             ("external_ips", self.external_ips != old.external_ips),
             ("skip_services", self.skip != old.skip),
             ("exclude_cidrs", self.exclude != old.exclude),
-            ("no_backend", self.when_empty != old.when_empty),
+            ("when_empty", self.when_empty != old.when_empty),
             ("drop_unallocated", self.drop_unallocated != old.drop_unallocated),
             ("announce", self.announce != old.announce),
             ("drain_s", self.drain_s != old.drain_s),

@@ -1,5 +1,6 @@
 //! Every fault with its place, and that no text makes parsing panic.
 
+mod kubernetes;
 mod services;
 mod settings;
 

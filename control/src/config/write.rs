@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use dataplane::snapshot::{Options, Settings as Sysctls, SynProxy, Timeouts, Tunnel, TunnelChecksum};
 use ipnet::IpNet;
 
+use super::kubernetes::{self, Section};
 use super::services::{MASQUERADES, WHEN_EMPTY};
 use super::settings::{KERNEL_PATH, KernelPath, Settings, ZeroCopy};
 use super::sysctls::{SCTP_STATES, TCP_STATES};
@@ -15,9 +16,10 @@ use crate::model::{
 
 /// The file. Read again it gives equal settings and an equal desired state, but for services whose address no host can
 /// have and those that are not from a file: they stand in it as comments, since the reader takes them for mistakes.
-pub fn write(settings: &Settings, desired: &DesiredState) -> String {
+pub fn write(settings: &Settings, of_kubernetes: &Section, desired: &DesiredState) -> String {
     let mut text = String::new();
     write_settings(&mut text, settings);
+    kubernetes::write(&mut text, of_kubernetes);
     write_timeouts(&mut text, &desired.timeouts());
     write_sysctls(&mut text, &desired.settings());
     let own: Vec<_> = desired.node_addresses().iter().map(|addr| quoted(&addr.ip().to_string())).collect();
@@ -62,11 +64,11 @@ fn section<T>(text: &mut String, key: &str, list: &[T], entry: impl Fn(&T) -> Ve
 }
 
 /// A scalar that YAML takes for nothing but a string: JSON's notation is YAML's too.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-fn quoted_all<T: ToString>(list: impl IntoIterator<Item = T>) -> String {
+pub(super) fn quoted_all<T: ToString>(list: impl IntoIterator<Item = T>) -> String {
     let all: Vec<_> = list.into_iter().map(|item| quoted(&item.to_string())).collect();
     all.join(", ")
 }

@@ -6,7 +6,7 @@ use super::command::{
     TunnelChecksum, TunnelKind,
 };
 use super::{Room, Table};
-use crate::config;
+use crate::config::{self, Section};
 use crate::model::{DesiredState, Draft};
 
 const WEB: Key = Key::Address {
@@ -185,7 +185,7 @@ fn what_commands_make_is_a_desired_state_that_the_configuration_can_say() {
     assert_eq!((draft.timeouts.tcp_s[1], draft.timeouts.tcp_s[4], draft.timeouts.udp_s), (100, 120, 30));
 
     let settings = config::parse("test.yaml", "interfaces: [{name: eth1}]\n").unwrap().settings;
-    let text = config::write(&settings, &DesiredState::new(draft.clone()).unwrap());
+    let text = config::write(&settings, &Section::default(), &DesiredState::new(draft.clone()).unwrap());
     let again = config::parse("written.yaml", &text).unwrap_or_else(|faults| panic!("{faults}\n{text}"));
     let mut without = draft;
     without.services.pop();
@@ -237,12 +237,13 @@ fn a_service_with_several_addresses_is_several_services() {
 fn the_whole_configuration_survives_being_written_and_read() {
     let text = include_str!("../../tests/every-key.yaml");
     let first = config::parse("every-key.yaml", text).unwrap_or_else(|faults| panic!("{faults}"));
-    let written = config::write(&first.settings, &first.desired);
+    let written = config::write(&first.settings, &first.kubernetes, &first.desired);
     let second =
         config::parse("written.yaml", &written).unwrap_or_else(|faults| panic!("{faults}\n{written}"));
     assert_eq!(second.settings, first.settings, "{written}");
+    assert_eq!(second.kubernetes, first.kubernetes, "{written}");
     assert_eq!(second.desired, first.desired, "{written}");
-    assert_eq!(config::write(&second.settings, &second.desired), written);
+    assert_eq!(config::write(&second.settings, &second.kubernetes, &second.desired), written);
 }
 
 #[test]

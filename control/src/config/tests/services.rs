@@ -516,7 +516,7 @@ fn services_that_no_file_has_are_written_as_comments() {
             _ => {}
         }
     }
-    let written = write(&config.settings, &DesiredState::new(draft).unwrap());
+    let written = write(&config.settings, &config.kubernetes, &DesiredState::new(draft).unwrap());
     for reason in ["it is for clients inside alone", "it has no VIP", "it is from Kubernetes"] {
         assert!(written.contains(&format!("# not read again: {reason}\n")), "{written}");
     }
