@@ -14,6 +14,8 @@ use crate::topology::{Family, Topology};
 
 /// Where nginx listens, on every address.
 pub const HTTP_PORT: u16 = 80;
+/// The path of the page that is the address of whoever asks, as nginx sees it.
+pub const FROM_PATH: &str = "from";
 /// Where dnsmasq listens, UDP and TCP.
 pub const DNS_PORT: u16 = 53;
 /// Where nginx listens for connections that begin with a PROXY protocol header; its page is the client's address.
@@ -69,7 +71,7 @@ impl Servers {
     }
 }
 
-/// A web server whose every page is the backend's name, and which has the large file; at [`PROXIED_PORT`] each page is
+/// A web server whose every page is the backend's name, but for [`FROM_PATH`] and the large file; at [`PROXIED_PORT`] each page is
 /// the client's address.
 ///
 /// # Errors
@@ -92,6 +94,7 @@ pub fn nginx(namespace: &Namespace, number: u8, directory: &Path) -> Result<Proc
              server {{\n\
              listen {HTTP_PORT} backlog=4096;\nlisten [::]:{HTTP_PORT} backlog=4096;\n\
              location / {{ default_type text/plain; return 200 '{name}\\n'; }}\n\
+             location /{FROM_PATH} {{ default_type text/plain; return 200 '$remote_addr\\n'; }}\n\
              location /{BLOB_PATH} {{ root {root}; }}\n\
              }}\n\
              server {{\n\

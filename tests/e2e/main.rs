@@ -1,6 +1,7 @@
 //! End to end: the built binary between real clients and servers, in namespaces with two queues an interface, over
 //! IPv4 and IPv6. What needs namespaces needs root, and says so where it does not run.
 
+mod access;
 mod answers;
 mod client_address;
 mod commands;

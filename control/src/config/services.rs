@@ -39,8 +39,9 @@ pub(super) const MASQUERADES: [(&str, Masquerade); 3] =
     [("hairpin", Masquerade::Hairpin), ("not-local", Masquerade::NotLocal), ("always", Masquerade::Always)];
 pub(super) const WHEN_EMPTY: [(&str, WhenEmpty); 2] =
     [("reject", WhenEmpty::Reject), ("drop", WhenEmpty::Drop)];
+pub(super) const CLIENTS: [(&str, Clients); 2] = [("all", Clients::All), ("inside", Clients::Inside)];
 /// Keys that a service with a mark has not.
-const OF_VIPS: [&str; 4] = ["vip", "vips", "port", "protocol"];
+const OF_VIPS: [&str; 5] = ["vip", "vips", "port", "protocol", "clients"];
 
 /// What the backends of a service take from it.
 struct Defaults {
@@ -61,6 +62,7 @@ pub(super) fn read_service(field: &Field<'_, '_>) -> Option<(Vec<usize>, Service
         "mark",
         "family",
         "node_port",
+        "clients",
         "scheduler",
         "scheduler_flags",
         "persistence",
@@ -151,13 +153,13 @@ fn read_vips(service: &Field<'_, '_>, map: &Map<'_, '_>) -> Known {
         None => Some(Protocol::default()),
         Some(field) => field.word(&PROTOCOLS),
     };
+    let clients = map.optional("clients").and_then(|field| field.word(&CLIENTS)).unwrap_or_default();
     let family = addresses.as_ref().and_then(|vips| vips.first()).map(|vip| vip.family());
     let known = Known { reach: None, family, port: port.and_then(Port::new) };
     let (Some(addresses), Some(port), Some(protocol)) = (addresses, port, protocol) else { return known };
     Known {
-        reach: family.map(|family| {
-            Reach::Vips(Vips { family, addresses, port: Port::new(port), protocol, clients: Clients::All })
-        }),
+        reach: family
+            .map(|family| Reach::Vips(Vips { family, addresses, port: Port::new(port), protocol, clients })),
         ..known
     }
 }

@@ -6,7 +6,7 @@ use dataplane::snapshot::{Options, Settings as Sysctls, SynProxy, Timeouts, Tunn
 use ipnet::IpNet;
 
 use super::kubernetes::{self, Section};
-use super::services::{MASQUERADES, WHEN_EMPTY};
+use super::services::{CLIENTS, MASQUERADES, WHEN_EMPTY};
 use super::settings::{KERNEL_PATH, KernelPath, Settings, ZeroCopy};
 use super::sysctls::{SCTP_STATES, TCP_STATES};
 use crate::model::{
@@ -240,15 +240,8 @@ fn unreadable(service: &Service) -> Option<String> {
     if service.origin == Origin::Kubernetes {
         return Some("it is from Kubernetes".into());
     }
-    match service.clients() {
-        Clients::Inside => Some("it is for clients inside alone".into()),
-        Clients::All
-            if service.identity().is_some_and(|identity| matches!(identity, Identity::Node { .. })) =>
-        {
-            Some("it has no VIP".into())
-        }
-        Clients::All => None,
-    }
+    let on_node = matches!(service.identity(), Some(Identity::Node { .. }));
+    on_node.then(|| "it has no VIP".to_owned())
 }
 
 /// What is not as it is for services that say nothing.
@@ -276,7 +269,11 @@ fn reach(service: &Service) -> Vec<String> {
                 format!("vips: [{addresses}]")
             };
             let (port, protocol) = (port_number(vips.port), vips.protocol.name());
-            vec![key, format!("port: {port}"), format!("protocol: {protocol}")]
+            let mut lines = vec![key, format!("port: {port}"), format!("protocol: {protocol}")];
+            let clients = CLIENTS.iter().find(|(_, clients)| *clients == vips.clients);
+            let clients = clients.filter(|(_, clients)| *clients != Clients::default());
+            lines.extend(clients.map(|(name, _)| format!("clients: {name}")));
+            lines
         }
         Reach::Mark { mark, family } => {
             let family = match family {

@@ -7,8 +7,8 @@ use dataplane::snapshot::{Engine, Mode, Options, SynProxy, Tunnel, TunnelChecksu
 use super::super::write;
 use super::{assert_faults, parse};
 use crate::model::{
-    Access, Backend, Clients, DesiredState, Family, Masquerade, Netmask, Origin, Port, Protocol, Reach,
-    Service, Unicast, WhenEmpty,
+    Access, Backend, DesiredState, Family, Masquerade, Netmask, Origin, Port, Protocol, Reach, Service,
+    Unicast, WhenEmpty,
 };
 
 #[test]
@@ -355,6 +355,18 @@ fn backends_that_cannot_be_reached_are_refused() {
             ],
         ),
         (
+            "a VIP for all and for clients inside, twice each",
+            "..\nservices:\n  - {name: a, vip: 10.0.0.1, port: 80}\n  - {name: b, vip: 10.0.0.1, port: 80, clients: inside}\n  \
+             - {name: c, vip: 10.0.0.1, port: 80, clients: all}\n  - {name: d, vip: 10.0.0.1, port: 80, clients: inside}\n  \
+             - {name: e, mark: 1, clients: inside}\n  - {name: f, vip: 10.0.0.2, port: 80, clients: outside}\n",
+            &[
+                "5:20: services[2].vip: 10.0.0.1:80/tcp is already used by service a (at 3:20)",
+                "6:20: services[3].vip: 10.0.0.1:80/tcp is already used by service b (at 4:20)",
+                "7:33: services[4].clients: a service has \"mark\" or \"clients\", not both",
+                "8:49: services[5].clients: \"outside\" is not one of all, inside",
+            ],
+        ),
+        (
             "who may use a service, and what becomes of him",
             "..\nlocal_networks: [10.0.0.1/8]\nvirtual_networks: [10.96.0.0/12, 0.0.0.0/0]\nservices:\n  \
              - {name: a, vip: 10.0.0.1, port: 80, source_ranges: [10.0.0.0/33, \"fd00::/8\", 10.0.0.0/8]}\n  \
@@ -503,24 +515,23 @@ fn services_say_what_leads_to_them() {
 #[test]
 fn services_that_no_file_has_are_written_as_comments() {
     let text = "interfaces: [{name: eth1}]\nnode_addresses: [192.0.2.1]\nservices:\n  \
-                - {name: a, vip: 10.0.0.1, port: 80}\n  - {name: b, vip: 10.0.0.2, port: 80, node_port: 30080}\n  \
-                - {name: c, vip: 10.0.0.3, port: 80}\n  - {name: d, vip: 10.0.0.4, port: 80}\n";
+                - {name: a, vip: 10.0.0.1, port: 80, node_port: 30080}\n  - {name: b, vip: 10.0.0.2, port: 80}\n  \
+                - {name: c, vip: 10.0.0.3, port: 80}\n";
     let config = parse("f", text).unwrap();
     let mut draft = config.desired.draft().clone();
     for (service, change) in draft.services.iter_mut().zip(0..) {
         let Reach::Vips(vips) = &mut service.reach else { panic!("no VIPs") };
         match change {
-            0 => vips.clients = Clients::Inside,
-            1 => vips.addresses.clear(),
-            2 => service.origin = Origin::Kubernetes,
+            0 => vips.addresses.clear(),
+            1 => service.origin = Origin::Kubernetes,
             _ => {}
         }
     }
     let written = write(&config.settings, &config.kubernetes, &DesiredState::new(draft).unwrap());
-    for reason in ["it is for clients inside alone", "it has no VIP", "it is from Kubernetes"] {
+    for reason in ["it has no VIP", "it is from Kubernetes"] {
         assert!(written.contains(&format!("# not read again: {reason}\n")), "{written}");
     }
     let again = parse("f", &written).unwrap_or_else(|faults| panic!("{faults}\n{written}"));
     let names: Vec<_> = again.desired.services().iter().map(|service| &*service.name).collect();
-    assert_eq!(names, ["d"]);
+    assert_eq!(names, ["c"]);
 }
