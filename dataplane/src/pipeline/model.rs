@@ -5,6 +5,7 @@
 //! Frames that another worker owns are handed over to it. All is done twice side by side, in batches and frame by
 //! frame, with the same outcome; frame by frame it is judged too.
 
+mod access;
 mod draft;
 pub mod errors;
 pub mod fragments;

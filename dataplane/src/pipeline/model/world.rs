@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, LazyLock};
 
-use super::{Arrival, FLOW_LIMIT, Outcome, judge, kept};
+use super::{Arrival, FLOW_LIMIT, Outcome, access, judge, kept};
+use crate::flow::entry::Way;
 use crate::flow::key::FlowKey;
 use crate::frame::{Frame, MIN_HEADROOM};
 use crate::ids::{BackendId, HopId, PoolId};
@@ -62,16 +63,27 @@ impl World {
 
     /// Has one worker decide on one frame, and judges it.
     pub(super) fn judged(&mut self, worker: usize, arrival: &Arrival) -> Outcome {
+        let packet = parse(&arrival.bytes).ok().filter(|packet| has_ports(packet.kind));
+        let find = |engine: &Engine| {
+            let key = packet?.key;
+            let flows = &engine.core.flows;
+            flows.lookup(flows.hash(&key), &key)
+        };
+        let was_known = find(&self.engines[worker]).is_some();
         let outcome = self.process(worker, std::slice::from_ref(arrival)).remove(0);
         let engine = &self.engines[worker];
         judge::judge(engine, self.tables, arrival, &outcome);
         let flows = &engine.core.flows;
-        if let Some(key) =
-            parse(&arrival.bytes).ok().filter(|packet| has_ports(packet.kind)).map(|packet| packet.key)
-        {
-            let found = flows.lookup(flows.hash(&key), &key).and_then(|hit| flows.entry(hit.slot()));
-            let tuple = found.map(|entry| flows.tuple(entry));
-            self.keys.extend(tuple.into_iter().flat_map(|tuple| [tuple.forward, tuple.reply]));
+        if let Some((packet, hit)) = packet.zip(find(engine)) {
+            let entry = flows.entry(hit.slot()).expect("a flow that was found");
+            let tuple = flows.tuple(entry);
+            self.keys.extend([tuple.forward, tuple.reply]);
+            if let Verdict::Tx(_) = outcome.verdict {
+                access::used(self.tables, entry, hit.way());
+                if !was_known && hit.way() == Way::Forward {
+                    access::opened(self.tables, arrival, &packet.key, entry);
+                }
+            }
         }
         outcome
     }
@@ -159,7 +171,7 @@ fn frame<'a>(arrival: &Arrival, chunk: &'a mut [u8]) -> Frame<'a> {
 }
 
 /// Tables that may follow each other in any order: hops with the same epoch have the same ids.
-static TABLES: LazyLock<[Snapshot; 8]> = LazyLock::new(|| {
+static TABLES: LazyLock<[Snapshot; 10]> = LazyLock::new(|| {
     let usual = usual();
     let with_net = |net: Net| Snapshot { net: Arc::new(net), ..usual.clone() };
     let mut unresolved = net();
@@ -178,6 +190,8 @@ static TABLES: LazyLock<[Snapshot; 8]> = LazyLock::new(|| {
         Snapshot { timeouts: short, ..usual.clone() },
         with_options(&usual, SynProxy::Always),
         Snapshot { settings: defended(), ..with_options(&usual, SynProxy::Above(1)) },
+        access::apart(&usual, false),
+        access::apart(&usual, true),
     ]
 });
 
