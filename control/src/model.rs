@@ -100,7 +100,7 @@ pub struct Scheduling {
 }
 
 /// A backend of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Backend {
     /// Its address.
     pub addr: Unicast,

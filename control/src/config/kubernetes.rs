@@ -85,8 +85,8 @@ pub struct Section {
     pub service_proxy_name: Option<Arc<str>>,
     /// Which Services of type LoadBalancer are served as such.
     pub load_balancer_class: LoadBalancerClass,
-    /// Which `externalIPs` count.
-    pub external_ips: ExternalIps,
+    /// Which `externalIPs` count; `None`: none, unless kube-proxy's feature gate says so.
+    pub external_ips: Option<ExternalIps>,
     /// Services that are not Weir's, as `namespace/name`.
     pub skip: HashSet<Arc<str>>,
     /// Virtual addresses that are not Weir's.
@@ -121,7 +121,7 @@ impl Default for Section {
             node_port_addresses: None,
             service_proxy_name: None,
             load_balancer_class: LoadBalancerClass::default(),
-            external_ips: ExternalIps::default(),
+            external_ips: None,
             skip: HashSet::new(),
             exclude: None,
             when_empty: WhenEmpty::default(),
@@ -202,7 +202,7 @@ fn read_services(map: &Map<'_, '_>, section: &mut Section) {
         section.load_balancer_class = LoadBalancerClass::Of(classes.collect());
     }
     if let Some(field) = map.optional("external_ips") {
-        section.external_ips = read_external_ips(&field);
+        section.external_ips = Some(read_external_ips(&field));
     }
     if let Some(list) = map.optional("skip_services") {
         section.skip = list.list(ENTRIES_MAX).filter_map(|field| read_service_name(&field)).collect();

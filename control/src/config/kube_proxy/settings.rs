@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use dataplane::snapshot::Timeouts;
+use ipnet::{Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
 use super::document::Document;
@@ -11,7 +12,7 @@ use super::{KubeProxy, Origin, ProxyMode};
 use crate::config::Section;
 use crate::config::sysctls::TCP_STATES;
 use crate::model::SECONDS_MAX;
-use crate::source::kubernetes::settings::{Gates, Profile, Settings};
+use crate::source::kubernetes::settings::{ExternalIps, Gates, Profile, Settings};
 
 /// What says nothing about the own Node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -41,7 +42,7 @@ pub fn settings(proxy: &KubeProxy, section: &Section, host: &str) -> Result<Sett
             .unwrap_or_else(|| meaning.node_ports.clone()),
         service_proxy_name: section.service_proxy_name.clone(),
         load_balancer_class: section.load_balancer_class.clone(),
-        external_ips: section.external_ips.clone(),
+        external_ips: section.external_ips.clone().unwrap_or_else(|| external_ips(document)),
         exclude: section.exclude.clone().unwrap_or_else(|| meaning.exclude.clone()),
         skip: section.skip.clone(),
         drop_unallocated: section.drop_unallocated,
@@ -62,6 +63,15 @@ fn node_name(proxy: &KubeProxy, section: &Section, host: &str) -> Option<Arc<str
         .or_else(|| section.node_name.clone())
         .or(of_proxy)
         .or_else(|| (!host.is_empty()).then(|| host.into()))
+}
+
+/// Whoever sets the gate wants external IPs; its default says nothing.
+fn external_ips(document: &Document) -> ExternalIps {
+    if document.feature_gates.get("AllowServiceExternalIPs") == Some(&true) {
+        ExternalIps::Allow(vec![Ipv4Net::default().into(), Ipv6Net::default().into()])
+    } else {
+        ExternalIps::Deny
+    }
 }
 
 /// The mode ipvs reads the block of iptables.

@@ -50,8 +50,9 @@ pub(in crate::config) fn write(text: &mut String, section: &Section) {
         put("load_balancer_classes", list(sorted(classes)));
     }
     match &section.external_ips {
-        ExternalIps::Deny => put("external_ips", "deny".to_owned()),
-        ExternalIps::Allow(networks) => put("external_ips", list(networks)),
+        None => {}
+        Some(ExternalIps::Deny) => put("external_ips", "deny".to_owned()),
+        Some(ExternalIps::Allow(networks)) => put("external_ips", list(networks)),
     }
     put("skip_services", list(sorted(&section.skip)));
     if let Some(networks) = &section.exclude {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::object::{EndpointSlice, Key, Node, Service, ServiceCidr, Undecodable};
+use super::store::Configured;
 
 /// One thing that happened.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub enum Event {
     Cidr(Update<ServiceCidr>),
     /// The host's own addresses, by which node ports are reached where `nodePortAddresses` asks for them.
     HostAddresses(Vec<IpAddr>),
+    /// To the configuration beside Kubernetes: what it has, Kubernetes has not.
+    Configured(Configured),
 }
 
 /// What happened to the objects of a kind.
@@ -31,7 +34,7 @@ pub enum Update<T> {
     Applied(T),
     /// An object is gone.
     Deleted(Key),
-    /// An object cannot be read: if one of its name was there before, that one stays.
+    /// There is an object that cannot be told from others. It is counted.
     Undecodable(Undecodable),
     /// The list is complete: what was not in it is gone.
     Complete,

@@ -1,6 +1,15 @@
 //! Kubernetes as a source: Services, EndpointSlices and the own Node become services of the desired state.
 
+pub mod annotations;
+pub mod convert;
+pub mod endpoints;
 pub mod event;
+pub mod exposure;
+pub mod manifest;
 pub mod notice;
 pub mod object;
+pub mod offline;
+pub mod reasons;
 pub mod settings;
+pub mod store;
+pub mod topology;

@@ -57,8 +57,22 @@ pub struct Fault {
     pub field: Box<str>,
     /// Why.
     pub reason: Box<str>,
-    /// Whether an endpoint's address is of another family than its EndpointSlice.
-    pub wrong_family: bool,
+    /// What kind of fault it is.
+    pub kind: FaultKind,
+}
+
+/// See [`Fault::kind`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum FaultKind {
+    /// A field that cannot be read.
+    #[default]
+    Field,
+    /// An endpoint's address that is of another family than its EndpointSlice.
+    WrongFamily,
+    /// One of Weir's own annotations.
+    Annotation,
+    /// An address and port that another service has.
+    Taken,
 }
 
 impl fmt::Display for Fault {
@@ -80,14 +94,15 @@ struct FaultList {
 impl Faults {
     /// Notes that `field` was left out.
     pub fn add(&mut self, field: impl fmt::Display, reason: impl fmt::Display) {
-        self.push(field, reason, false);
+        self.push(FaultKind::Field, field, reason);
     }
 
-    fn push(&mut self, field: impl fmt::Display, reason: impl fmt::Display, wrong_family: bool) {
+    /// Notes that `field` was left out by a fault of this kind.
+    pub fn push(&mut self, kind: FaultKind, field: impl fmt::Display, reason: impl fmt::Display) {
         let list = self.0.get_or_insert_default();
         if list.kept.len() < FAULTS_KEPT {
             let (field, reason) = (field.to_string().into(), reason.to_string().into());
-            list.kept.push(Fault { field, reason, wrong_family });
+            list.kept.push(Fault { field, reason, kind });
         } else {
             list.more += 1;
         }
@@ -236,7 +251,7 @@ pub struct Endpoint {
 }
 
 /// See [`Endpoint::extra`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Extra {
     /// `hostname`: the name of a StatefulSet's pod.
     pub hostname: Option<Box<str>>,

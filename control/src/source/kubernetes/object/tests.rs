@@ -194,7 +194,7 @@ fn an_endpoint_slice_is_reduced_to_what_is_needed() {
             "endpoints[6].addresses: is empty",
         ]
     );
-    assert_eq!(slice.faults.iter().filter(|fault| fault.wrong_family).count(), 1);
+    assert_eq!(slice.faults.iter().filter(|fault| fault.kind == FaultKind::WrongFamily).count(), 1);
 }
 
 #[test]

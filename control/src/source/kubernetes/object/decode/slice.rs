@@ -9,7 +9,9 @@ use serde::Deserialize;
 use super::{HEADLESS, Metadata, PROXY_NAME, Reader, Reduced, metadata, timestamp, value};
 use crate::model::Family;
 use crate::source::kubernetes::object::lenient::{Many, Part, Scalar};
-use crate::source::kubernetes::object::{Conditions, Endpoint, EndpointSlice, Extra, SlicePort, Undecodable};
+use crate::source::kubernetes::object::{
+    Conditions, Endpoint, EndpointSlice, Extra, FaultKind, SlicePort, Undecodable,
+};
 
 pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(super) const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -132,7 +134,7 @@ fn endpoints(reader: &mut Reader, list: Many<Part<RawEndpoint>>, family: Family)
         let Some(addr) = reader.address(first, format_args!("{field}.addresses[0]")) else { continue };
         if Family::of(addr) != family {
             let reason = format_args!("{addr} is not of the slice's addressType");
-            reader.faults.push(format_args!("{field}.addresses[0]"), reason, true);
+            reader.faults.push(FaultKind::WrongFamily, format_args!("{field}.addresses[0]"), reason);
             continue;
         }
         let conditions = reader.part(item.conditions, format_args!("{field}.conditions"));
