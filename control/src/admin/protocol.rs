@@ -151,6 +151,9 @@ pub struct ServiceRow {
     pub name: String,
     /// The addresses with port and protocol that it is reached by, as `10.0.0.1:80/tcp`.
     pub vips: Vec<String>,
+    /// Whether it is for clients inside alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inside: bool,
     /// Its scheduler.
     pub scheduler: String,
     /// Its backends that take new flows.

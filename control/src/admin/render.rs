@@ -84,7 +84,8 @@ fn services(rows: &[ServiceRow]) -> String {
         &columns,
         rows.iter().map(|row| {
             let counts = [row.backends as u64, row.draining as u64, row.active, row.inactive, row.refused];
-            let mut cells = vec![row.name.clone(), row.vips.join(" "), row.scheduler.clone()];
+            let vips = row.vips.join(" ") + if row.inside { " (inside)" } else { "" };
+            let mut cells = vec![row.name.clone(), vips, row.scheduler.clone()];
             cells.extend(counts.map(|count| count.to_string()));
             cells.extend(traffic(&row.traffic));
             cells

@@ -11,7 +11,7 @@ use dataplane::ids::ServiceId;
 use dataplane::io::xsk::PortSocket;
 use dataplane::pipeline::FlowRecord;
 use dataplane::snapshot::net::Port;
-use dataplane::snapshot::{Mark, Mode, Service, Snapshot};
+use dataplane::snapshot::{Clients, Mark, Mode, Service, Snapshot};
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
 use dataplane::verdict::DropReason;
@@ -50,6 +50,7 @@ fn service_row(reconciler: &Reconciler, service: &Service) -> ServiceRow {
     ServiceRow {
         name: service.name.to_string(),
         vips: service.mark.iter().map(mark).chain(service.vips.iter().map(vip)).collect(),
+        inside: service.clients == Clients::Inside,
         scheduler: service.scheduler.kind().name().to_owned(),
         backends: service.backends.len() - draining,
         draining,
