@@ -39,7 +39,7 @@ demo: deps-build+net
 	$(SUDO) target/release/weir demo $(DEMO_ARGS)
 
 .PHONY: test
-test: deps-build+net
+test: deps-build+net+check
 	cargo $(RUNNER) test --workspace --no-fail-fast
 
 # The guest is emulated: an optimized build, and one test at a time.

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs what Weir needs and this machine lacks. Quick and silent where all is there.
 #
-#   scripts/deps.sh [build] [net] [lint] [fuzz] [bench] [vm]     (default: all)
+#   scripts/deps.sh [build] [net] [check] [lint] [fuzz] [bench] [vm]     (default: all)
 #
 # build  the compilers and libraries of the workspace
 # net    the servers and clients of the demo and the end-to-end tests
+# check  what checks metrics and manifests; tests say where it is missing
 # lint   cargo-deny
 # fuzz   cargo-fuzz
 # bench  what the benches and the traffic generator need besides
@@ -35,6 +36,8 @@ net    dig                    bind9-dnsutils
 net    wrk                    wrk
 net    traceroute             traceroute
 net    vsftpd                 vsftpd
+check  promtool               prometheus
+check  kubectl                kubernetes-client
 bench  llc                    llvm
 bench  m4                     m4
 bench  valgrind               valgrind
@@ -111,11 +114,11 @@ rust_toolchain() {
     $remedy"
 }
 
-groups=${*:-build net lint fuzz bench vm}
+groups=${*:-build net check lint fuzz bench vm}
 for group in $groups; do
     case $group in
-        build | net | lint | fuzz | bench | vm) ;;
-        *) fail "unknown group $group; there are build, net, lint, fuzz, bench and vm" ;;
+        build | net | check | lint | fuzz | bench | vm) ;;
+        *) fail "unknown group $group; there are build, net, check, lint, fuzz, bench and vm" ;;
     esac
 done
 

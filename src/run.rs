@@ -16,7 +16,7 @@ use control::admin::server::ListenError;
 use control::config::{self, Config, Settings};
 use control::daemon::{Control, Host, Parts, Served};
 use control::http::{self, health};
-use control::metrics::Metrics;
+use control::metrics::{self, Metrics};
 use control::reconcile::Reconciler;
 use dataplane::flow::directory::Directory;
 use dataplane::ids::WorkerId;
@@ -133,21 +133,29 @@ fn start(config: Config, busy_poll: bool) -> anyhow::Result<(Control<Xdp>, Optio
     }
     let wanted = shared.wanted;
     let health = Arc::new(health::State::new(HEALTH_LIMIT));
-    let http = listen(settings, &health)?;
+    let numbers = metrics::control::Control::default();
+    let mut counted = Metrics::new();
+    counted.add_workers(&workers, settings.flow_limit);
+    counted.add_xdp(xdp.counters().clone());
+    numbers.register(counted.registry());
+    let http = listen(settings, &health, counted)?;
     let services = config.desired.services().len();
     tracing::info!(workers = count, services, socket = %config.settings.socket.display(), "ready");
-    Ok((Control::new(Parts { config, host, reconciler, gate: xdp, workers, wanted, health }), http))
+    Ok((Control::new(Parts { config, host, reconciler, gate: xdp, workers, wanted, health, numbers }), http))
 }
 
 /// Starts the thread that tells of health and metrics, where either is asked for.
-fn listen(settings: &Settings, health: &Arc<health::State>) -> anyhow::Result<Option<http::thread::Thread>> {
+fn listen(
+    settings: &Settings,
+    health: &Arc<health::State>,
+    metrics: Metrics,
+) -> anyhow::Result<Option<http::thread::Thread>> {
     let addresses =
         http::thread::Addresses { health: settings.health, metrics: settings.metrics, hard_fail: false };
     if addresses.health.is_none() && addresses.metrics.is_none() {
         return Ok(None);
     }
-    let parts =
-        http::thread::Parts { addresses, health: Arc::clone(health), metrics: Metrics::new(), node: None };
+    let parts = http::thread::Parts { addresses, health: Arc::clone(health), metrics, node: None };
     Ok(Some(http::thread::Thread::start(parts)?))
 }
 

@@ -39,6 +39,7 @@ use crate::admin::show::{self, FlowFilter};
 use crate::config::{self, Config, Faults};
 use crate::http::health;
 use crate::ipvs::list;
+use crate::metrics::{self, control::Note};
 use crate::netlink::compile::{HOP_LIMIT, compile};
 use crate::netlink::monitor::Monitor;
 use crate::netlink::resolve::{Known, Resolver};
@@ -100,6 +101,8 @@ pub struct Parts<G> {
     pub wanted: Arc<Wanted>,
     /// Where it notes how things are.
     pub health: Arc<health::State>,
+    /// And in numbers.
+    pub numbers: metrics::control::Control,
 }
 
 /// The control thread's state.
@@ -124,13 +127,14 @@ pub struct Control<G> {
     gone: usize,
     pressure: Pressure,
     health: Arc<health::State>,
+    numbers: metrics::control::Control,
     started: Instant,
 }
 
 impl<G: Gate> Control<G> {
     /// Control over `parts`, at rest.
     pub fn new(parts: Parts<G>) -> Self {
-        let Parts { config, host, reconciler, gate, workers, wanted, health } = parts;
+        let Parts { config, host, reconciler, gate, workers, wanted, health, numbers } = parts;
         let views = workers.iter().map(|worker| Arc::clone(&worker.handle.view));
         health.watch(views, config.settings.workers.beat_limit, Instant::now());
         Self {
@@ -149,6 +153,7 @@ impl<G: Gate> Control<G> {
             gone: 0,
             pressure: Pressure::default(),
             health,
+            numbers,
             started: Instant::now(),
         }
     }
@@ -371,7 +376,8 @@ impl<G: Gate> Control<G> {
     /// Returns whether there is no worker left.
     fn keep_house(&mut self) -> bool {
         self.health.control_beat(Instant::now());
-        self.reconciler.tidy();
+        let generations_kept = self.reconciler.tidy();
+        self.numbers.note(self.note(generations_kept));
         let dead = self.workers.iter().filter(|worker| worker.handle.is_finished()).count();
         if dead > self.dead {
             for worker in self.workers.iter().filter(|worker| worker.handle.is_finished()) {
@@ -408,6 +414,7 @@ impl<G: Gate> Control<G> {
             tracing::error!(generation, faults = faults.len(), "reload refused: {}", faults.join("; "));
             self.health.refused(faults.first().map_or("", String::as_str));
         }
+        self.numbers.reloaded(faults.is_empty());
         let reload = Reload {
             at_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             count: self.last_reload.as_ref().map_or(0, |last| last.count) + 1,
@@ -501,6 +508,27 @@ impl<G: Gate> Control<G> {
             show::interface(port, xdp, self.host.monitor.mirror(), sockets)
         };
         (0u8..).zip(&net.ports).map(row).collect()
+    }
+
+    /// How things are, in numbers.
+    fn note(&self, generations_kept: usize) -> Note {
+        let snapshot = self.reconciler.current();
+        let (service_room, backend_room) = self.reconciler.state().capacity();
+        let ports = snapshot.net.ports.iter().take(self.host.scope.served.len());
+        let interface = |(number, port): (u8, &Port)| {
+            let is_up = self.host.monitor.mirror().links.get(&port.ifindex).is_some_and(|link| link.up);
+            (port.name.to_string(), self.gate.mode(number), is_up)
+        };
+        let (services, backends) = self.reconciler.in_use();
+        Note {
+            generation: snapshot.generation,
+            generations_kept,
+            services: (services, service_room),
+            backends: (backends, backend_room),
+            neighbours: (snapshot.net.hops.iter().flatten().count(), snapshot.net.hops.len()),
+            neighbours_refused: self.resolver.refused(),
+            interfaces: (0u8..).zip(ports).map(interface).collect(),
+        }
     }
 
     fn status(&mut self) -> Status {

@@ -52,7 +52,7 @@ impl Gate for Xdp {
     }
 
     fn counts(&self) -> Vec<Count> {
-        let counts = self.counters().unwrap_or_else(|error| {
+        let counts = self.counters().read().unwrap_or_else(|error| {
             tracing::warn!(%error, "the XDP program's counters cannot be read");
             Vec::new()
         });
@@ -155,6 +155,11 @@ impl Reconciler {
     /// Connection counts and scheduler positions.
     pub fn state(&self) -> &Arc<State> {
         &self.state
+    }
+
+    /// How many services and backends have a slot, removed ones whose flows go on included.
+    pub fn in_use(&self) -> (usize, usize) {
+        self.ids.in_use()
     }
 
     /// The workers' counters.

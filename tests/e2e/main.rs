@@ -11,6 +11,7 @@ mod flood;
 mod ftp;
 mod icmp;
 mod kernel;
+mod metrics;
 mod modes;
 mod neighbours;
 mod reach;

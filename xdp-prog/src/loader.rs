@@ -9,9 +9,10 @@ use libbpf_rs::{
 };
 use zerocopy::IntoBytes;
 
-use crate::abi::{Counter, MAX_PORTS, MAX_QUEUES, OBJECT, Settings};
+use crate::abi::{MAX_PORTS, MAX_QUEUES, OBJECT, Settings};
 use crate::attach::{Attachment, Mode};
 use crate::beat::{Beat, BeatLines};
+use crate::counters::Counters;
 use crate::error::{AttachError, LoadError, SocketError, SyncError};
 use crate::ours::Delta;
 use crate::privilege;
@@ -54,7 +55,7 @@ pub struct Xdp {
     ports: MapHandle,
     xsks: MapHandle,
     settings: MapHandle,
-    counters: MapHandle,
+    counters: Counters,
     beats: Arc<BeatLines>,
 }
 
@@ -89,7 +90,7 @@ impl Xdp {
             ports: map(&object, "ports")?,
             xsks: map(&object, "xsks")?,
             settings: map(&object, "settings")?,
-            counters: map(&object, "counters")?,
+            counters: Counters::new(map(&object, "counters")?),
             beats: Arc::new(BeatLines::map(&map(&object, "beats")?).map_err(LoadError::Beats)?),
             object,
         };
@@ -178,16 +179,9 @@ impl Xdp {
         self.tables.finish()
     }
 
-    /// How many frames met which fate, summed over all cores and interfaces since the program was loaded.
-    pub fn counters(&self) -> Result<Vec<(Counter, u64)>, libbpf_rs::Error> {
-        let read = |counter: &Counter| {
-            let cores =
-                self.counters.lookup_percpu((*counter as u32).as_bytes(), MapFlags::ANY)?.unwrap_or_default();
-            let values =
-                cores.iter().filter_map(|value| value.first_chunk().copied().map(u64::from_ne_bytes));
-            Ok((*counter, values.sum()))
-        };
-        Counter::ALL.iter().map(read).collect()
+    /// What it counts.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Runs the program on a frame, as if it had come in on that interface and queue (`BPF_PROG_TEST_RUN`), and

@@ -122,6 +122,10 @@ impl Slots {
         }
         self.free.pop_front()
     }
+
+    fn in_use(&self) -> usize {
+        (self.used as usize).saturating_sub(self.free.len())
+    }
 }
 
 impl IdTable {
@@ -136,6 +140,11 @@ impl IdTable {
             removed: 0,
             schedulers: Compiler::default(),
         }
+    }
+
+    /// How many services and backends have a slot, removed ones whose flows go on included.
+    pub fn in_use(&self) -> (usize, usize) {
+        (self.services.in_use(), self.backends.in_use())
     }
 
     /// Notes that the tables which these ids belong to were published as `generation`.

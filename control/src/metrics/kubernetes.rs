@@ -252,6 +252,30 @@ mod tests {
     use crate::metrics::{Format, Metrics};
 
     #[test]
+    fn the_documentation_lists_all_of_them() {
+        let counted = Kubernetes::default();
+        counted.queued(IpFamily::V4);
+        counted.synced(IpFamily::V4, Duration::ZERO);
+        counted.programmed(IpFamily::V4, Duration::ZERO);
+        counted.no_local_endpoints(TrafficPolicy::Internal, IpFamily::V4, 0);
+        counted.connected("services", true);
+        counted.error("services", ApiError::Gone);
+        counted.relisted("services");
+        counted.objects("services", 0);
+        counted.faults("annotation", 0);
+        let mut metrics = Metrics::new();
+        counted.register(metrics.registry());
+        let text = metrics.text(Format::Prometheus);
+        let documentation = include_str!("../../../docs/metrics.md");
+        let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let told: Vec<_> = families.filter(|(name, _)| !name.starts_with("process_")).collect();
+        assert_eq!(told.len(), 9 + 6 + 1, "{told:?}");
+        for (name, kind) in told {
+            assert!(documentation.contains(&format!("| `{name}` | {kind} |")), "{name}, a {kind}");
+        }
+    }
+
+    #[test]
     fn kube_proxys_names_types_and_buckets_are_kept() {
         let counted = Kubernetes::default();
         counted.changed(Objects::Services, 3, 2);

@@ -4,9 +4,12 @@
 //! asked for, from counters that their owners write without waiting for anybody; nothing here is in the way of a packet
 //! or of control. `docs/metrics.md` lists all of it.
 
+pub mod control;
 pub mod kubernetes;
 mod process;
+mod workers;
 mod write;
+mod xdp;
 
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::metrics::counter::Counter;
@@ -14,7 +17,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
 use self::process::Process;
+use self::workers::Workers;
 use self::write::Labels;
+use self::xdp::Xdp;
+use crate::daemon::Served;
 use crate::http::health::Page;
 
 /// A notation for metrics.
@@ -63,6 +69,16 @@ impl Metrics {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Process));
         Self { registry }
+    }
+
+    /// What workers count, each of which has room for so many flows.
+    pub fn add_workers(&mut self, workers: &[Served], flow_limit: usize) {
+        self.registry.register_collector(Box::new(Workers::new(workers, flow_limit)));
+    }
+
+    /// What the XDP program counts.
+    pub fn add_xdp(&mut self, counters: xdp_prog::Counters) {
+        self.registry.register_collector(Box::new(Xdp(counters)));
     }
 
     /// Where more is registered.

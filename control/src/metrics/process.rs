@@ -83,6 +83,13 @@ fn parse(stat: &str) -> Option<Stat> {
     })
 }
 
+/// The name of a thread and its processor time in seconds, from its `stat`.
+pub(super) fn thread_time(stat: &str) -> Option<(String, f64)> {
+    let (_, name) = stat.rsplit_once(')')?.0.split_once('(')?;
+    let hertz = variable(SysconfVar::CLK_TCK).unwrap_or(100.0);
+    Some((name.to_owned(), number(parse(stat)?.cpu_ticks) / hertz))
+}
+
 fn boot_time() -> Option<f64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())

@@ -103,9 +103,9 @@ impl Bench {
     }
 
     pub(crate) fn judge_at(&mut self, frame: &[u8], ifindex: u32, queue: u32) -> Counter {
-        let before = self.xdp.counters().expect("counters");
+        let before = self.xdp.counters().read().expect("counters");
         let verdict = self.xdp.dry_run(frame, ifindex, queue).expect("dry run");
-        let after = self.xdp.counters().expect("counters");
+        let after = self.xdp.counters().read().expect("counters");
         let moved: Vec<_> = before.iter().zip(&after).filter(|(b, a)| b != a).collect();
         let [(was, is)] = moved.as_slice() else { panic!("a frame counts once: {moved:?}") };
         assert_eq!(is.1, was.1 + 1);
