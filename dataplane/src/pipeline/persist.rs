@@ -184,8 +184,9 @@ impl Core {
         Some((backend, self.open_template(&new, now)))
     }
 
-    /// The backend of a template, if it still takes the client: it has to be in the tables, and in a group one of this
-    /// service's; it may be drained or overloaded, but for `expire_quiescent_template`.
+    /// The backend of a template, if it still takes the client. It has to be in the tables; it may be overloaded, and
+    /// drained but for `expire_quiescent_template`. In a group it has to be one of this service's, which does not drain
+    /// it: there a weight of 0 says that new flows of no client are for it, not that it is about to go.
     fn kept<'t>(
         &self,
         index: templates::Index,
@@ -193,18 +194,21 @@ impl Core {
         tables: &'t Snapshot,
     ) -> Option<&'t Backend> {
         let id = self.templates.get(index)?.backend;
-        let backend = match service.group {
-            None => tables.services.backend(id).map(|(_, backend)| backend),
-            Some(_) => tables.services.backend_in(service, id),
-        };
-        backend.filter(|backend| takes_again(backend, tables))
+        match service.group {
+            None => {
+                let (_, backend) = tables.services.backend(id)?;
+                let expired = tables.settings.expire_quiescent_template && backend.weight == 0;
+                (!expired).then_some(backend)
+            }
+            Some(_) => tables.services.backend_in(service, id).filter(|backend| backend.weight > 0),
+        }
     }
 
-    /// Whether the backend of a template still takes clients of some service.
+    /// Whether the backend of a group's template still takes clients of some other service of that.
     fn leads_others(&self, index: templates::Index, tables: &Snapshot) -> bool {
         let template = self.templates.get(index);
         let backend = template.and_then(|template| tables.services.backend(template.backend));
-        backend.is_some_and(|(_, backend)| takes_again(backend, tables))
+        backend.is_some_and(|(_, backend)| backend.weight > 0)
     }
 
     /// Makes a template and counts it. Without room the client's flow is served all the same.
@@ -266,11 +270,6 @@ impl Core {
             }
         }
     }
-}
-
-/// Whether clients that were sent to a backend before are sent there again.
-fn takes_again(backend: &Backend, tables: &Snapshot) -> bool {
-    !(tables.settings.expire_quiescent_template && backend.weight == 0)
 }
 
 /// Whether packets with `key` reach `service` by its own address and port: not by a mark, and neither as data of FTP
