@@ -329,7 +329,7 @@ fn services(shape: &Shape, count: u32) -> Services {
 
 fn service(shape: &Shape, index: u32, ids: &mut impl Iterator<Item = u32>) -> Service {
     let count = if index == 0 { HOSTS } else { BACKENDS };
-    let backends: Box<[Backend]> = ids
+    let backends: Arc<[Backend]> = ids
         .take(count as usize)
         .map(|id| {
             let addr = key::address(address(HOST + id % HOSTS, shape.v6), shape.v6);

@@ -85,7 +85,7 @@ pub fn compile(desired: &DesiredState, before: &IdTable) -> Result<Compiled, Com
     for (service, identity) in desired.services().iter().zip(identities) {
         let Some(identity) = identity else { continue };
         let (id, backends) = ids.assign(identity, service, &mut fresh)?;
-        let backends: Box<[_]> = backends.into_iter().map(compiled).collect();
+        let backends: Arc<[_]> = backends.into_iter().map(compiled).collect();
         let vips = reached_by(service, desired);
         let model::Scheduling { kind, flags } = service.scheduling;
         // What has a mark is reached by any address that a rule says.
@@ -135,7 +135,7 @@ impl Compiled {
             slot.clear();
         }
         for service in self.services.iter() {
-            for backend in &service.backends {
+            for backend in &*service.backends {
                 // Of services that share it, one says what bounds it.
                 let bounding = self.services.backend(backend.id);
                 if bounding.is_some_and(|(of, _)| of.id == service.id) {

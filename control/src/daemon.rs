@@ -542,7 +542,7 @@ impl<G: Gate> Control<G> {
             generation: snapshot.generation,
             generations_kept: self.reconciler.tidy(),
             workers: (alive, self.workers.len()),
-            services: snapshot.services.iter().count(),
+            services: snapshot.services.len(),
             backends: snapshot.services.iter().map(|service| service.backends.len()).sum(),
             neighbours: (snapshot.net.hops.iter().flatten().count(), snapshot.net.hops.len()),
             neighbours_refused: self.resolver.refused(),

@@ -23,7 +23,7 @@ use xdp_prog::{Delta, Ours, SyncError, Xdp};
 use crate::admin::protocol::{Count, Traffic};
 use crate::compile::{self, CompileError, Compiled, Fresh, IdTable};
 use crate::ipvs::estimator::Estimator;
-use crate::model::{Change, Conflict, DesiredState};
+use crate::model::{self, Change, Conflict, DesiredState};
 use crate::netlink::compile::{gateways, next_neighbours};
 
 /// What decides in the kernel whether a frame is Weir's.
@@ -152,6 +152,11 @@ impl Reconciler {
         &self.desired
     }
 
+    /// The service of the given tables that was made of `service`.
+    pub fn compiled<'t>(&self, tables: &'t Services, service: &model::Service) -> Option<&'t Service> {
+        tables.service(self.ids.service(&service.identity()?)?)
+    }
+
     /// Connection counts and scheduler positions.
     pub fn state(&self) -> &Arc<State> {
         &self.state
@@ -278,7 +283,7 @@ impl Reconciler {
         let backends: HashSet<IpAddr> = snapshot
             .services
             .iter()
-            .flat_map(|service| &service.backends)
+            .flat_map(|service| &*service.backends)
             .map(|backend| backend.addr)
             .collect();
         let towards = backends.into_iter().flat_map(|addr| next_neighbours(&snapshot.net, addr));
@@ -466,7 +471,7 @@ mod tests {
         let mut reconciler = reconciler(desired(&[80], &["10.1.0.1", "10.1.0.2"]), 1);
         let mut reader = reconciler.reader(WorkerId(0));
         let current = reader.read().clone();
-        let mut backends = current.services.iter().flat_map(|service| &service.backends);
+        let mut backends = current.services.iter().flat_map(|service| &*service.backends);
         let removed = backends.find(|backend| backend.addr == IpAddr::from([10, 1, 0, 2])).unwrap().id;
         reconciler.state.backend(removed).unwrap().opened();
         reconciler.set_desired(desired(&[80], &["10.1.0.1"]), &mut gate).unwrap();

@@ -34,13 +34,19 @@ const FLOWS_PATIENCE: Duration = Duration::from_secs(10);
 /// All services.
 pub fn services(reconciler: &Reconciler) -> Vec<ServiceRow> {
     let snapshot = reconciler.current();
-    snapshot.services.iter().map(|service| service_row(reconciler, service)).collect()
+    compiled(reconciler, &snapshot).map(|service| service_row(reconciler, service)).collect()
+}
+
+/// The services in the order of their source.
+fn compiled<'s>(reconciler: &'s Reconciler, snapshot: &'s Snapshot) -> impl Iterator<Item = &'s Service> {
+    let desired = reconciler.desired().services().iter();
+    desired.filter_map(|service| reconciler.compiled(&snapshot.services, service))
 }
 
 fn service_row(reconciler: &Reconciler, service: &Service) -> ServiceRow {
     let mut traffic = Traffic::default();
     let (mut active, mut inactive) = (0, 0);
-    for backend in &service.backends {
+    for backend in &*service.backends {
         traffic += reconciler.baseline().traffic(reconciler.stats(), backend.id);
         let counts = reconciler.state().backend(backend.id).map_or((0, 0), |state| state.counts());
         active += u64::from(counts.0);
@@ -64,7 +70,8 @@ fn service_row(reconciler: &Reconciler, service: &Service) -> ServiceRow {
 /// The backends of all services, or of the one with this name, in the order in which schedulers walk them.
 pub fn backends(reconciler: &Reconciler, of: Option<&str>) -> Vec<BackendRow> {
     let snapshot = reconciler.current();
-    let services = snapshot.services.iter().filter(|service| of.is_none_or(|name| *service.name == *name));
+    let named = |service: &&Service| of.is_none_or(|name| *service.name == *name);
+    let services = compiled(reconciler, &snapshot).filter(named);
     let rows = services.flat_map(|service| {
         service.backends.iter().map(|backend| {
             let (active, inactive) = counts(reconciler.state(), backend.id);

@@ -202,6 +202,11 @@ impl IdTable {
         self.removed
     }
 
+    /// The id of the service with this identity.
+    pub fn service(&self, identity: &Identity) -> Option<ServiceId> {
+        self.owners.get(identity).map(|owner| owner.id)
+    }
+
     /// Removed backends that still have their slot.
     pub(super) fn removed(&self) -> impl Iterator<Item = Removed> {
         self.owners.iter().flat_map(|(key, owner)| {

@@ -58,7 +58,7 @@ impl Estimator {
                 backends: Map::default(),
             });
             track.backends.retain(|id, _| !is_fresh.contains(id));
-            for backend in &service.backends {
+            for backend in &*service.backends {
                 track.backends.entry(backend.id).or_insert_with(|| (read(backend.id), Meter::default()));
             }
             self.places.insert(service.id, self.tracks.len());

@@ -16,8 +16,7 @@ pub fn services(reconciler: &Reconciler, of: Option<Key>) -> Result<Vec<ServiceE
     let desired = reconciler.desired();
     let mut entries = Vec::new();
     for service in desired.services() {
-        let first = all_keys(service, desired).next();
-        let Some(compiled) = first.and_then(|key| find(&snapshot.services, key)) else { continue };
+        let Some(compiled) = reconciler.compiled(&snapshot.services, service) else { continue };
         let found = all_keys(service, desired).filter(|key| of.is_none_or(|of| of == *key));
         entries.extend(found.map(|key| entry(reconciler, key, service, compiled)));
         if of.is_some() && !entries.is_empty() {

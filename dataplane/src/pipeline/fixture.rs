@@ -150,7 +150,7 @@ fn service(index: usize, v6: bool, proto: u8, port: u16, mode: Mode, backends: u
 /// The service with what makes it special.
 fn changed(mut service: Service, special: &Special) -> Service {
     service.options.mss = special.mss;
-    for (number, backend) in (1..).zip(&mut service.backends) {
+    for (number, backend) in (1..).zip(Arc::make_mut(&mut service.backends)) {
         backend.addr = self::backend(number, backend.addr.is_ipv6() != special.across);
         backend.tunnel = Tunnel { port: GUE_PORT, checksum: special.checksum };
     }

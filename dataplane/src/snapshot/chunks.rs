@@ -32,6 +32,14 @@ impl<T: Clone + Default, const N: usize> Chunks<T, N> {
         }
     }
 
+    /// Takes what is at `index`, and leaves what is where nothing was set.
+    pub(super) fn take(&mut self, index: usize) -> T {
+        if index / N >= self.chunks.len() {
+            return T::default();
+        }
+        self.place(index).map(std::mem::take).unwrap_or_default()
+    }
+
     /// All that was set, and what is between, by index.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.chunks.iter().flat_map(|chunk| chunk.iter())
@@ -57,6 +65,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn a_list_is_an_array_and_its_copies_keep_what_they_had(
             edits in proptest::collection::vec((0..40_usize, 1..100_u8, any::<bool>()), 0..60),

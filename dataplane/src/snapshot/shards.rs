@@ -150,6 +150,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn it_is_a_map_and_its_copies_keep_what_they_had(
             edits in proptest::collection::vec((0..3000_u32, 1..200_u32, any::<bool>()), 0..60),

@@ -462,7 +462,7 @@ impl Balancer {
 
     /// Address, forwarding, weight, active and inactive flows of each backend.
     pub(crate) fn destinations(&self) -> BTreeSet<[String; 5]> {
-        let backends = self.services.iter().flat_map(|service| &service.backends);
+        let backends = self.services.iter().flat_map(|service| &*service.backends);
         let rows = backends.map(|backend| {
             let (active, inactive) = self.state.backend(backend.id).unwrap().counts();
             let forward = match backend.mode {

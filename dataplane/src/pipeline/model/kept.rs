@@ -2,6 +2,7 @@
 //! packets, of SIP's calls, with consistent hashing, and of FTP.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use super::Arrival;
 use super::Outcome;
@@ -39,7 +40,7 @@ pub(super) fn services() -> Vec<Service> {
         };
         let on = |mut service: Service, port, backend_port| {
             service.vips[0].port = port;
-            service.backends.iter_mut().for_each(|backend| backend.port = backend_port);
+            Arc::make_mut(&mut service.backends).iter_mut().for_each(|backend| backend.port = backend_port);
             service
         };
         let mask = if v6 { u128::MAX << 1 } else { 0xffff_fffe };
@@ -71,7 +72,7 @@ pub(super) fn services() -> Vec<Service> {
     let first = u32::try_from(usual.iter().count()).expect("a few");
     for (id, service) in (first..).zip(&mut list) {
         service.id = ServiceId(id);
-        for (number, backend) in (0..).zip(&mut service.backends) {
+        for (number, backend) in (0..).zip(Arc::make_mut(&mut service.backends)) {
             backend.id = BackendId(id * 3 + number);
         }
     }

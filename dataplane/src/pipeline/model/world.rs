@@ -254,7 +254,7 @@ fn reduced() -> Services {
         services.iter().filter(|service| service.backends.iter().all(|backend| backend.mode != Mode::Nat));
     let list = left.map(|service| {
         let mut service = service.clone();
-        for (backend, weight) in service.backends.iter_mut().zip([3, 0, 1]) {
+        for (backend, weight) in Arc::make_mut(&mut service.backends).iter_mut().zip([3, 0, 1]) {
             backend.weight = weight;
         }
         service.scheduler = Scheduler::compile(Scheduling::Wlc, Flags::default(), &service.backends);

@@ -143,7 +143,7 @@ fn a_flow_whose_backend_goes_ends_as_the_settings_say() {
     let remove =
         |service: &mut Service| service.backends = service.backends.iter().skip(1).cloned().collect();
     let drain = |service: &mut Service| {
-        service.backends.iter_mut().take(1).for_each(|backend| backend.weight = 0);
+        Arc::make_mut(&mut service.backends).iter_mut().take(1).for_each(|backend| backend.weight = 0);
     };
     let default = |_: &mut Snapshot| {};
     let dropping = |tables: &mut Snapshot| tables.settings.drop_removed = true;

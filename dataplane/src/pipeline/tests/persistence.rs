@@ -42,7 +42,7 @@ fn persistent(service: Service, mask: u128) -> Service {
 fn snapshot(services: Vec<Service>, rules: Vec<MarkRule>) -> Snapshot {
     let services = services.into_iter().enumerate().map(|(number, mut service)| {
         service.id = ServiceId(number as u32);
-        for backend in &mut service.backends {
+        for backend in Arc::make_mut(&mut service.backends) {
             backend.id.0 += 3 * number as u32;
         }
         service
@@ -342,7 +342,7 @@ fn rule(mark: u32, dst: &str, len: u8, dports: std::ops::RangeInclusive<u16>) ->
 
 fn marked(mark: u32, v6: bool, backend_port: u16) -> Service {
     let mut service = service(TCP, 0, v6, Mode::Nat);
-    for backend in &mut service.backends {
+    for backend in Arc::make_mut(&mut service.backends) {
         backend.port = backend_port;
     }
     Service { vips: vec![], mark: Some(Mark { value: NonZeroU32::new(mark).unwrap(), v6 }), ..service }
