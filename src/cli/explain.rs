@@ -1,5 +1,8 @@
 //! `weir explain`: what would happen to one packet, and why. No root: the engine itself is asked.
 
+#[cfg(test)]
+mod cases;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -7,6 +10,10 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
+use control::config::{Config, Limits};
+use control::model::{self, DesiredState};
+use control::source::kubernetes::offline::Offline;
+use control::source::kubernetes::reasons::reasons;
 use dataplane::frame::{Frame, MIN_HEADROOM};
 use dataplane::ids::{PortId, ServiceId};
 use dataplane::snapshot::{Backend, Clients, Mode};
@@ -16,14 +23,17 @@ use dataplane::verdict::{DropReason, Verdict};
 use etherparse::PacketBuilder;
 use serde::Serialize;
 
+use super::cluster::Cluster;
 use super::imagine::{Imagined, OWN_MAC, PEER_MAC};
 use super::{EXIT_USAGE, Format};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Configuration file.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "objects")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: Cluster,
     /// Sender of the packet; without a port, 50000.
     #[arg(long, value_name = "IP[:PORT]")]
     from: Sender,
@@ -93,7 +103,7 @@ struct Explanation {
     /// The drop reason's name, where it is not forwarded.
     reason: Option<&'static str>,
     service: Option<String>,
-    /// All candidates, as `ip:port`.
+    /// All candidates, as `ip:port`, by address; none where the packet is not forwarded.
     backends: Vec<String>,
     mode: Option<&'static str>,
     /// Whether the backend sees a source address of Weir's own.
@@ -102,24 +112,66 @@ struct Explanation {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let config = match super::load(&args.config) {
-        Ok(config) => config,
-        Err(status) => return Ok(status),
-    };
-    let mut imagined = Imagined::new(&config, 1)?;
     if args.from.0.is_ipv4() != args.to.address.is_ipv4() {
         eprintln!("weir: --from and --to are of different address families");
         return Ok(ExitCode::from(EXIT_USAGE));
     }
-    imagined.sent_by(args.from.0.ip());
-    let packet = packet(args.from.0, args.to)?;
-    let (verdict, steps) = ask(&mut imagined, &packet)?;
-    let explanation = explain(&imagined, verdict, &steps);
+    let config = match args.config.as_deref().map(super::load).transpose() {
+        Ok(config) => config,
+        Err(status) => return Ok(status),
+    };
+    let explanation = match config {
+        Some(config) if !args.cluster.is_given() => {
+            let mut imagined = Imagined::new(&config.desired, config.settings.limits, 1)?;
+            answer(&mut imagined, args.from.0, args.to)?
+        }
+        config => match args.cluster.desired(config.as_ref(), args.from.0.ip(), args.to.address.ip()) {
+            Ok(offline) => explain_objects(&offline, config.as_ref(), args.from.0, args.to)?,
+            Err(status) => return Ok(status),
+        },
+    };
     match args.output {
         Format::Json => super::print(serde_json::to_string_pretty(&explanation)? + "\n")?,
         Format::Text => super::print(explanation)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What becomes of a packet where objects of Kubernetes say it: their part of the reasons comes first.
+fn explain_objects(
+    offline: &Offline,
+    config: Option<&Config>,
+    from: SocketAddr,
+    to: Target,
+) -> anyhow::Result<Explanation> {
+    let limits = config.map_or_else(|| room(&offline.desired), |config| config.settings.limits);
+    let mut imagined = Imagined::new(&offline.desired, limits, 1)?;
+    let mut explanation = answer(&mut imagined, from, to)?;
+    let protocol = match to.protocol {
+        Protocol::Tcp => model::Protocol::Tcp,
+        Protocol::Udp => model::Protocol::Udp,
+        Protocol::Sctp => model::Protocol::Sctp,
+    };
+    let mut steps = reasons(&offline.store, from.ip(), to.address, protocol);
+    steps.append(&mut explanation.steps);
+    Ok(Explanation { steps, ..explanation })
+}
+
+/// Room for what is desired.
+fn room(desired: &DesiredState) -> Limits {
+    let services = desired.services();
+    let node = desired.node_addresses().len();
+    Limits {
+        services: services.iter().map(|service| service.keys().count() + node).sum(),
+        backends: services.iter().map(|service| service.backends.len()).sum(),
+    }
+}
+
+/// What the engine does with the first packet of a client.
+fn answer(imagined: &mut Imagined, from: SocketAddr, to: Target) -> anyhow::Result<Explanation> {
+    imagined.sent_by(from.ip());
+    let (verdict, steps) = ask(imagined, &packet(from, to)?)?;
+    Ok(explain(imagined, verdict, &steps))
 }
 
 /// The first packet that such a client sends.
@@ -183,12 +235,15 @@ fn explain(imagined: &Imagined, verdict: Verdict, steps: &[Step]) -> Explanation
         _ => None,
     });
     let mode = opened.or(chosen.map(|backend| backend.mode));
-    let candidates = service.into_iter().flat_map(|service| service.backends.iter());
+    let all =
+        service.filter(|_| outcome == "forward").into_iter().flat_map(|service| service.backends.iter());
+    let mut candidates: Vec<_> = all.filter(|backend| backend.weight > 0).collect();
+    candidates.sort_by_key(|backend| (backend.addr, backend.port));
     Explanation {
         outcome,
         reason: reason.map(|reason| reason.name()),
         service: service.map(|service| service.name.to_string()),
-        backends: candidates.filter(|backend| backend.weight > 0).map(address).collect(),
+        backends: candidates.into_iter().map(address).collect(),
         mode: mode.map(Mode::name),
         masquerade: mode == Some(Mode::FullNat),
         steps: steps.iter().filter_map(|step| sentence(imagined, service.map(|s| s.id), *step)).collect(),

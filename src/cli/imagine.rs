@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use control::compile::{IdTable, compile};
-use control::config::Config;
+use control::config::Limits;
+use control::model::DesiredState;
 use dataplane::flow::directory::Directory;
 use dataplane::flow::key;
 use dataplane::ids::{BackendId, HopId, PortId, ServiceId, WorkerId};
@@ -39,19 +40,18 @@ pub(crate) struct Imagined {
 }
 
 impl Imagined {
-    /// The engine that `config` describes, with room for `flows` flows.
-    pub(crate) fn new(config: &Config, flows: usize) -> anyhow::Result<Self> {
-        let limits = config.settings.limits;
+    /// The engine with what is desired within these limits, and room for `flows` flows.
+    pub(crate) fn new(desired: &DesiredState, limits: Limits, flows: usize) -> anyhow::Result<Self> {
         let state = Arc::new(State::new(limits.services, limits.backends));
-        let compiled = compile(&config.desired, &IdTable::new(&state))?;
+        let compiled = compile(desired, &IdTable::new(&state))?;
         compiled.prepare(&Services::default(), &state, Tick::default());
         let services = compiled.services;
         let tables = Snapshot {
             generation: 1,
             services: Arc::new(services),
             net: Arc::new(net()),
-            timeouts: config.desired.timeouts(),
-            settings: config.desired.settings(),
+            timeouts: desired.timeouts(),
+            settings: desired.settings(),
         };
         let engine = Engine::new(Setup {
             worker: WorkerId(0),

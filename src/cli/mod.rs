@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod check;
+mod cluster;
 mod demo;
 mod explain;
 mod imagine;

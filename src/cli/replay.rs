@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(status) => return Ok(status),
     };
-    let imagined = Imagined::new(&config, args.flows as usize)?;
+    let imagined = Imagined::new(&config.desired, config.settings.limits, args.flows as usize)?;
     let names = Names::of(&imagined);
     if let Some(output) =
         [&args.out, &args.verdicts].into_iter().flatten().find(|path| is_same(path, &args.input))
