@@ -47,11 +47,11 @@ impl std::fmt::Debug for Access {
 }
 
 impl Access {
-    /// An authority that nobody is known to yet.
+    /// An authority that nobody is known to yet. `open`: everybody may ask, without saying who he is.
     ///
     /// # Errors
     /// When no key can be made.
-    pub(super) fn new(open: bool) -> Result<Self> {
+    pub fn new(open: bool) -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "kubernetes");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
