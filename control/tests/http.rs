@@ -90,7 +90,7 @@ fn start(health: SocketAddr, metrics: SocketAddr, hard_fail: bool) -> Result<Run
     let state = Arc::new(health::State::new(LIMIT));
     let checks = Arc::new(Checks::default());
     checks.listen_on(vec![Ipv4Addr::LOCALHOST.into()]);
-    let (outbox, notices) = Outbox::new();
+    let (outbox, notices) = Outbox::new(Kubernetes::default());
     let proxy =
         Proxy { mode: "ipvs".into(), configuration: serde_json::json!({"mode": "ipvs", "clusterCIDR": ""}) };
     let node = Node { name: "node-1".into(), checks: Arc::clone(&checks), outbox, proxy };

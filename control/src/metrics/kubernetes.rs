@@ -33,43 +33,28 @@ pub enum TrafficPolicy {
     External,
 }
 
-/// Why the API server could not be used.
+/// What became of something that was to be told in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ApiError {
-    /// No connection, or one that broke.
-    Unreachable,
-    /// No answer in time.
-    Timeout,
-    /// 401.
-    Unauthorized,
-    /// 403.
-    Forbidden,
-    /// 410: the state that was asked for is too old.
-    Gone,
-    /// 429.
-    Throttled,
-    /// 500 and above.
-    Server,
-    /// What came is not what was asked for.
-    Malformed,
-    /// Anything else.
-    Other,
+pub enum EventFate {
+    /// The API server has it.
+    Sent,
+    /// It was told already: it becomes a count.
+    Repeated,
+    /// The API server did not take it.
+    Failed,
+    /// There were too many at once.
+    Lost,
 }
 
-impl ApiError {
-    /// The name as the label has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Unreachable => "unreachable",
-            Self::Timeout => "timeout",
-            Self::Unauthorized => "unauthorized",
-            Self::Forbidden => "forbidden",
-            Self::Gone => "gone",
-            Self::Throttled => "throttled",
-            Self::Server => "server",
-            Self::Malformed => "malformed",
-            Self::Other => "other",
-        }
+impl EventFate {
+    fn labels(self) -> Labels<1> {
+        let fate = match self {
+            Self::Sent => "sent",
+            Self::Repeated => "repeated",
+            Self::Failed => "failed",
+            Self::Lost => "lost",
+        };
+        Labels([("fate", fate.into())])
     }
 }
 
@@ -91,6 +76,7 @@ pub struct Kubernetes {
     relists: Family<Labels<1>, Counter>,
     objects: Family<Labels<1>, Gauge>,
     faults: Family<Labels<1>, Gauge>,
+    events: Family<Labels<1>, Counter>,
 }
 
 impl Default for Kubernetes {
@@ -113,6 +99,7 @@ impl Default for Kubernetes {
             relists: Family::default(),
             objects: Family::default(),
             faults: Family::default(),
+            events: Family::default(),
         }
     }
 }
@@ -171,9 +158,9 @@ impl Kubernetes {
         self.connected.get_or_create(&Labels([("resource", resource.into())])).set(is_up.into());
     }
 
-    /// The API server could not be used for a resource.
-    pub fn error(&self, resource: &'static str, kind: ApiError) {
-        let labels = Labels([("resource", resource.into()), ("kind", kind.name().into())]);
+    /// The API server could not be used for a resource, in a way that has this name.
+    pub fn error(&self, resource: &'static str, kind: &'static str) {
+        let labels = Labels([("resource", resource.into()), ("kind", kind.into())]);
         self.errors.get_or_create(&labels).inc();
     }
 
@@ -194,6 +181,16 @@ impl Kubernetes {
         gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// Something was told in the cluster, or was not.
+    pub fn event(&self, fate: EventFate) {
+        self.events.get_or_create(&fate.labels()).inc();
+    }
+
+    /// How often that was so.
+    pub fn events(&self, fate: EventFate) -> u64 {
+        self.events.get_or_create(&fate.labels()).get()
+    }
+
     /// Has all of them exposed.
     pub fn register(&self, registry: &mut Registry) {
         self.register_kube_proxys(registry.sub_registry_with_prefix("kubeproxy"));
@@ -209,6 +206,7 @@ impl Kubernetes {
         own.register("relists", "How often all objects were read again", self.relists.clone());
         own.register("objects", "Objects that are known", self.objects.clone());
         own.register("object_faults", "Objects that have a fault, by kind", self.faults.clone());
+        own.register("events", "What was told in the cluster, by what became of it", self.events.clone());
     }
 
     fn register_kube_proxys(&self, registry: &mut Registry) {
@@ -259,7 +257,8 @@ mod tests {
         counted.programmed(IpFamily::V4, Duration::ZERO);
         counted.no_local_endpoints(TrafficPolicy::Internal, IpFamily::V4, 0);
         counted.connected("services", true);
-        counted.error("services", ApiError::Gone);
+        counted.error("services", "gone");
+        counted.event(EventFate::Sent);
         counted.relisted("services");
         counted.objects("services", 0);
         counted.faults("annotation", 0);
@@ -269,7 +268,7 @@ mod tests {
         let documentation = include_str!("../../../docs/metrics.md");
         let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         let told: Vec<_> = families.filter(|(name, _)| !name.starts_with("process_")).collect();
-        assert_eq!(told.len(), 9 + 6 + 1, "{told:?}");
+        assert_eq!(told.len(), 9 + 7 + 1, "{told:?}");
         for (name, kind) in told {
             assert!(documentation.contains(&format!("| `{name}` | {kind} |")), "{name}, a {kind}");
         }

@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::metrics::kubernetes::Kubernetes;
 use crate::model::Family;
 
 /// The checks with their server on loopback.
@@ -25,7 +26,7 @@ impl Drop for Aborting {
 }
 
 fn start() -> Served {
-    let (outbox, notices) = Outbox::new();
+    let (outbox, notices) = Outbox::new(Kubernetes::default());
     let checks = Arc::new(Checks::default());
     checks.listen_on(vec![Ipv4Addr::LOCALHOST.into()]);
     let health = Arc::new(health::State::new(Duration::from_secs(60)));

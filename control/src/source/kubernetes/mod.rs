@@ -4,6 +4,7 @@ pub mod annotations;
 mod bucket;
 pub mod client;
 pub mod convert;
+pub mod emit;
 pub mod endpoints;
 pub mod event;
 pub mod exposure;

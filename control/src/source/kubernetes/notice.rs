@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
+
+use crate::metrics::kubernetes::{EventFate, Kubernetes};
 
 /// Notices that wait to be sent at most.
 const WAITING_MAX: usize = 1024;
@@ -146,6 +147,11 @@ pub struct Notice {
 }
 
 impl Notice {
+    /// A notice of what is as it should be.
+    pub fn normal(object: Reference, reason: Reason, message: impl Into<String>) -> Self {
+        Self { object, severity: Severity::Normal, reason, message: message.into() }
+    }
+
     /// A notice of something wrong.
     pub fn warning(object: Reference, reason: Reason, message: impl Into<String>) -> Self {
         Self { object, severity: Severity::Warning, reason, message: message.into() }
@@ -156,19 +162,19 @@ impl Notice {
 #[derive(Clone, Debug)]
 pub struct Outbox {
     sender: Option<mpsc::Sender<Notice>>,
-    lost: Arc<AtomicU64>,
+    counted: Kubernetes,
 }
 
 impl Outbox {
-    /// The way in, and the end that somebody takes them from.
-    pub fn new() -> (Self, mpsc::Receiver<Notice>) {
+    /// The way in, and the end that somebody takes them from. What is lost is counted there.
+    pub fn new(counted: Kubernetes) -> (Self, mpsc::Receiver<Notice>) {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        (Self { sender: Some(sender), lost: Arc::default() }, receiver)
+        (Self { sender: Some(sender), counted }, receiver)
     }
 
     /// Where there is no cluster to tell anything.
     pub fn nowhere() -> Self {
-        Self { sender: None, lost: Arc::default() }
+        Self { sender: None, counted: Kubernetes::default() }
     }
 
     /// Puts a notice in.
@@ -176,13 +182,8 @@ impl Outbox {
         if let Some(sender) = &self.sender
             && sender.try_send(notice).is_err()
         {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.counted.event(EventFate::Lost);
         }
-    }
-
-    /// How many notices were lost because nobody took them in time.
-    pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
     }
 }
 
@@ -202,18 +203,18 @@ mod tests {
 
     #[test]
     fn a_full_outbox_counts_what_it_loses_and_does_not_wait() {
-        let (outbox, mut receiver) = Outbox::new();
+        let counted = Kubernetes::default();
+        let (outbox, mut receiver) = Outbox::new(counted.clone());
         let notice = Notice::warning(Reference::node("n".into()), Reason::HEALTH_SERVER, "why");
         for _ in 0..WAITING_MAX + 3 {
             outbox.tell(notice.clone());
         }
-        assert_eq!(outbox.lost(), 3);
+        assert_eq!(counted.events(EventFate::Lost), 3);
         assert_eq!(receiver.try_recv().unwrap(), notice);
         outbox.tell(notice.clone());
-        assert_eq!(outbox.lost(), 3);
+        assert_eq!(counted.events(EventFate::Lost), 3);
         let nowhere = Outbox::nowhere();
         nowhere.tell(notice);
-        assert_eq!(nowhere.lost(), 0);
     }
 
     #[test]
