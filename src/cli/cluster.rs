@@ -29,6 +29,44 @@ pub(crate) struct Cluster {
     node_address: Vec<IpAddr>,
 }
 
+/// Tells every fault of objects in files: fields that are left out, annotations that cannot be read, addresses that
+/// several Services ask for, objects without others that they belong to. Returns whether there is none.
+pub(crate) fn check(files: &[PathBuf]) -> anyhow::Result<bool> {
+    let mut manifests = Manifests::default();
+    files.iter().for_each(|path| manifests.read(path));
+    let mut faults: Vec<String> = manifests.unreadable.iter().map(ToString::to_string).collect();
+    faults.extend(manifests.faults());
+    faults.extend(manifests.doubles());
+    let others = manifests.others;
+    // Which node that is matters to none of the faults.
+    let cluster = Cluster {
+        objects: Vec::new(),
+        node: Some("any".into()),
+        kube_proxy_config: None,
+        node_address: Vec::new(),
+    };
+    let settings =
+        cluster.settings(None).map_err(|_| anyhow::anyhow!("there are no settings to check by"))?;
+    let objects = manifests.objects.into_iter().map(|(_, object)| object);
+    match offline::desired(objects, settings, Draft::default(), &[]) {
+        Ok(offline) => {
+            faults.extend(
+                offline.notices.iter().map(|notice| format!("{}: {}", notice.object, notice.message)),
+            );
+            let totals = offline.store.totals();
+            super::print(format_args!(
+                "{} Services, {} EndpointSlices with {} endpoints, {others} objects that Weir does not read\n",
+                totals.services, totals.slices, totals.endpoints
+            ))?;
+        }
+        Err(conflicts) => faults.extend(conflicts.iter().map(ToString::to_string)),
+    }
+    for fault in &faults {
+        eprintln!("{fault}");
+    }
+    Ok(faults.is_empty())
+}
+
 impl Cluster {
     /// Whether there are objects.
     pub(crate) fn is_given(&self) -> bool {
@@ -46,10 +84,11 @@ impl Cluster {
         let settings = self.settings(config.map(|config| &config.kubernetes))?;
         let mut manifests = Manifests::default();
         self.objects.iter().for_each(|path| manifests.read(path));
+        // As in a cluster, one bad object is no reason to leave out the others.
         for unreadable in &manifests.unreadable {
-            eprintln!("{unreadable}");
+            eprintln!("{}{unreadable}", if unreadable.is_text { "" } else { "warning: " });
         }
-        if !manifests.unreadable.is_empty() {
+        if manifests.unreadable.iter().any(|unreadable| unreadable.is_text) {
             return Err(ExitCode::from(EXIT_USAGE));
         }
         for warning in manifests.faults().chain(manifests.doubles()) {
@@ -80,7 +119,8 @@ impl Cluster {
             ExitCode::from(EXIT_USAGE)
         };
         let proxy = proxy.map_err(|faults| refuse(faults.to_string()))?;
-        for warning in proxy.warnings().iter() {
+        // Without a file there is nobody whom they would help.
+        for warning in proxy.warnings().iter().filter(|_| self.kube_proxy_config.is_some()) {
             eprintln!("warning: {warning}");
         }
         let section = section.cloned().unwrap_or_default();

@@ -87,6 +87,8 @@ pub struct Unreadable {
     pub place: Place,
     /// Why.
     pub reason: String,
+    /// Whether it is the text that cannot be read, and not the object in it.
+    pub is_text: bool,
 }
 
 /// What files hold.
@@ -106,7 +108,7 @@ impl Manifests {
         let file: Arc<str> = path.display().to_string().into();
         match read_file(path) {
             Ok(text) => self.parse(&file, &text),
-            Err(error) => self.refuse(Place { file, document: 0, item: None }, error.to_string()),
+            Err(error) => self.refuse_text(Place { file, document: 0, item: None }, error.to_string()),
         }
     }
 
@@ -127,13 +129,17 @@ impl Manifests {
         for (document, value) in (1..).zip(serde_saphyr::read_with_options(&mut text.as_bytes(), options())) {
             match value {
                 Ok(value) => self.take(place(document), value),
-                Err(error) => self.refuse(place(document), one_line(&error)),
+                Err(error) => self.refuse_text(place(document), one_line(&error)),
             }
         }
     }
 
     fn refuse(&mut self, place: Place, reason: impl Into<String>) {
-        self.unreadable.push(Unreadable { place, reason: reason.into() });
+        self.unreadable.push(Unreadable { place, reason: reason.into(), is_text: false });
+    }
+
+    fn refuse_text(&mut self, place: Place, reason: String) {
+        self.unreadable.push(Unreadable { place, reason, is_text: true });
     }
 
     /// A document, or an item of a list.
@@ -236,4 +242,129 @@ fn one_line(error: &serde_saphyr::Error) -> String {
 fn reduced<T: Reduced>(value: &Value) -> Result<T, String> {
     let watched = Watched::<T>::deserialize(value).map_err(|error| format!("{}: {error}", T::KIND))?;
     watched.object.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Manifests {
+        let mut manifests = Manifests::default();
+        manifests.parse(&"f".into(), text);
+        manifests
+    }
+
+    fn names(manifests: &Manifests) -> Vec<String> {
+        manifests.objects.iter().map(|(place, object)| format!("{place}: {object}")).collect()
+    }
+
+    #[test]
+    fn objects_are_read_from_yaml_and_json_alike() {
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\n";
+        let json =
+            r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"}}"#;
+        let typed = r#"{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSliceList",
+            "items": [{"metadata": {"name": "s"}}, {"metadata": {"name": "t"}}]}"#;
+        let list = format!("apiVersion: v1\nkind: List\nitems:\n- {json}\n- {{apiVersion: v1, kind: Pod}}\n");
+        for (name, text, want, others) in [
+            ("one", service.to_owned(), &["f: document 1: Service shop/web"][..], 0),
+            (
+                "documents, an empty one among them",
+                format!("---\n{service}---\n---\n{service}"),
+                &["f: document 1: Service shop/web", "f: document 2: Service shop/web"],
+                0,
+            ),
+            ("JSON", json.to_owned(), &["f: document 1: Service shop/web"], 0),
+            (
+                "JSON one after the other, tabs between",
+                format!("{json}\n\t{json}"),
+                &["f: document 1: Service shop/web", "f: document 2: Service shop/web"],
+                0,
+            ),
+            ("a list", list, &["f: document 1, items[0]: Service shop/web"], 1),
+            (
+                "a typed list",
+                typed.to_owned(),
+                &[
+                    "f: document 1, items[0]: EndpointSlice default/s",
+                    "f: document 1, items[1]: EndpointSlice default/t",
+                ],
+                0,
+            ),
+            ("other kinds", "apiVersion: apps/v1\nkind: Service\n".to_owned(), &[], 1),
+            ("nothing", String::new(), &[], 0),
+        ] {
+            let manifests = parse(&text);
+            assert_eq!(names(&manifests), want, "{name}");
+            assert_eq!(manifests.others, others, "{name}");
+            assert!(manifests.unreadable.is_empty(), "{name}: {:?}", manifests.unreadable);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_with_its_place_and_the_rest_is_read() {
+        let good = "{apiVersion: v1, kind: Service, metadata: {name: web}}";
+        for (name, text, want, is_text) in [
+            ("no kind", "a: b", "f: document 1: is no object: `kind` is missing", false),
+            ("no mapping", "[1]", "f: document 1: is no object: `kind` is missing", false),
+            (
+                "no name",
+                "{apiVersion: v1, kind: Service, metadata: {namespace: shop}}",
+                "f: document 1: a Service without a usable metadata.name (namespace `shop`)",
+                false,
+            ),
+            (
+                "an old version",
+                "{apiVersion: discovery.k8s.io/v1beta1, kind: EndpointSlice}",
+                "f: document 1: an EndpointSlice of discovery.k8s.io/v1beta1: only discovery.k8s.io/v1 is read",
+                false,
+            ),
+            (
+                "items that are none",
+                "{apiVersion: v1, kind: List, items: 7}",
+                "f: document 1: List: items is not a list",
+                false,
+            ),
+            (
+                "a key twice",
+                "{kind: Service, kind: Service}",
+                "f: document 1: duplicate mapping key: kind",
+                true,
+            ),
+        ] {
+            let manifests = parse(&format!("{text}\n---\n{good}\n"));
+            let [unreadable] = &*manifests.unreadable else { panic!("{name}: {:?}", manifests.unreadable) };
+            assert!(unreadable.to_string().starts_with(want), "{name}: {unreadable}");
+            assert_eq!(unreadable.is_text, is_text, "{name}");
+            assert_eq!(names(&manifests), ["f: document 2: Service default/web"], "{name}");
+        }
+    }
+
+    #[test]
+    fn hostile_text_is_refused_within_bounds() {
+        let mut bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for (name, before) in ('b'..='j').zip('a'..) {
+            bomb += &format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 10].join(", "));
+        }
+        let deep = "[".repeat(100_000);
+        let deep_json = format!("{{\"kind\": {}", "[".repeat(100_000));
+        for (name, text) in
+            [("aliases", &*bomb), ("depth", &*deep), ("depth of JSON", &*deep_json), ("a bracket", "a: [")]
+        {
+            let manifests = parse(text);
+            assert!(manifests.objects.is_empty(), "{name}");
+            assert!(manifests.unreadable.iter().all(|unreadable| unreadable.is_text), "{name}");
+            assert_eq!(manifests.unreadable.len(), 1, "{name}: {:?}", manifests.unreadable);
+        }
+    }
+
+    #[test]
+    fn faults_name_file_document_object_and_field() {
+        let text = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 70000}]}\n";
+        let manifests = parse(&format!("{text}---\n{text}"));
+        let want = "f: document 1: Service default/web: spec.ports[0].port: 70000 is no port (1 to 65535)";
+        assert_eq!(manifests.faults().next().as_deref(), Some(want));
+        let want = "f: document 2: Service default/web: is already at f: document 1; this one counts";
+        assert_eq!(manifests.doubles(), [want]);
+    }
 }

@@ -1,3 +1,5 @@
+mod services;
+
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
@@ -512,15 +514,4 @@ fn node_ports_are_reached_by_the_addresses_that_the_settings_say() {
         let found = surroundings::node_port_addresses(&settings, Some(&node), &host);
         assert_eq!(found.iter().map(|addr| addr.ip()).collect::<Vec<_>>(), ips(want), "{name}");
     }
-}
-
-#[test]
-fn without_a_pool_no_address_is_hidden() {
-    let mut store = store();
-    store.put(service("web", json!({"externalIPs": ["1.2.3.4"]}))).sync();
-    let output = store.take_change().unwrap();
-    let masquerade: Vec<_> = output.change.put.iter().map(|service| service.access.masquerade).collect();
-    assert_eq!(masquerade, [model::Masquerade::Hairpin; 2]);
-    assert!(output.change.put.iter().all(|service| service.pool.is_none()));
-    assert!(output.change.put.iter().all(|service| service.access.when_empty == WhenEmpty::Reject));
 }
