@@ -15,7 +15,9 @@ use tokio::sync::mpsc;
 use tokio::time::{interval, sleep};
 
 use self::digest::{Digest, Job};
+use super::client::{Connection, Server};
 use super::notice::Notice;
+use super::trouble::Kind;
 use crate::metrics::kubernetes::{EventFate, Kubernetes};
 
 /// Requests that may go out at once.
@@ -31,15 +33,36 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// How a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
+enum Failure {
     /// It may go another time.
     Passing(String),
     /// It will not go.
     Lasting(String),
 }
 
+/// Sends what comes by `notices` to `server` until that ends, by a connection of its own: what is told must not hold up
+/// what is watched. Only from a runtime of one thread.
+pub async fn send(server: Server, notices: mpsc::Receiver<Notice>, node: &str, counted: &Kubernetes) {
+    let connection = Connection::new(server);
+    let post = async |request| match connection.send(request).await {
+        Ok(_) => Ok(()),
+        Err(trouble) => Err(match trouble.kind {
+            Kind::Forbidden | Kind::Missing | Kind::Gone | Kind::Malformed | Kind::Other => {
+                Failure::Lasting(trouble.to_string())
+            }
+            Kind::Credentials
+            | Kind::Unreachable
+            | Kind::Timeout
+            | Kind::Unauthorized
+            | Kind::Throttled
+            | Kind::Server => Failure::Passing(trouble.to_string()),
+        }),
+    };
+    run(notices, node, counted, post).await;
+}
+
 /// Sends what comes by `notices` until that ends. `post` sends one request to the API server, whose path it begins with.
-pub async fn run(
+async fn run(
     mut notices: mpsc::Receiver<Notice>,
     node: &str,
     counted: &Kubernetes,
