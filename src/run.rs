@@ -141,7 +141,20 @@ fn start(config: Config, busy_poll: bool) -> anyhow::Result<(Control<Xdp>, Optio
     let http = listen(settings, &health, counted)?;
     let services = config.desired.services().len();
     tracing::info!(workers = count, services, socket = %config.settings.socket.display(), "ready");
-    Ok((Control::new(Parts { config, host, reconciler, gate: xdp, workers, wanted, health, numbers }), http))
+    Ok((
+        Control::new(Parts {
+            config,
+            host,
+            reconciler,
+            gate: xdp,
+            workers,
+            wanted,
+            health,
+            numbers,
+            kubernetes: None,
+        }),
+        http,
+    ))
 }
 
 /// Starts the thread that tells of health and metrics, where either is asked for.

@@ -12,6 +12,7 @@
 mod ear;
 mod host;
 mod ipvs;
+pub mod kubernetes;
 mod pressure;
 mod reload;
 mod signals;
@@ -103,6 +104,8 @@ pub struct Parts<G> {
     pub health: Arc<health::State>,
     /// And in numbers.
     pub numbers: metrics::control::Control,
+    /// Kubernetes, where it feeds Weir.
+    pub kubernetes: Option<kubernetes::Source>,
 }
 
 /// The control thread's state.
@@ -128,13 +131,14 @@ pub struct Control<G> {
     pressure: Pressure,
     health: Arc<health::State>,
     numbers: metrics::control::Control,
+    kubernetes: Option<kubernetes::Source>,
     started: Instant,
 }
 
 impl<G: Gate> Control<G> {
     /// Control over `parts`, at rest.
     pub fn new(parts: Parts<G>) -> Self {
-        let Parts { config, host, reconciler, gate, workers, wanted, health, numbers } = parts;
+        let Parts { config, host, reconciler, gate, workers, wanted, health, numbers, kubernetes } = parts;
         let views = workers.iter().map(|worker| Arc::clone(&worker.handle.view));
         health.watch(views, config.settings.workers.beat_limit, Instant::now());
         Self {
@@ -154,6 +158,7 @@ impl<G: Gate> Control<G> {
             pressure: Pressure::default(),
             health,
             numbers,
+            kubernetes,
             started: Instant::now(),
         }
     }
@@ -203,6 +208,8 @@ impl<G: Gate> Control<G> {
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.complete().await;
         self.services_changed();
+        self.tell_surroundings();
+        let mut proposals = self.kubernetes.as_mut().map(|source| source.thread.take_proposals());
         let result = loop {
             let refresh_at = self.refresh_at.unwrap_or_else(Instant::now);
             tokio::select! {
@@ -216,6 +223,7 @@ impl<G: Gate> Control<G> {
                 },
                 () = sleep_until(refresh_at.into()), if self.refresh_at.is_some() => self.refresh().await,
                 (read, waiting) = self.reloads.read() => self.finish_reload(read, waiting).await,
+                proposal = kubernetes::next(proposals.as_mut()) => self.adopt_proposal(proposal).await,
                 Some(call) = calls.recv() => self.answer(call).await,
                 () = ear.heard(), if ear.left() > 0 => self.fulfil(&mut ear).await,
                 _ = poll.tick() => {
@@ -295,6 +303,9 @@ impl<G: Gate> Control<G> {
             return;
         }
         let changes = self.host.monitor.mirror_mut().take_changes();
+        if changes.addresses {
+            self.tell_surroundings();
+        }
         let reroute = changes.links || changes.routes || changes.addresses;
         if !reroute && !changes.neighbours {
             return;
@@ -446,6 +457,7 @@ impl<G: Gate> Control<G> {
             self.services_changed();
         }
         self.config = config;
+        self.tell_surroundings();
         Ok(())
     }
 
@@ -547,6 +559,7 @@ impl<G: Gate> Control<G> {
             neighbours: (snapshot.net.hops.iter().flatten().count(), snapshot.net.hops.len()),
             neighbours_refused: self.resolver.refused(),
             last_reload: self.last_reload.clone(),
+            kubernetes: self.kubernetes_status(),
         }
     }
 }

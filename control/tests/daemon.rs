@@ -106,7 +106,17 @@ fn parts(config: Config, wanted: Arc<Wanted>) -> Parts<Xdp> {
     .unwrap();
     let workers = vec![Served { handle, sockets: Vec::new() }];
     let health = Arc::new(control::http::health::State::new(Duration::from_secs(60)));
-    Parts { config, host, reconciler, gate, workers, wanted, health, numbers: Default::default() }
+    Parts {
+        config,
+        host,
+        reconciler,
+        gate,
+        workers,
+        wanted,
+        health,
+        numbers: Default::default(),
+        kubernetes: None,
+    }
 }
 
 fn status(socket: &Path) -> Status {

@@ -129,6 +129,39 @@ pub struct Status {
     pub neighbours_refused: u64,
     /// The last reload, if there was one.
     pub last_reload: Option<Reload>,
+    /// Kubernetes, where it feeds Weir.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
+}
+
+/// How Kubernetes does as a source. Whatever it says, what was read last is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kubernetes {
+    /// The API server's URL; empty until it is known.
+    pub server: String,
+    /// The own Node's name.
+    pub node: String,
+    /// Whether Services and EndpointSlices were read.
+    pub synced: bool,
+    /// What is watched.
+    pub resources: Vec<KubernetesResource>,
+}
+
+/// How watching a resource goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KubernetesResource {
+    /// Its name.
+    pub name: String,
+    /// Whether all its objects were read once.
+    pub synced: bool,
+    /// How often all its objects were read.
+    pub lists: u64,
+    /// What is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// For how many seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble_s: Option<u64>,
 }
 
 /// How a reload went.

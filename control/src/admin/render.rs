@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::protocol::{
-    BackendRow, Count, Drops, Flows, InterfaceRow, Reload, Reply, ServiceRow, Status, Traffic, WorkerRow,
+    BackendRow, Count, Drops, Flows, InterfaceRow, Kubernetes, Reload, Reply, ServiceRow, Status, Traffic,
+    WorkerRow,
 };
 
 /// A reply as text that ends with a newline.
@@ -320,7 +321,27 @@ fn render_status(status: &Status) -> String {
     if let Some(reload) = &status.last_reload {
         let _ = write!(out, "{:<15}{}", "last reload", render_reload(reload));
     }
+    if let Some(kubernetes) = &status.kubernetes {
+        render_kubernetes(&mut out, kubernetes);
+    }
     out
+}
+
+fn render_kubernetes(out: &mut String, kubernetes: &Kubernetes) {
+    let Kubernetes { server, node, synced, resources } = kubernetes;
+    let state = if *synced { "in sync" } else { "not read yet" };
+    let server = if server.is_empty() { "no server yet" } else { server };
+    let _ = writeln!(out, "{:<15}{state}, node {node}, {server}", "kubernetes");
+    for resource in resources {
+        let state = match (&resource.trouble, resource.synced) {
+            (Some(trouble), _) => {
+                format!("for {}: {trouble}", duration(resource.trouble_s.unwrap_or_default()))
+            }
+            (None, true) => "watched".to_owned(),
+            (None, false) => "being read".to_owned(),
+        };
+        let _ = writeln!(out, "  {:<13}{state}", resource.name);
+    }
 }
 
 fn duration(seconds: u64) -> String {

@@ -1,6 +1,7 @@
 //! What Weir has of the machine besides interfaces' queues: the admin socket, the mirror, the kernel path.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use dataplane::snapshot::Net;
@@ -103,6 +104,11 @@ impl Host {
         };
         host.first_net()?;
         Ok(host)
+    }
+
+    /// The addresses that the host has itself.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.monitor.mirror().addresses.iter().map(|(_, addr, _)| *addr).collect()
     }
 
     /// The network as it is now: the ports to open, served ones first, then the workers' end of the kernel path.

@@ -55,6 +55,7 @@ impl<G: Gate> Control<G> {
             })?;
             self.complete().await;
             self.services_changed();
+            self.tell_surroundings();
         }
         for key in zeroed {
             match key {

@@ -9,6 +9,7 @@
 )]
 
 mod credentials;
+mod publishing;
 mod reading;
 mod trouble;
 mod world;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use control::config::Section;
 use control::config::kube_proxy::{Flags, KubeProxy, settings};
-use control::source::kubernetes::client::Server;
+use control::source::kubernetes::client::{Connection, Server};
 use control::source::kubernetes::event::{Event, Update};
 use control::source::kubernetes::feed::feed;
 use control::source::kubernetes::settings::Settings;
@@ -116,9 +116,10 @@ impl World {
         let (told, noted) = (Arc::clone(&model), Arc::clone(&status));
         let thread = std::thread::spawn(move || {
             let sink = |event| told.lock().unwrap().take(event);
+            let connection = Connection::new(server);
             runtime.block_on(async {
                 tokio::select! {
-                    _ = feed(server, &settings, &noted, sink) => {}
+                    _ = feed(&connection, &settings, &noted, sink) => {}
                     _ = stopped => {}
                 }
             });

@@ -87,7 +87,7 @@ pub enum CredentialsError {
 
 /// A connection, as good as it is: made when it is first needed, and made anew from its files where the server no longer
 /// knows who asks.
-pub(super) struct Connection {
+pub struct Connection {
     server: Server,
     bucket: RefCell<Bucket>,
     /// With when it was made.
@@ -102,7 +102,8 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(super) fn new(server: Server) -> Self {
+    /// One that is not made yet.
+    pub fn new(server: Server) -> Self {
         let bucket = Bucket::new(server.qps, server.burst, Instant::now());
         Self {
             url: RefCell::new(server.master.clone().unwrap_or_default()),

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 
-use super::client::{Connection, Server};
+use super::client::Connection;
 use super::event::{Event, Update};
 use super::object::Node;
 use super::settings::Settings;
@@ -17,18 +17,22 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// Watches Services, EndpointSlices, the own Node and the ServiceCIDRs, and hands over what happens, for ever. Only from
 /// a runtime of one thread: reading is done there, and nothing else should have to wait for it.
-pub async fn feed(server: Server, settings: &Settings, status: &Status, sink: impl Fn(Event)) -> Infallible {
-    let connection = Connection::new(server);
+pub async fn feed(
+    connection: &Connection,
+    settings: &Settings,
+    status: &Status,
+    sink: impl Fn(Event),
+) -> Infallible {
     let ours = Selection { labels: Some(service_labels(settings)), fields: None };
     let theirs = Selection { labels: Some(slice_labels(settings)), fields: None };
     let own = Selection { labels: None, fields: Some(format!("metadata.name={}", settings.node)) };
-    let services = Watcher::new(&connection, status, Resource::Services, ours, |u| sink(Event::Service(u)));
+    let services = Watcher::new(connection, status, Resource::Services, ours, |u| sink(Event::Service(u)));
     let slices =
-        Watcher::new(&connection, status, Resource::EndpointSlices, theirs, |u| sink(Event::Slice(u)));
+        Watcher::new(connection, status, Resource::EndpointSlices, theirs, |u| sink(Event::Slice(u)));
     let told = OwnNode { sink: &sink, listed: Cell::new(false) };
-    let node = Watcher::new(&connection, status, Resource::Node, own, |update| told.take(update));
+    let node = Watcher::new(connection, status, Resource::Node, own, |update| told.take(update));
     let everything = Selection::default();
-    let cidrs = Watcher::new(&connection, status, Resource::ServiceCidrs, everything, |u| {
+    let cidrs = Watcher::new(connection, status, Resource::ServiceCidrs, everything, |u| {
         sink(Event::Cidr(u));
     });
     // None of them ends.

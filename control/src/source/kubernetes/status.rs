@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::trouble::{Kind, Trouble};
+use crate::metrics::kubernetes::Kubernetes;
 
 /// What is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,6 +58,7 @@ pub struct Watched {
 #[derive(Debug, Default)]
 pub struct Status {
     state: Mutex<State>,
+    counted: Kubernetes,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +78,16 @@ impl State {
 }
 
 impl Status {
+    /// One that counts on `counted`, too.
+    pub fn new(counted: Kubernetes) -> Self {
+        Self { state: Mutex::default(), counted }
+    }
+
+    /// Whether everything was read once of a resource.
+    pub(super) fn is_read(&self, resource: Resource) -> bool {
+        self.state().watched.get(resource as usize).is_some_and(|watched| watched.synced)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,9 +104,7 @@ impl Status {
 
     /// Whether Services and EndpointSlices were read, so that they can be in force.
     pub fn is_synced(&self) -> bool {
-        let state = self.state();
-        let is_synced = |resource| state.watched.get(resource as usize).is_some_and(|watched| watched.synced);
-        is_synced(Resource::Services) && is_synced(Resource::EndpointSlices)
+        self.is_read(Resource::Services) && self.is_read(Resource::EndpointSlices)
     }
 
     /// What is wrong, one line each; empty where nothing is.
@@ -117,13 +127,19 @@ impl Status {
     pub(super) fn synced(&self, resource: Resource) {
         let mut state = self.state();
         if let Some(watched) = state.of(resource) {
+            if watched.synced {
+                self.counted.relisted(resource.name());
+            }
             watched.synced = true;
             watched.lists += 1;
         }
+        self.counted.connected(resource.name(), true);
     }
 
     /// Something is wrong. Said once, and again when it is something else; what all resources meet is said of the first.
     pub(super) fn trouble(&self, resource: Resource, trouble: &Trouble) {
+        self.counted.error(resource.name(), trouble.kind.name());
+        self.counted.connected(resource.name(), false);
         let mut state = self.state();
         let kind = trouble.kind;
         let is_said = kind.is_of_server() && state.has_trouble(kind);
@@ -153,6 +169,7 @@ impl Status {
         let Some((trouble, since)) = state.of(resource).and_then(|watched| watched.trouble.take()) else {
             return;
         };
+        self.counted.connected(resource.name(), true);
         let is_first = trouble.kind.is_of_server() && state.has_trouble(trouble.kind);
         drop(state);
         if !is_first {
