@@ -10,14 +10,13 @@ use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::client::{Connection, Server};
-use super::emit::{self, Failure};
+use super::emit;
 use super::feed::feed;
 use super::notice::Notice;
 use super::publish::{Ears, Proposal, Publisher, Surroundings};
 use super::settings::Settings;
 use super::status::Status;
 use super::store::Store;
-use super::trouble::Kind;
 
 /// What it works with.
 #[derive(Debug)]
@@ -95,18 +94,10 @@ async fn work(parts: Parts, proposer: mpsc::Sender<Proposal>, surroundings: watc
     let configured = surroundings.borrow().configured.clone();
     let store = RefCell::new(Store::new(settings.clone(), configured, Timestamp::now()));
     let publisher = Publisher::new(&store, &status, &ears, proposer, surroundings);
-    let connection = Connection::new(server);
-    let post = async |request: http::Request<Vec<u8>>| match connection.send(request).await {
-        Ok(_) => Ok(()),
-        Err(trouble) => Err(match trouble.kind {
-            kind if kind.is_of_server() => Failure::Passing(trouble.message),
-            Kind::Gone | Kind::Malformed => Failure::Passing(trouble.message),
-            _ => Failure::Lasting(trouble.message),
-        }),
-    };
+    let connection = Connection::new(server.clone());
     tokio::join!(
         feed(&connection, &settings, &status, |event| publisher.take(event)),
         publisher.run(),
-        emit::run(notices, &settings.node, &ears.counted, post),
+        emit::send(server, notices, &settings.node, &ears.counted),
     );
 }
