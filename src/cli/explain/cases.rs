@@ -337,6 +337,14 @@ fn t11_cluster_ips() {
             (pod, "172.31.0.50:80", "PASS"),
         ],
     );
+    // Where nobody says where ClusterIPs are, those that are there are known all the same.
+    let flows = [
+        (pod, "172.30.0.41:80", "10.180.0.1:80 N"),
+        (pod, "172.30.0.42:80/udp", "REJECT"),
+        (pod, "172.30.0.41:443", "REJECT"),
+        (pod, "172.30.0.50:80", "PASS"),
+    ];
+    try_all("T11, no ServiceCIDR", &objects[1..], &flows);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use jiff::Timestamp;
 
 use super::convert::{Conversion, HealthCheck, Holder, NoLocal, convert};
 use super::event::{Event, Update};
-use super::exposure::{Exposure, Here, exposures, unserved};
+use super::exposure::{Exposure, Here, exposures};
 use super::notice::{Kind, Notice, Reason, Reference};
 use super::object::{EndpointSlice, Fault, FaultKind, Faults, Key, Node, Service, ServiceCidr};
 use super::settings::Settings;
@@ -327,9 +327,7 @@ impl Store {
 
     /// Claims the addresses of a Service.
     fn enter(&mut self, key: &Arc<Key>, service: &Service) {
-        if unserved(service, &self.around.settings).is_some_and(|why| why.is_foreign()) {
-            service.cluster_ips.iter().for_each(|ip| self.around.add_foreign(*ip));
-        }
+        self.around.add_cluster_ips(service);
         let order = age(service);
         let is_later = |other: &Key| {
             let other = self.entries.get(other).and_then(|entry| entry.service.as_deref());
@@ -342,9 +340,7 @@ impl Store {
 
     /// Gives the addresses of a Service up.
     fn withdraw(&mut self, key: &Key, service: &Service) {
-        if unserved(service, &self.around.settings).is_some_and(|why| why.is_foreign()) {
-            service.cluster_ips.iter().for_each(|ip| self.around.remove_foreign(*ip));
-        }
+        self.around.remove_cluster_ips(service);
         for vip in keys(service, &self.around.here()) {
             self.claims.remove(&vip, key, |other| _ = self.dirty.insert(Arc::clone(other)));
         }

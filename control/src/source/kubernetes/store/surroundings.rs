@@ -8,13 +8,15 @@ use dataplane::flow::key::VipKey;
 use ipnet::IpNet;
 
 use crate::model::{Common, DesiredState, Family, Origin, Protocol, SnatPool, Unicast};
-use crate::source::kubernetes::exposure::Here;
-use crate::source::kubernetes::object::{Node, ServiceCidr};
+use crate::source::kubernetes::exposure::{Here, unserved};
+use crate::source::kubernetes::object::{Node, Service, ServiceCidr};
 use crate::source::kubernetes::settings::{NodePortAddresses, Settings};
 
 /// Addresses inside ServiceCIDRs that are others' to serve, above which none are Weir's to refuse: every one of them
 /// takes rules in the XDP program.
 const FOREIGN_MAX: usize = 64;
+/// ClusterIPs outside of ServiceCIDRs up to which what is for their other ports is refused: likewise.
+const ALONE_MAX: usize = 64;
 
 /// What the configuration has beside Kubernetes, and Kubernetes therefore not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,9 +67,29 @@ pub(super) struct Surroundings {
     host: Vec<IpAddr>,
     cidrs: HashMap<Arc<str>, Vec<IpNet>>,
     /// ClusterIPs that are others' to serve, and how many Services have each.
-    foreign: BTreeMap<IpAddr, usize>,
+    foreign: Addresses,
+    /// ClusterIPs that are served, likewise.
+    cluster: Addresses,
     node_ports: Vec<Unicast>,
     own: Vec<IpAddr>,
+}
+
+/// Addresses, and how many Services have each.
+#[derive(Debug, Default)]
+pub(super) struct Addresses(BTreeMap<IpAddr, usize>);
+
+impl Addresses {
+    fn add(&mut self, ip: IpAddr) {
+        *self.0.entry(ip).or_insert(0) += 1;
+    }
+
+    fn remove(&mut self, ip: IpAddr) {
+        let Some(count) = self.0.get_mut(&ip) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.0.remove(&ip);
+        }
+    }
 }
 
 /// What a change of the surroundings asks for.
@@ -89,7 +111,8 @@ impl Surroundings {
             node: None,
             host: Vec::new(),
             cidrs: HashMap::new(),
-            foreign: BTreeMap::new(),
+            foreign: Addresses::default(),
+            cluster: Addresses::default(),
             node_ports: Vec::new(),
             own: Vec::new(),
         };
@@ -170,16 +193,25 @@ impl Surroundings {
         self.cidrs.keys().cloned().collect()
     }
 
-    /// Notes a ClusterIP that is another's to serve.
-    pub(super) fn add_foreign(&mut self, ip: IpAddr) {
-        *self.foreign.entry(ip).or_insert(0) += 1;
+    /// Notes the ClusterIPs of a Service.
+    pub(super) fn add_cluster_ips(&mut self, service: &Service) {
+        if let Some(list) = self.list_for(service) {
+            service.cluster_ips.iter().for_each(|ip| list.add(*ip));
+        }
     }
 
-    pub(super) fn remove_foreign(&mut self, ip: IpAddr) {
-        let Some(count) = self.foreign.get_mut(&ip) else { return };
-        *count -= 1;
-        if *count == 0 {
-            self.foreign.remove(&ip);
+    /// Forgets those of a Service that is gone, or will be another.
+    pub(super) fn remove_cluster_ips(&mut self, service: &Service) {
+        if let Some(list) = self.list_for(service) {
+            service.cluster_ips.iter().for_each(|ip| list.remove(*ip));
+        }
+    }
+
+    fn list_for(&mut self, service: &Service) -> Option<&mut Addresses> {
+        match unserved(service, &self.settings) {
+            // What has no port that is served is no address of Weir's.
+            None => (!service.ports.is_empty()).then_some(&mut self.cluster),
+            Some(why) => why.is_foreign().then_some(&mut self.foreign),
         }
     }
 
@@ -209,18 +241,26 @@ impl Surroundings {
         }
     }
 
-    /// What of the ServiceCIDRs nobody else serves. Nothing where Weir only serves what has its label: it does not know
-    /// then what the other proxy serves.
+    /// What of the ServiceCIDRs nobody else serves, and ClusterIPs besides. Nothing of ServiceCIDRs where Weir only serves
+    /// what has its label: it does not know then what the other proxy serves.
     fn virtual_networks(&self) -> Vec<IpNet> {
-        let others = self.settings.service_proxy_name.is_some() || self.foreign.len() > FOREIGN_MAX;
-        if others || !self.settings.drop_unallocated {
-            return Vec::new();
+        let others = self.settings.service_proxy_name.is_some() || self.foreign.0.len() > FOREIGN_MAX;
+        let mut networks = Vec::new();
+        if !others && self.settings.drop_unallocated {
+            let foreign = self.foreign.0.keys().map(|ip| IpNet::from(*ip));
+            let holes: Vec<IpNet> = self.settings.exclude.iter().copied().chain(foreign).collect();
+            let cidrs: Vec<IpNet> = self.cidrs.values().flatten().copied().collect();
+            let cidrs = IpNet::aggregate(&cidrs);
+            networks = cidrs.into_iter().flat_map(|network| without(network, &holes)).collect();
         }
-        let foreign = self.foreign.keys().map(|ip| IpNet::from(*ip));
-        let holes: Vec<IpNet> = self.settings.exclude.iter().copied().chain(foreign).collect();
-        let mut networks: Vec<IpNet> = self.cidrs.values().flatten().copied().collect();
-        networks = IpNet::aggregate(&networks);
-        networks.into_iter().flat_map(|network| without(network, &holes)).collect()
+        if self.cluster.0.len() <= ALONE_MAX {
+            let alone = self.cluster.0.keys().filter(|ip| {
+                !self.here().excludes(**ip) && !networks.iter().any(|network| network.contains(*ip))
+            });
+            let alone: Vec<_> = alone.map(|ip| IpNet::from(*ip)).collect();
+            networks.extend(alone);
+        }
+        networks
     }
 }
 
