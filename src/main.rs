@@ -1,6 +1,7 @@
 //! `weir`: parse arguments, call, exit code.
 
 mod cli;
+mod process;
 mod run;
 
 use std::process::ExitCode;

@@ -3,21 +3,22 @@
 //! Everything is opened in an order in which each step can fail and leave nothing behind: what was opened before is
 //! closed when its owner is dropped. Frames come only once all of it works, when control fills the XDP program's maps.
 
-use std::io::IsTerminal as _;
+use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use control::admin::server::ListenError;
-use control::config::{self, Config, Settings};
+use control::config::{self, Config, KubeProxy, Settings};
 use control::daemon::{Control, Host, Parts, Served};
 use control::http::{self, health};
 use control::metrics::{self, Metrics};
 use control::reconcile::Reconciler;
+use control::source::kubernetes::settings as kubernetes;
 use dataplane::flow::directory::Directory;
 use dataplane::ids::WorkerId;
 use dataplane::io::handoff::{self, Exchange};
@@ -31,7 +32,8 @@ use dataplane::wanted::Wanted;
 use dataplane::worker::{self, Idle, on_core};
 use xdp_prog::Xdp;
 
-use crate::cli::EXIT_USAGE;
+use crate::cli::{EXIT_USAGE, KubeProxyFlags};
+use crate::process;
 
 /// Entries of each AF_XDP ring. Small enough that a worker's frames stay in the second-level cache, large enough for
 /// a millisecond of full load on a copying interface.
@@ -50,20 +52,48 @@ const LAYER_2: usize = 22;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Configuration file.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    /// Weir's own configuration file. That of kube-proxy is --kube-proxy-config.
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["write_config_to", "cleanup", "init_only"])]
+    config: Option<PathBuf>,
     /// Workers spin for ever instead of sleeping when idle: lowest latency, one whole core each.
     #[arg(long)]
     busy_poll: bool,
+    #[command(flatten)]
+    kube_proxy: KubeProxyFlags,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    init_log();
-    let config = match crate::cli::load(&args.config) {
+    let (proxy, said) = match args.kube_proxy.load() {
+        Ok(loaded) => loaded,
+        Err(status) => return Ok(status),
+    };
+    if let Some(file) = &args.kube_proxy.write_config_to {
+        let written = fs::write(file, proxy.document().to_yaml()?);
+        written.with_context(|| format!("cannot write {}", file.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    process::init_log(&proxy);
+    let config = args.config.as_deref().map(crate::cli::load).transpose();
+    let config = match config {
         Ok(config) => config,
         Err(status) => return Ok(status),
     };
+    if args.kube_proxy.cleanup {
+        return clean_up(config.as_ref());
+    }
+    if args.kube_proxy.init_only {
+        process::forward_ipv4().context("cannot switch on net.ipv4.ip_forward")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut config = config.context("--config is missing")?;
+    match kubernetes(&mut config, &proxy, said) {
+        Ok(Some(settings)) => {
+            process::set_oom_score(&proxy);
+            tracing::info!(node = %settings.node, mode = proxy.mode().name(), "as kube-proxy");
+        }
+        Ok(None) => {}
+        Err(status) => return Ok(status),
+    }
     let host = config.check_host();
     for warning in host.warnings.iter() {
         tracing::warn!("{warning}");
@@ -72,7 +102,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         eprintln!("{}", host.faults);
         return Ok(ExitCode::from(EXIT_USAGE));
     }
-    let (control, http) = start(config, args.busy_poll)?;
+    let (control, http) = start(config, args.busy_poll, proxy.listen().hard_fail)?;
     let ending = control.run();
     drop(http);
     for panic in &ending.panics {
@@ -82,18 +112,42 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if ending.panics.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn init_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("WEIR_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+/// Takes away what a killed Weir has left.
+fn clean_up(config: Option<&Config>) -> anyhow::Result<ExitCode> {
+    let socket = config.map_or(Path::new(config::SOCKET), |config| &config.settings.socket);
+    for what in control::daemon::clean_up(socket)? {
+        tracing::info!("removed {what}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The settings of the Kubernetes source, where there is to be one; the configuration then has what kube-proxy's sets.
+/// Faults are told here; the error is the exit status that stands for them.
+fn kubernetes(
+    config: &mut Config,
+    proxy: &Arc<KubeProxy>,
+    said: bool,
+) -> Result<Option<kubernetes::Settings>, ExitCode> {
+    if !config.kubernetes.enabled.unwrap_or(said) {
+        if said {
+            tracing::warn!(
+                "kubernetes.enabled is false: kube-proxy's configuration and flags have no effect"
+            );
+        }
+        return Ok(None);
+    }
+    for warning in proxy.warnings_beside(&config.kubernetes) {
+        tracing::warn!("{warning}");
+    }
+    crate::cli::settings_of_kubernetes(config, proxy).map(Some)
 }
 
 /// Opens everything. The workers run afterwards, and get no frames yet.
-fn start(config: Config, busy_poll: bool) -> anyhow::Result<(Control<Xdp>, Option<http::thread::Thread>)> {
+fn start(
+    config: Config,
+    busy_poll: bool,
+    hard_fail: bool,
+) -> anyhow::Result<(Control<Xdp>, Option<http::thread::Thread>)> {
     let settings = &config.settings;
     // Told first: it is the plainest reason of those that a second Weir would meet.
     if UnixStream::connect(&settings.socket).is_ok() {
@@ -138,7 +192,7 @@ fn start(config: Config, busy_poll: bool) -> anyhow::Result<(Control<Xdp>, Optio
     counted.add_workers(&workers, settings.flow_limit);
     counted.add_xdp(xdp.counters().clone());
     numbers.register(counted.registry());
-    let http = listen(settings, &health, counted)?;
+    let http = listen(settings, &health, counted, hard_fail)?;
     let services = config.desired.services().len();
     tracing::info!(workers = count, services, socket = %config.settings.socket.display(), "ready");
     Ok((
@@ -162,9 +216,9 @@ fn listen(
     settings: &Settings,
     health: &Arc<health::State>,
     metrics: Metrics,
+    hard_fail: bool,
 ) -> anyhow::Result<Option<http::thread::Thread>> {
-    let addresses =
-        http::thread::Addresses { health: settings.health, metrics: settings.metrics, hard_fail: false };
+    let addresses = http::thread::Addresses { health: settings.health, metrics: settings.metrics, hard_fail };
     if addresses.health.is_none() && addresses.metrics.is_none() {
         return Ok(None);
     }

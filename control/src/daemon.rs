@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
 use self::ear::Ear;
-pub use self::host::{Host, HostError};
+pub use self::host::{Host, HostError, clean_up};
 use self::pressure::Pressure;
 use self::reload::{Reloads, Waiting};
 pub use self::signals::Signal;
@@ -440,7 +440,8 @@ impl<G: Gate> Control<G> {
     }
 
     /// Puts a configuration into force, or says why not.
-    async fn adopt(&mut self, config: Config) -> Result<(), Vec<String>> {
+    async fn adopt(&mut self, mut config: Config) -> Result<(), Vec<String>> {
+        config.fill_in_like(&self.config);
         let fixed = config.restart_needed(&self.config);
         if !fixed.is_empty() {
             let file = config.file();

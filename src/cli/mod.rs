@@ -6,6 +6,7 @@ mod demo;
 mod explain;
 mod imagine;
 mod ipvsadm;
+mod kube_proxy_flags;
 mod replay;
 mod show;
 
@@ -13,11 +14,15 @@ use std::fmt::Display;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use control::config::Config;
+use control::config::kube_proxy::settings;
+use control::config::{Config, KubeProxy};
+use control::source::kubernetes::settings::Settings;
 
 pub(crate) use ipvsadm::by_name;
+pub(crate) use kube_proxy_flags::KubeProxyFlags;
 
 /// Exit status for a fault in what the user gave: configuration, arguments.
 pub(crate) const EXIT_USAGE: u8 = 2;
@@ -56,6 +61,27 @@ pub(crate) fn load(path: &Path) -> Result<Config, ExitCode> {
         eprintln!("{faults}");
         ExitCode::from(EXIT_USAGE)
     })
+}
+
+/// The settings of the Kubernetes source; the configuration then has what kube-proxy's sets and it leaves out. Faults
+/// are told here; the error is the exit status that stands for them.
+pub(crate) fn settings_of_kubernetes(
+    config: &mut Config,
+    proxy: &Arc<KubeProxy>,
+) -> Result<Settings, ExitCode> {
+    let told = |fault: &dyn Display| {
+        eprintln!("{fault}");
+        ExitCode::from(EXIT_USAGE)
+    };
+    config.check_kubernetes().map_err(|faults| told(&faults))?;
+    config.fill_in(proxy, cores());
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    settings(proxy, &config.kubernetes, &host.to_string_lossy()).map_err(|fault| told(&fault))
+}
+
+/// How many cores there are for connection tracking, whose table kube-proxy sizes by them.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// How results are printed.

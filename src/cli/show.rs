@@ -13,7 +13,7 @@ use control::admin::render::render;
 use super::Format;
 
 /// Where Weir listens unless its configuration says otherwise.
-pub(super) const SOCKET: &str = "/run/weir/weir.sock";
+pub(super) use control::config::SOCKET;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ShowArgs {

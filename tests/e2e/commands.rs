@@ -35,10 +35,10 @@ services:
 ";
 
 /// A directory with the binary and a configuration that an ordinary user can read.
-struct Desk(tempfile::TempDir);
+pub(crate) struct Desk(tempfile::TempDir);
 
 impl Desk {
-    fn new(config: &str) -> Result<Self> {
+    pub(crate) fn new(config: &str) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         // Not by the builder: the umask would take the right to write away.
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777))?;
@@ -47,12 +47,12 @@ impl Desk {
         Ok(Self(directory))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Runs `weir` in the directory as an ordinary user.
-    fn weir(&self, args: &[&str]) -> Result<Output> {
+    pub(crate) fn weir(&self, args: &[&str]) -> Result<Output> {
         let mut command = if testbed::is_root() {
             let mut command = Command::new("setpriv");
             command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
@@ -64,7 +64,7 @@ impl Desk {
         Ok(command.args(args).current_dir(self.0.path()).output()?)
     }
 
-    fn json(&self, args: &[&str]) -> Result<Value> {
+    pub(crate) fn json(&self, args: &[&str]) -> Result<Value> {
         let output = self.weir(args)?;
         assert!(output.status.success(), "{args:?}: {output:?}");
         Ok(serde_json::from_slice(&output.stdout)?)

@@ -11,6 +11,7 @@ mod flood;
 mod ftp;
 mod icmp;
 mod kernel;
+mod kube_proxy;
 mod metrics;
 mod modes;
 mod neighbours;

@@ -116,11 +116,11 @@ impl Drop for Socket {
     }
 }
 
-/// Makes way for a new socket file.
-fn clear(path: &Path) -> Result<(), ListenError> {
+/// Makes way for a new socket file; whether one of a process that is gone was there.
+pub(crate) fn clear(path: &Path) -> Result<bool, ListenError> {
     let refused = |source| ListenError::Refused { path: path.into(), source };
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(refused(error)),
         Ok(file) if !file.file_type().is_socket() => return Err(ListenError::NotASocket(path.into())),
         Ok(_) => {}
@@ -128,7 +128,7 @@ fn clear(path: &Path) -> Result<(), ListenError> {
     match BlockingStream::connect(path) {
         Ok(_) => Err(ListenError::Running(path.into())),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(refused)
+            fs::remove_file(path).map_err(refused).map(|()| true)
         }
         Err(error) => Err(refused(error)),
     }

@@ -30,8 +30,8 @@ pub use host::HostReport;
 pub use kube_proxy::KubeProxy;
 pub use kubernetes::Section;
 pub use settings::{
-    INTERFACES_MAX, InterfaceName, KERNEL_PATH, KernelPath, Limits, Settings, WORKERS_MAX, Workers, Xdp,
-    ZeroCopy,
+    INTERFACES_MAX, InterfaceName, KERNEL_PATH, KernelPath, Limits, SOCKET, Settings, WORKERS_MAX, Workers,
+    Xdp, ZeroCopy,
 };
 
 pub use write::write;
@@ -82,6 +82,7 @@ pub struct Config {
     file: Arc<str>,
     interface_marks: Vec<Mark>,
     said: Said,
+    filled_by: Option<(Arc<KubeProxy>, usize)>,
     /// What works, but perhaps not as meant.
     warnings: Faults,
 }
@@ -113,9 +114,13 @@ impl Config {
         checked.map_err(|reason| Faults::whole_file(&self.file, format!("kubernetes: {reason}")))
     }
 
-    /// Takes what kube-proxy's configuration sets where this file says nothing: idle times of flows, and the size of the
-    /// flow tables on so many `cores`.
-    pub fn fill_in(&mut self, proxy: &KubeProxy, cores: usize) {
+    /// Takes what kube-proxy's configuration sets where this file says nothing: where health and metrics are served,
+    /// idle times of flows, and the size of the flow tables on so many `cores`.
+    pub fn fill_in(&mut self, proxy: &Arc<KubeProxy>, cores: usize) {
+        self.filled_by = Some((Arc::clone(proxy), cores));
+        let listen = proxy.listen();
+        self.settings.health = self.settings.health.or(listen.health);
+        self.settings.metrics = self.settings.metrics.or(listen.metrics);
         if let Some(total) = proxy.flow_limit(cores).filter(|_| !self.said.flow_limit) {
             let each = total.div_ceil(self.settings.workers.count.get().into());
             self.settings.flow_limit = each.clamp(settings::FLOWS_MIN, settings::FLOWS_MAX);
@@ -130,6 +135,13 @@ impl Config {
             && let Ok(desired) = DesiredState::new(draft)
         {
             self.desired = desired;
+        }
+    }
+
+    /// [`Self::fill_in`] as it was done with `other`, if it was.
+    pub fn fill_in_like(&mut self, other: &Self) {
+        if let Some((proxy, cores)) = &other.filled_by {
+            self.fill_in(proxy, *cores);
         }
     }
 
@@ -194,6 +206,7 @@ pub fn parse(file_name: &str, text: &str) -> Result<Config, Faults> {
                 file: file_name.into(),
                 interface_marks,
                 said,
+                filled_by: None,
                 warnings,
             })
         }

@@ -14,6 +14,8 @@ use super::reader::{Field, Map};
 pub const INTERFACES_MAX: usize = 31;
 /// Workers at most: the queues that the XDP program knows of an interface.
 pub const WORKERS_MAX: u8 = 128;
+/// The admin socket, unless a file says otherwise.
+pub const SOCKET: &str = "/run/weir/weir.sock";
 /// The kernel's end of the path to the kernel.
 pub const KERNEL_PATH: &str = "weir0";
 
@@ -266,7 +268,7 @@ fn read_socket(document: &Map<'_, '_>) -> PathBuf {
     let section = document.optional("admin");
     let map = section.as_ref().and_then(|field| field.map(&["socket"]));
     let field = map.as_ref().and_then(|map| map.optional("socket"));
-    let path = field.as_ref().and_then(|field| field.text()).unwrap_or("/run/weir/weir.sock");
+    let path = field.as_ref().and_then(|field| field.text()).unwrap_or(SOCKET);
     if let Some(field) = &field {
         if !path.starts_with('/') || path.ends_with('/') {
             field.refuse("expected an absolute path of a file");

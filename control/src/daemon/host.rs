@@ -9,12 +9,12 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
 use super::signals::{self, Signal};
-use crate::admin::server::{ListenError, Socket};
+use crate::admin::server::{self, ListenError, Socket};
 use crate::config::{KERNEL_PATH, KernelPath as Path, Settings};
 use crate::netlink::NetlinkError;
 use crate::netlink::announce::Announcer;
 use crate::netlink::compile::{HOP_LIMIT, Scope, compile};
-use crate::netlink::kernel_path::{KernelPath, KernelPathError, names};
+use crate::netlink::kernel_path::{self, KernelPath, KernelPathError, names};
 use crate::netlink::mirror::Doubts;
 use crate::netlink::monitor::Monitor;
 
@@ -128,6 +128,24 @@ impl Host {
         self.announcer = Announcer::open(served).map_err(|error| HostError::Packet(names(), error))?;
         Ok(())
     }
+}
+
+/// Takes away what a Weir that was killed has left on this machine, and tells it. A running one is let be.
+pub fn clean_up(socket: &std::path::Path) -> Result<Vec<String>, HostError> {
+    let mut removed = Vec::new();
+    if server::clear(socket)? {
+        removed.push(format!("the admin socket {}", socket.display()));
+    }
+    let pair = names(KERNEL_PATH);
+    let cleaned = new_runtime()?.block_on(async {
+        let (requests, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Open)?;
+        tokio::spawn(requests);
+        Ok::<_, HostError>(kernel_path::clean_up(&handle, &pair).await?)
+    })?;
+    if cleaned {
+        removed.push(format!("the interfaces {} and {}", pair.0, pair.1));
+    }
+    Ok(removed)
 }
 
 fn new_runtime() -> Result<Runtime, HostError> {

@@ -120,6 +120,15 @@ impl KernelPath {
     }
 }
 
+/// Takes away the pair of these names that a killed process has left behind; whether there was one.
+pub async fn clean_up(handle: &Handle, names: &(Arc<str>, Arc<str>)) -> Result<bool, KernelPathError> {
+    let mut found = false;
+    for name in [&names.0, &names.1] {
+        found |= remove_left_over(handle, name).await?;
+    }
+    Ok(found)
+}
+
 fn pair(names: &(Arc<str>, Arc<str>), queues: u32) -> LinkMessage {
     let attributes = [LinkAttribute::NumTxQueues(queues), LinkAttribute::NumRxQueues(queues)];
     let mut far = LinkUnspec::new_with_name(&names.1).build();
@@ -142,13 +151,13 @@ async fn find(handle: &Handle, name: &str) -> Result<Option<KernelLink>, KernelP
     }
 }
 
-async fn remove_left_over(handle: &Handle, name: &Arc<str>) -> Result<(), KernelPathError> {
-    let Some(link) = find(handle, name).await? else { return Ok(()) };
+async fn remove_left_over(handle: &Handle, name: &Arc<str>) -> Result<bool, KernelPathError> {
+    let Some(link) = find(handle, name).await? else { return Ok(false) };
     if !link.veth {
         return Err(KernelPathError::Taken { name: Arc::clone(name) });
     }
     let refused = |source| KernelPathError::Refused { what: format!("remove the old {name}"), source };
-    handle.link().del(link.index).execute().await.map_err(refused)
+    handle.link().del(link.index).execute().await.map_err(refused).map(|()| true)
 }
 
 /// Settings of the two interfaces, before they are set up. See `Documentation/networking/ip-sysctl.rst`.

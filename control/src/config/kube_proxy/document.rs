@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::Serialize;
+use thiserror::Error;
 
 use super::duration::GoDuration;
 use super::flags::Ports;
@@ -180,6 +181,11 @@ pub struct Winkernel {
     pub source_vip: String,
 }
 
+/// A document that YAML cannot say.
+#[derive(Debug, Error)]
+#[error("cannot write the configuration as YAML: {0}")]
+pub struct Unwritable(#[from] serde_saphyr::ser::Error);
+
 impl Document {
     /// Nothing said, nothing defaulted.
     pub fn empty() -> Self {
@@ -211,6 +217,11 @@ impl Document {
             windows_run_as_service: false,
             winkernel: Winkernel::default(),
         }
+    }
+
+    /// As a file has it.
+    pub fn to_yaml(&self) -> Result<String, Unwritable> {
+        Ok(serde_saphyr::to_string(self)?)
     }
 
     /// Fills in kube-proxy's defaults for what is left out: for v1alpha1 that is also an empty string, and a zero where

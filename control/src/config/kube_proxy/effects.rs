@@ -3,14 +3,16 @@
 use std::borrow::Cow;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::document::Document;
 use super::duration::GoDuration;
 use super::flags::Ports;
+use super::read::Given;
 use super::settings::Gate;
 use super::{KubeProxy, Origin, ProxyMode};
 use crate::config::Section;
-use crate::source::kubernetes::settings::DetectLocal;
+use crate::source::kubernetes::settings::{DetectLocal, NodePortAddresses};
 
 /// A field and what becomes of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -18,13 +20,15 @@ pub struct Field {
     /// Its path, such as `ipvs.scheduler`.
     pub field: String,
     /// Its value, defaults filled in.
-    pub value: serde_json::Value,
+    pub value: Value,
     /// Whether the file, or a flag, has it.
     pub given: bool,
     /// What becomes of it.
     pub effect: Effect,
     /// What that is, or why there is none.
     pub what: String,
+    /// Whether Weir's own configuration says something else that counts instead.
+    pub overruled: bool,
 }
 
 /// What becomes of a field.
@@ -50,23 +54,45 @@ impl Effect {
     }
 }
 
-type Told = (Effect, Cow<'static, str>);
+#[derive(Clone, Debug)]
+struct Told {
+    effect: Effect,
+    what: Cow<'static, str>,
+    overruled: bool,
+}
+
+fn told(effect: Effect, what: impl Into<Cow<'static, str>>) -> Told {
+    Told { effect, what: what.into(), overruled: false }
+}
+
+impl Told {
+    fn of(self, field: String, value: Value, given: bool) -> Field {
+        let Self { effect, what, overruled } = self;
+        Field { field, value, given, effect, what: what.into_owned(), overruled }
+    }
+}
 
 fn honoured(what: impl Into<Cow<'static, str>>) -> Told {
-    (Effect::Honoured, what.into())
+    told(Effect::Honoured, what)
 }
 
 fn mapped(what: impl Into<Cow<'static, str>>) -> Told {
-    (Effect::Mapped, what.into())
+    told(Effect::Mapped, what)
 }
 
 fn none(why: impl Into<Cow<'static, str>>) -> Told {
-    (Effect::None, why.into())
+    told(Effect::None, why)
 }
 
 /// What gives way to a key of Weir's own configuration.
 fn unless(key: &str, said: bool, told: Told) -> Told {
-    if said { none(format!("kubernetes.{key} of Weir's own configuration counts instead")) } else { told }
+    match said {
+        true => Told {
+            overruled: true,
+            ..none(format!("kubernetes.{key} of Weir's own configuration counts instead"))
+        },
+        false => told,
+    }
 }
 
 /// Every field, in the order of the serialized document, beside this section of Weir's own configuration.
@@ -85,24 +111,11 @@ pub(super) fn tell(proxy: &KubeProxy, section: &Section) -> Vec<Field> {
         teller.process(),
         teller.dead(),
     ];
-    for (path, (effect, what)) in groups.into_iter().flatten() {
-        fields.push(Field {
-            field: path.to_owned(),
-            value: at(&value, path).clone(),
-            given: proxy.given.contains(path),
-            effect,
-            what: what.into_owned(),
-        });
+    for (path, told) in groups.into_iter().flatten() {
+        fields.push(told.of(path.to_owned(), at(&value, path).clone(), proxy.given.contains(path)));
     }
     for (gate, on) in &proxy.document.feature_gates {
-        let (effect, what) = tell_gate(gate);
-        fields.push(Field {
-            field: format!("featureGates.{gate}"),
-            value: (*on).into(),
-            given: true,
-            effect,
-            what: what.into_owned(),
-        });
+        fields.push(tell_gate(gate).of(format!("featureGates.{gate}"), (*on).into(), true));
     }
     fields.sort_by(|a, b| a.field.cmp(&b.field));
     fields
@@ -122,9 +135,28 @@ pub(super) fn warnings(proxy: &KubeProxy) -> Vec<(String, String)> {
         .collect()
 }
 
+/// Takes out of `given` what stands in `said` only for a default, as `whole` has it: an empty text, a zero.
+pub(super) fn retain_said(given: &mut Given, said: &Document, whole: &Document) {
+    let [said, whole] = [said, whole].map(|document| serde_json::to_value(document).unwrap_or_default());
+    given.retain(|path| {
+        let value = at(&said, path);
+        value == at(&whole, path) || !stands_for_default(value)
+    });
+}
+
+fn stands_for_default(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty() || text == "0s",
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::Array(entries) => entries.is_empty(),
+        Value::Bool(_) | Value::Object(_) => false,
+    }
+}
+
 /// The value at a path, null where there is none.
-fn at<'v>(value: &'v serde_json::Value, path: &str) -> &'v serde_json::Value {
-    path.split('.').fold(value, |value, key| value.get(key).unwrap_or(&serde_json::Value::Null))
+fn at<'v>(value: &'v Value, path: &str) -> &'v Value {
+    path.split('.').fold(value, |value, key| value.get(key).unwrap_or(&Value::Null))
 }
 
 fn tell_gate(gate: &str) -> Told {
@@ -166,23 +198,33 @@ impl Teller<'_> {
             (false, false) => "the Node's name",
             (false, true) => "the Node's name is the host's",
         };
+        let node_ports = match &self.proxy.meaning.node_ports {
+            NodePortAddresses::All => {
+                "node ports are reached on all addresses of the node, loopback ones aside"
+            }
+            NodePortAddresses::Primary => "node ports are reached on the Node's InternalIPs",
+            NodePortAddresses::Networks { .. } => {
+                "node ports are reached on the node's addresses in these networks, loopback ones aside"
+            }
+        };
         let by_section = self.section.node_name.is_some() && !self.proxy.flag_hostname;
-        let listens = |address: &str, what: &'static str| match address {
+        let listens = |address: &str, key: &str, what: &str| match address {
             "" => honoured("nothing is served"),
-            _ => honoured(what),
+            _ => honoured(format!("{what} are served here, where {key} is not said")),
         };
         vec![
             ("bindAddress", honoured(bind)),
             ("bindAddressHardFail", honoured(hard_fail)),
             (
                 "healthzBindAddress",
-                listens(&self.document.healthz_bind_address, "/healthz and /livez are served here"),
+                listens(&self.document.healthz_bind_address, "health.listen", "/healthz and /livez"),
             ),
             (
                 "metricsBindAddress",
                 listens(
                     &self.document.metrics_bind_address,
-                    "/metrics, /proxyMode and /configz are served here",
+                    "metrics.listen",
+                    "/metrics, /proxyMode, /configz",
                 ),
             ),
             ("hostnameOverride", unless("node_name", by_section, honoured(hostname))),
@@ -191,7 +233,7 @@ impl Teller<'_> {
                 unless(
                     "node_port_addresses",
                     self.section.node_port_addresses.is_some(),
-                    honoured("node ports are reached on these addresses of the node, loopback ones aside"),
+                    honoured(node_ports),
                 ),
             ),
         ]

@@ -22,14 +22,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use change::{Change, change};
-pub use document::Document;
+pub use document::{Document, Unwritable};
 pub use effects::{Effect, Field as FieldEffect};
 pub use flags::Flags;
 pub use meaning::ProxyMode;
 pub use settings::{NoNodeName, Timeout, settings};
 
 use super::Section;
-use super::fault::{Faults, Mark, Sink};
+use super::fault::{Fault, Faults, Mark, Sink};
 use super::reader::Field;
 use super::tree::{self, Node, Value};
 use document::Logging;
@@ -180,7 +180,9 @@ impl KubeProxy {
         } else {
             flags.ports
         };
+        let said = document.clone();
         document.set_defaults(ports);
+        effects::retain_said(&mut given, &said, &document);
         let mut found = Findings::default();
         let meaning = understand(&document, &mut found);
         let read = Self {
@@ -209,6 +211,15 @@ impl KubeProxy {
     /// What has no effect, or perhaps not the one that is meant.
     pub fn warnings(&self) -> &Faults {
         &self.warnings
+    }
+
+    /// [`Self::warnings`] without those about fields that do not count beside this section of Weir's own configuration.
+    pub fn warnings_beside(&self, section: &Section) -> impl Iterator<Item = &Fault> {
+        let fields = self.effects(section);
+        self.warnings.iter().filter(move |warning| {
+            let of_field = |field: &FieldEffect| warning.path.split('[').next() == Some(field.field.as_str());
+            !fields.iter().any(|field| field.overruled && of_field(field))
+        })
     }
 
     /// The mode that kube-proxy would run in.

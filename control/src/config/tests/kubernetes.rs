@@ -129,21 +129,33 @@ fn what_the_section_says_counts_and_the_rest_is_that_of_kube_proxy() {
 fn kube_proxys_timeouts_and_flows_fill_in_what_the_file_leaves_out() {
     let proxy = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
                  conntrack: {maxPerCore: 100000, tcpEstablishedTimeout: 2h, udpStreamTimeout: 9s}\n";
-    let proxy = crate::config::kube_proxy::parse("p", proxy, &Flags::default()).unwrap();
+    let proxy = Arc::new(crate::config::kube_proxy::parse("p", proxy, &Flags::default()).unwrap());
     let filled = |rest: &str| {
         let mut config = parse("f", &format!("interfaces: [{{name: a}}]\n{rest}")).unwrap();
         config.fill_in(&proxy, 4);
         let timeouts = config.desired.timeouts();
         (config.settings.flow_limit, timeouts.tcp_s[1], timeouts.udp_s)
     };
+    let mut listens = parse("f", "interfaces: [{name: a}]\nhealth: {listen: '10.0.0.1:80'}\n").unwrap();
+    listens.fill_in(&proxy, 4);
+    assert_eq!(listens.settings.health, Some("10.0.0.1:80".parse().unwrap()));
+    assert_eq!(listens.settings.metrics, Some("127.0.0.1:10249".parse().unwrap()));
     assert_eq!(filled(""), (400_000, 7200, 9));
     assert_eq!(filled("workers: {count: 3}\n"), (133_334, 7200, 9));
     assert_eq!(filled("flows: {limit: 5000}\ntimeouts: {udp_s: 300}\n"), (5000, 7200, 300));
     assert_eq!(filled("timeouts: {tcp: {established_s: 900}}\n"), (400_000, 900, 9));
     let mut config = parse("f", "interfaces: [{name: a}]\n").unwrap();
-    let before = (config.settings.clone(), config.desired.clone());
-    config.fill_in(&KubeProxy::without_file(&Flags::default()).unwrap(), 4);
-    assert_eq!((config.settings, config.desired), before);
+    let mut reloaded = config.clone();
+    config.fill_in(&proxy, 4);
+    assert_eq!(reloaded.restart_needed(&config), ["flows.limit", "health.listen", "metrics.listen"]);
+    reloaded.fill_in_like(&config);
+    assert_eq!((reloaded.restart_needed(&config), &reloaded.desired), (Vec::new(), &config.desired));
+
+    let mut config = parse("f", "interfaces: [{name: a}]\n").unwrap();
+    let before = config.clone();
+    config.fill_in(&Arc::new(KubeProxy::without_file(&Flags::default()).unwrap()), 4);
+    assert_eq!(config.desired, before.desired);
+    assert_eq!(config.settings.flow_limit, before.settings.flow_limit);
 }
 
 #[test]

@@ -116,7 +116,7 @@ fn the_section_of_weirs_own_configuration_takes_the_place_of_fields() {
     let overruled: Vec<_> = proxy
         .effects(&section)
         .into_iter()
-        .filter(|field| field.what.contains("of Weir's own configuration counts instead"))
+        .filter(|field| field.overruled)
         .map(|field| field.field)
         .collect();
     assert_eq!(
@@ -139,6 +139,21 @@ fn the_section_of_weirs_own_configuration_takes_the_place_of_fields() {
             "nftables.syncPeriod",
             "nodePortAddresses",
         ]
+    );
+}
+
+#[test]
+fn of_fields_that_do_not_count_beside_the_section_nothing_is_warned() {
+    let proxy = read("nodePortAddresses: [127.0.0.0/8]\nportRange: 1-2").unwrap();
+    let paths = |text: &str| -> Vec<String> {
+        let text = format!("interfaces: [{{name: a}}]\n{text}");
+        let section = crate::config::parse("f", &text).unwrap().kubernetes;
+        proxy.warnings_beside(&section).map(|warning| warning.path.clone()).collect()
+    };
+    assert_eq!(paths(""), ["clusterCIDR", "nodePortAddresses[0]", "portRange"]);
+    assert_eq!(
+        paths("kubernetes: {mode: dr, node_cidr: true, node_port_addresses: [primary]}"),
+        ["portRange"]
     );
 }
 

@@ -102,6 +102,22 @@ fn faults_in_a_config_map_have_the_places_of_its_own_text() {
 }
 
 #[test]
+fn what_is_written_is_the_document_with_its_defaults_and_is_read_again() {
+    let whole = read(KUBEADM).unwrap();
+    let written = whole.document().to_yaml().unwrap();
+    assert_eq!(written, include_str!("defaulted.yaml"));
+    let again = read(&written).unwrap();
+    assert_eq!(again.document(), whole.document());
+    assert_eq!(again.document().to_yaml().unwrap(), written);
+    let text = format!(
+        "{HEAD}mode: ipvs\nfeatureGates: {{A: true}}\nnodePortAddresses: ['::/0', primary]\nhostnameOverride: 'yes'\n\
+         logging: {{vmodule: [{{filePattern: '*', verbosity: 3}}]}}\nconntrack: {{udpTimeout: 1500us}}\n"
+    );
+    let first = read(&text).unwrap();
+    assert_eq!(read(&first.document().to_yaml().unwrap()).unwrap().document(), first.document());
+}
+
+#[test]
 fn json_is_read_like_yaml() {
     let text = r#"{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
         "mode": "ipvs", "ipvs": {"scheduler": "wlc", "excludeCIDRs": ["10.9.0.0/16"]}, "oomScoreAdj": null}"#;
