@@ -107,8 +107,8 @@ impl Cluster {
     }
 
     fn settings(&self, section: Option<&Section>) -> Result<Settings, ExitCode> {
-        let node = self.node.as_deref().unwrap_or_default().trim().to_lowercase();
-        let proxy = Flags::parse(&[("hostname-override", node)], None).and_then(|flags| {
+        let node = self.node.as_deref().unwrap_or_default().trim();
+        let proxy = Flags::parse(&[("hostname-override", node.into())], None).and_then(|flags| {
             match &self.kube_proxy_config {
                 Some(path) => kube_proxy::load(path, &flags),
                 None => KubeProxy::without_file(&flags),
@@ -126,6 +126,8 @@ impl Cluster {
         let section = section.cloned().unwrap_or_default();
         let mut settings =
             kube_proxy::settings(&proxy, &section, "").map_err(|error| refuse(error.to_string()))?;
+        // As the objects have it: they may be examples, of names that no API server takes.
+        settings.node = node.into();
         if !self.node_address.is_empty() {
             settings.node_addresses.clone_from(&self.node_address);
         }
