@@ -190,6 +190,7 @@ fn start(
     let numbers = metrics::control::Control::default();
     let mut counted = Metrics::new();
     counted.add_workers(&workers, settings.flow_limit);
+    counted.add_services(&reconciler, settings.metrics_services);
     counted.add_xdp(xdp.counters().clone());
     numbers.register(counted.registry());
     let http = listen(settings, &health, counted, hard_fail)?;

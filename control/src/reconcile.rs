@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use dataplane::ids::{BackendId, ServiceId, WorkerId};
 use dataplane::snapshot::net::Neighbour;
-use dataplane::snapshot::publish::{Publisher, Reader};
+use dataplane::snapshot::publish::{Publisher, Reader, Watch};
 use dataplane::snapshot::{Net, Service, Services, Snapshot};
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
@@ -140,6 +140,11 @@ impl Reconciler {
     /// A worker's end of the publication.
     pub fn reader(&self, worker: WorkerId) -> Reader {
         self.publisher.reader(worker)
+    }
+
+    /// Where the tables in force can be seen.
+    pub fn watch(&self) -> Watch {
+        self.publisher.watch()
     }
 
     /// The tables in force.

@@ -91,6 +91,14 @@ fn what_the_metrics_tell_is_what_weir_show_tells() -> Result<()> {
         let found = sample(&text, name)?;
         ensure!((found - want as f64).abs() < 0.5, "{name} is {found}, not {want}");
     }
+    for service in &services {
+        let name = format!("{}/{}/tcp", service.vip, service.port);
+        let of = |metric: &str, label: &str| sample(&text, &format!("{metric}{{service=\"{name}\"{label}}}"));
+        let flows = of("weir_service_flows_opened_total", "")?;
+        ensure!((flows - f64::from(REQUESTS)).abs() < 0.5, "{name}: {flows}");
+        ensure!(of("weir_service_packets_total", ",direction=\"in\"")? > 4.0 * flows);
+        ensure!(of("weir_service_bytes_total", ",direction=\"out\"")? > 100.0 * flows);
+    }
     ensure!(sample(&text, "weir_worker_cpu_seconds_total{worker=\"0\"}")? > 0.0);
     ensure!(sample(&text, "weir_xdp_frames_total{fate=\"vip\"}")? > f64::from(REQUESTS));
     for interface in [WAN, LAN] {

@@ -28,6 +28,8 @@ pub(super) const SNAT_ADDRESSES_MAX: usize = 16_384;
 /// Node addresses at most.
 pub(super) const NODE_ADDRESSES_MAX: usize = 256;
 
+/// Services that metrics tell of one by one, where nothing is said.
+const METRICS_SERVICES: usize = 1000;
 const INTERFACE_NAME_MAX: usize = 15;
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -52,6 +54,8 @@ pub struct Settings {
     pub health: Option<SocketAddr>,
     /// Where `/metrics` is served; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Services that metrics tell of one by one, at most.
+    pub metrics_services: usize,
 }
 
 /// A name that the kernel can give to a network interface.
@@ -143,6 +147,7 @@ pub enum KernelPath {
 /// The settings in the document, with faults noted and defaults in their place, and where each interface stands.
 pub(super) fn read(document: &Map<'_, '_>) -> (Settings, Vec<Mark>) {
     let (interfaces, marks) = read_interfaces(document);
+    let (metrics, metrics_services) = read_metrics(document);
     let settings = Settings {
         interfaces,
         workers: read_workers(document),
@@ -154,8 +159,9 @@ pub(super) fn read(document: &Map<'_, '_>) -> (Settings, Vec<Mark>) {
             .and_then(|field| field.word(&[(KERNEL_PATH, KernelPath::Veth), ("none", KernelPath::None)]))
             .unwrap_or(KernelPath::Veth),
         socket: read_socket(document),
-        health: read_listen(document, "health"),
-        metrics: read_listen(document, "metrics"),
+        health: read_health(document),
+        metrics,
+        metrics_services,
     };
     (settings, marks)
 }
@@ -279,10 +285,24 @@ fn read_socket(document: &Map<'_, '_>) -> PathBuf {
     path.into()
 }
 
-/// Where a section's pages are served.
-fn read_listen(document: &Map<'_, '_>, section: &'static str) -> Option<SocketAddr> {
-    let section = document.optional(section)?;
-    let map = section.map(&["listen"])?;
+/// Where health is served.
+fn read_health(document: &Map<'_, '_>) -> Option<SocketAddr> {
+    let section = document.optional("health")?;
+    read_listen(&section.map(&["listen"])?)
+}
+
+/// Where metrics are served, and how many services they tell of one by one.
+fn read_metrics(document: &Map<'_, '_>) -> (Option<SocketAddr>, usize) {
+    let section = document.optional("metrics");
+    let Some(map) = section.as_ref().and_then(|field| field.map(&["listen", "services"])) else {
+        return (None, METRICS_SERVICES);
+    };
+    let limit = map.optional("services").and_then(|field| field.number(0..=100_000_u32));
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok());
+    (read_listen(&map), limit.unwrap_or(METRICS_SERVICES))
+}
+
+fn read_listen(map: &Map<'_, '_>) -> Option<SocketAddr> {
     let field = map.optional("listen")?;
     let address: SocketAddr = field.parse()?;
     if address.port() == 0 {
@@ -312,6 +332,7 @@ impl Settings {
             ("admin.socket", self.socket != old.socket),
             ("health.listen", self.health != old.health),
             ("metrics.listen", self.metrics != old.metrics),
+            ("metrics.services", self.metrics_services != old.metrics_services),
         ];
         differs.iter().filter(|(_, differs)| *differs).map(|(key, _)| (*key).to_owned()).collect()
     }

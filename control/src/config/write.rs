@@ -103,11 +103,12 @@ fn write_settings(text: &mut String, settings: &Settings) {
     };
     let _ = writeln!(text, "kernel_path: {path}");
     let _ = writeln!(text, "admin: {{socket: {}}}", quoted(&settings.socket.to_string_lossy()));
-    for (section, address) in [("health", settings.health), ("metrics", settings.metrics)] {
-        if let Some(address) = address {
-            let _ = writeln!(text, "{section}: {{listen: {}}}", quoted(&address.to_string()));
-        }
+    if let Some(address) = settings.health {
+        let _ = writeln!(text, "health: {{listen: {}}}", quoted(&address.to_string()));
     }
+    let listen = settings.metrics.map(|address| format!("listen: {}, ", quoted(&address.to_string())));
+    let (listen, services) = (listen.unwrap_or_default(), settings.metrics_services);
+    let _ = writeln!(text, "metrics: {{{listen}services: {services}}}");
 }
 
 fn write_timeouts(text: &mut String, timeouts: &Timeouts) {

@@ -7,9 +7,12 @@
 pub mod control;
 pub mod kubernetes;
 mod process;
+mod services;
 mod workers;
 mod write;
 mod xdp;
+
+use std::sync::Arc;
 
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::metrics::counter::Counter;
@@ -17,11 +20,13 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
 use self::process::Process;
+use self::services::Services;
 use self::workers::Workers;
 use self::write::Labels;
 use self::xdp::Xdp;
 use crate::daemon::Served;
 use crate::http::health::Page;
+use crate::reconcile::Reconciler;
 
 /// A notation for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +79,13 @@ impl Metrics {
     /// What workers count, each of which has room for so many flows.
     pub fn add_workers(&mut self, workers: &[Served], flow_limit: usize) {
         self.registry.register_collector(Box::new(Workers::new(workers, flow_limit)));
+    }
+
+    /// What services get, the first `limit` ones told one by one.
+    pub fn add_services(&mut self, reconciler: &Reconciler, limit: usize) {
+        let (state, stats) = (Arc::clone(reconciler.state()), reconciler.stats().to_vec());
+        let services = Services::new(reconciler.watch(), state, stats, limit);
+        self.registry.register_collector(Box::new(services));
     }
 
     /// What the XDP program counts.

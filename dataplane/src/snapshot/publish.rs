@@ -51,6 +51,11 @@ impl Publisher {
         Reader { shared: Arc::clone(&self.shared), worker, snapshot: self.shared.current.load_full() }
     }
 
+    /// An end that only looks.
+    pub fn watch(&self) -> Watch {
+        Watch(Arc::clone(&self.shared))
+    }
+
     /// The snapshot that was published last.
     pub fn current(&self) -> Arc<Snapshot> {
         self.shared.current.load_full()
@@ -78,6 +83,17 @@ impl Publisher {
         // A count of 1 is this list's own; a reader can only take the current one, which stays.
         self.kept.retain(|kept| kept.generation == current || Arc::strong_count(kept) > 1);
         self.kept.len()
+    }
+}
+
+/// An end for whoever wants to see what is published and is no worker. What it holds is freed by the publisher.
+#[derive(Clone, Debug)]
+pub struct Watch(Arc<Shared>);
+
+impl Watch {
+    /// The snapshot that was published last.
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.0.current.load_full()
     }
 }
 

@@ -72,11 +72,12 @@ fn settings_out_of_range_or_of_another_type_are_refused() {
         ),
         (
             "addresses for health and metrics",
-            "..\nhealth: {listen: \"10256\"}\nmetrics: {listen: \"127.0.0.1:0\", path: /m}\n",
+            "..\nhealth: {listen: \"10256\"}\nmetrics: {listen: \"127.0.0.1:0\", path: /m, services: 100001}\n",
             &[
                 "2:18: health.listen: \"10256\": invalid socket address syntax",
                 "3:19: metrics.listen: port 0 is no port",
-                "3:34: metrics.path: unknown key, known are listen",
+                "3:34: metrics.path: unknown key, known are listen, services",
+                "3:54: metrics.services: 100001 is above 100000",
             ],
         ),
         (
