@@ -16,10 +16,9 @@ pub enum Change {
 }
 
 /// Fields, or blocks of them, that are used once, at start.
-const AT_START: [&str; 10] = [
+const AT_START: [&str; 9] = [
     "bindAddressHardFail",
     "clientConnection",
-    "configSyncPeriod",
     "conntrack.maxPerCore",
     "conntrack.min",
     "healthzBindAddress",

@@ -257,7 +257,7 @@ impl Teller<'_> {
             ("clientConnection.contentType", none("Weir asks for JSON")),
             ("clientConnection.qps", honoured(qps)),
             ("clientConnection.burst", honoured("requests to the API server that may come at once")),
-            ("configSyncPeriod", honoured("after this time all objects are listed again")),
+            ("configSyncPeriod", none("what is watched is not gone through again on a timer")),
         ]
     }
 

@@ -252,7 +252,7 @@ pub const FLAGS: [Flag; 47] = [
         "config-sync-period",
         "configSyncPeriod",
         Kind::Duration,
-        "After this time all objects are listed again",
+        "No effect: nothing is gone through again on a timer",
     ),
     flag("healthz-port", "healthzBindAddress", Kind::Port, "Deprecated: see --healthz-bind-address"),
     flag("metrics-port", "metricsBindAddress", Kind::Port, "Deprecated: see --metrics-bind-address"),

@@ -19,7 +19,6 @@ mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 pub use change::{Change, change};
 pub use document::{Document, Unwritable};
@@ -72,8 +71,6 @@ pub struct Client {
     pub qps: Option<f32>,
     /// Requests that may come at once before the limit counts.
     pub burst: u32,
-    /// After this time what was watched is listed again.
-    pub resync: Duration,
 }
 
 /// Where health and metrics are served.
@@ -235,7 +232,6 @@ impl KubeProxy {
             master: self.master.clone(),
             qps: (client.qps > 0.0).then_some(client.qps),
             burst: u32::try_from(client.burst).unwrap_or(0),
-            resync: self.document.config_sync_period.time(),
         }
     }
 

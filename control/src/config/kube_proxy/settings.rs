@@ -124,7 +124,9 @@ impl Gate {
             Self::ZoneHints | Self::TrafficDistribution => "whether hints for zones choose endpoints",
             Self::LoadBalancerIpMode => "whether load balancers' addresses of mode Proxy are left out",
             Self::DrainingNodes => "whether /healthz fails on a node that goes away",
-            Self::ExternalIps => "whether externalIPs count at all; kubernetes.external_ips says which",
+            Self::ExternalIps => {
+                "true allows all externalIPs where kubernetes.external_ips is not said, false none at all"
+            }
         }
     }
 }

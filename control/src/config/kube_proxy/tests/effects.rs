@@ -36,6 +36,17 @@ fn every_field_of_the_document_is_told_about_once() {
 }
 
 #[test]
+fn the_documentation_has_every_field_and_every_flag() {
+    let documentation = include_str!("../../../../../docs/kube-proxy-config.md");
+    let proxy = read("").unwrap();
+    let fields = proxy.effects(&Section::default()).into_iter().map(|field| field.field);
+    let flags = crate::config::kube_proxy::flags::FLAGS.iter().map(|flag| format!("--{}", flag.name));
+    let missing: Vec<_> =
+        fields.chain(flags).filter(|name| !documentation.contains(&format!("`{name}`"))).collect();
+    assert_eq!(missing, Vec::<String>::new());
+}
+
+#[test]
 fn what_is_said_and_has_no_effect_is_warned_of() {
     for (fields, want) in [
         ("windowsRunAsService: false\nportRange: ''\nipvs: {strictARP: false}", ""),
@@ -70,6 +81,10 @@ fn what_is_said_and_has_no_effect_is_warned_of() {
         (
             "featureGates: {Other: true}",
             "featureGates.Other: no effect: Weir has nothing that this gate switches",
+        ),
+        (
+            "configSyncPeriod: 5m",
+            "configSyncPeriod: no effect: what is watched is not gone through again on a timer",
         ),
         ("enableProfiling: true", "enableProfiling: no effect: Weir serves no profiles"),
         ("winkernel: {sourceVip: 10.0.0.1}", "winkernel.sourceVip: no effect: of Windows"),

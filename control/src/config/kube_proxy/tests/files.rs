@@ -42,7 +42,6 @@ fn the_config_map_of_kubeadm_loads_without_a_word() {
             master: None,
             qps: Some(5.0),
             burst: 10,
-            resync: Duration::from_secs(900),
         }
     );
     let listen = read.listen();
