@@ -42,7 +42,7 @@ use fault::Sink;
 use kube_proxy::Timeout;
 use reader::{Field, Step, Steps, find, locate};
 use settings::SNAT_ADDRESSES_MAX;
-use tree::Node;
+use tree::{Node, Value};
 
 /// The keys of the document.
 const KEYS: [&str; 19] = [
@@ -184,6 +184,14 @@ pub fn parse(file_name: &str, text: &str) -> Result<Config, Faults> {
             return Err(sink.into_faults());
         }
     };
+    if let Some(kind) = find(&root, &[Step::Key("kind")])
+        && let Value::Scalar { text, .. } = &kind.value
+        && matches!(&**text, "KubeProxyConfiguration" | "ConfigMap")
+    {
+        let reason = format!("this is a {text}: give it by --kube-proxy-config; Weir's own file is another");
+        sink.add(Some(kind.at), "kind", reason);
+        return Err(sink.into_faults());
+    }
     let field = Field::root(&root, &sink);
     let Some(document) = field.map(&KEYS) else { return Err(sink.into_faults()) };
     let (settings, interface_marks) = settings::read(&document);

@@ -83,6 +83,17 @@ fn a_section_that_cannot_be_is_refused_at_its_places() {
 }
 
 #[test]
+fn kube_proxys_file_in_the_place_of_weirs_own_is_told_as_such() {
+    for (kind, name) in [("KubeProxyConfiguration", "a configuration"), ("ConfigMap", "a ConfigMap")] {
+        let text = format!("apiVersion: x\nkind: {kind}\nmode: ipvs\n");
+        let want = format!(
+            "2:7: kind: this is a {kind}: give it by --kube-proxy-config; Weir's own file is another"
+        );
+        assert_faults(&[(name, &text, &[&want])]);
+    }
+}
+
+#[test]
 fn kubernetes_switched_on_by_the_command_line_needs_a_pool_too() {
     let checked = |text: &str| parse("f", text).unwrap().check_kubernetes();
     assert!(checked(&POOL.replace("..", "interfaces: [{name: a}]")).is_ok());
