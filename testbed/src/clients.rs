@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -132,16 +132,25 @@ pub fn iperf3(client: &Namespace, server: IpAddr, direction: Direction, duration
     if direction == Direction::Download {
         command.arg("--reverse");
     }
-    let mut attempt = || iperf3_rate(&run(&mut command, duration + LIMIT * 2)?);
-    let rate = match attempt() {
-        // Between two tests iperf3's server closes its listening socket for a moment.
-        Err(error) if format!("{error:#}").contains("unable to connect to server: Connection re") => {
-            std::thread::sleep(Duration::from_millis(500));
-            attempt()
+    let started = Instant::now();
+    let rate = loop {
+        match iperf3_rate(&run(&mut command, duration + LIMIT * 2)?) {
+            // Between two tests iperf3's server has not taken note of the end of the last one yet, or closes its listening
+            // socket for a moment.
+            Err(error) if is_between_tests(&error) && started.elapsed() < LIMIT => {
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            done => break done,
         }
-        done => done,
     };
     rate.with_context(|| format!("iperf3 of {server}"))
+}
+
+fn is_between_tests(error: &anyhow::Error) -> bool {
+    let told = format!("{error:#}");
+    ["the server is busy running a test", "unable to connect to server: Connection re"]
+        .iter()
+        .any(|between| told.contains(between))
 }
 
 fn iperf3_rate(said: &Said) -> Result<f64> {
