@@ -3,6 +3,8 @@
 //! Everything is opened in an order in which each step can fail and leave nothing behind: what was opened before is
 //! closed when its owner is dropped. Frames come only once all of it works, when control fills the XDP program's maps.
 
+mod kubernetes;
+
 use std::fs;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -13,12 +15,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use control::admin::server::ListenError;
-use control::config::{self, Config, KubeProxy, Settings};
+use control::config::{self, Config, Settings};
 use control::daemon::{Control, Host, Parts, Served};
 use control::http::{self, health};
 use control::metrics::{self, Metrics};
 use control::reconcile::Reconciler;
-use control::source::kubernetes::settings as kubernetes;
 use dataplane::flow::directory::Directory;
 use dataplane::ids::WorkerId;
 use dataplane::io::handoff::{self, Exchange};
@@ -32,6 +33,7 @@ use dataplane::wanted::Wanted;
 use dataplane::worker::{self, Idle, on_core};
 use xdp_prog::Xdp;
 
+use self::kubernetes::Feed;
 use crate::cli::{EXIT_USAGE, KubeProxyFlags};
 use crate::process;
 
@@ -86,13 +88,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut config = config.context("--config is missing")?;
-    match kubernetes(&mut config, &proxy, said) {
-        Ok(Some(settings)) => {
-            process::set_oom_score(&proxy);
-            tracing::info!(node = %settings.node, mode = proxy.mode().name(), "as kube-proxy");
-        }
-        Ok(None) => {}
+    let feed = match Feed::of(&mut config, &proxy, said) {
+        Ok(feed) => feed,
         Err(status) => return Ok(status),
+    };
+    if let Some(feed) = &feed {
+        process::set_oom_score(&proxy);
+        tracing::info!(node = %feed.node(), mode = proxy.mode().name(), "as kube-proxy");
     }
     let host = config.check_host();
     for warning in host.warnings.iter() {
@@ -102,7 +104,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         eprintln!("{}", host.faults);
         return Ok(ExitCode::from(EXIT_USAGE));
     }
-    let (control, http) = start(config, args.busy_poll, proxy.listen().hard_fail)?;
+    let (control, http) = start(config, feed, args.busy_poll, proxy.listen().hard_fail)?;
     let ending = control.run();
     drop(http);
     for panic in &ending.panics {
@@ -121,30 +123,10 @@ fn clean_up(config: Option<&Config>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The settings of the Kubernetes source, where there is to be one; the configuration then has what kube-proxy's sets.
-/// Faults are told here; the error is the exit status that stands for them.
-fn kubernetes(
-    config: &mut Config,
-    proxy: &Arc<KubeProxy>,
-    said: bool,
-) -> Result<Option<kubernetes::Settings>, ExitCode> {
-    if !config.kubernetes.enabled.unwrap_or(said) {
-        if said {
-            tracing::warn!(
-                "kubernetes.enabled is false: kube-proxy's configuration and flags have no effect"
-            );
-        }
-        return Ok(None);
-    }
-    for warning in proxy.warnings_beside(&config.kubernetes) {
-        tracing::warn!("{warning}");
-    }
-    crate::cli::settings_of_kubernetes(config, proxy).map(Some)
-}
-
 /// Opens everything. The workers run afterwards, and get no frames yet.
 fn start(
     config: Config,
+    feed: Option<Feed>,
     busy_poll: bool,
     hard_fail: bool,
 ) -> anyhow::Result<(Control<Xdp>, Option<http::thread::Thread>)> {
@@ -186,14 +168,16 @@ fn start(
         workers.push(shared.worker(id, exchange, &reconciler, &xdp, Arc::clone(stats))?);
     }
     let wanted = shared.wanted;
-    let health = Arc::new(health::State::new(HEALTH_LIMIT));
+    let limit = feed.as_ref().map_or(HEALTH_LIMIT, Feed::health_limit);
+    let health = Arc::new(health::State::new(limit));
     let numbers = metrics::control::Control::default();
     let mut counted = Metrics::new();
     counted.add_workers(&workers, settings.flow_limit);
     counted.add_services(&reconciler, settings.metrics_services);
     counted.add_xdp(xdp.counters().clone());
     numbers.register(counted.registry());
-    let http = listen(settings, &health, counted, hard_fail)?;
+    let http = listen(settings, &health, counted, feed.as_ref(), hard_fail)?;
+    let kubernetes = feed.map(|feed| feed.start(&config, &host, Arc::clone(&health))).transpose()?;
     let services = config.desired.services().len();
     tracing::info!(workers = count, services, socket = %config.settings.socket.display(), "ready");
     Ok((
@@ -206,7 +190,7 @@ fn start(
             wanted,
             health,
             numbers,
-            kubernetes: None,
+            kubernetes,
         }),
         http,
     ))
@@ -216,14 +200,17 @@ fn start(
 fn listen(
     settings: &Settings,
     health: &Arc<health::State>,
-    metrics: Metrics,
+    mut metrics: Metrics,
+    feed: Option<&Feed>,
     hard_fail: bool,
 ) -> anyhow::Result<Option<http::thread::Thread>> {
     let addresses = http::thread::Addresses { health: settings.health, metrics: settings.metrics, hard_fail };
-    if addresses.health.is_none() && addresses.metrics.is_none() {
+    // Services' health checks are served wherever Kubernetes asks for them.
+    if feed.is_none() && addresses.health.is_none() && addresses.metrics.is_none() {
         return Ok(None);
     }
-    let parts = http::thread::Parts { addresses, health: Arc::clone(health), metrics, node: None };
+    let node = feed.map(|feed| feed.expose(&mut metrics)).transpose()?;
+    let parts = http::thread::Parts { addresses, health: Arc::clone(health), metrics, node };
     Ok(Some(http::thread::Thread::start(parts)?))
 }
 

@@ -450,9 +450,12 @@ impl<G: Gate> Control<G> {
                 .map(|key| format!("{file}: {key}: only a restart changes this"))
                 .collect());
         }
-        if config.desired != *self.reconciler.desired() {
+        let desired = self.beside_kubernetes(&config.desired).map_err(|conflicts| {
+            conflicts.iter().map(|conflict| format!("{}: {conflict}", config.file())).collect::<Vec<_>>()
+        })?;
+        if desired != *self.reconciler.desired() {
             self.reconciler
-                .set_desired(config.desired.clone(), &mut self.gate)
+                .set_desired(desired, &mut self.gate)
                 .map_err(|refusal| vec![format!("{}: {refusal}", config.file())])?;
             self.complete().await;
             self.services_changed();

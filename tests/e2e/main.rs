@@ -12,6 +12,7 @@ mod ftp;
 mod icmp;
 mod kernel;
 mod kube_proxy;
+mod kubernetes;
 mod metrics;
 mod modes;
 mod neighbours;

@@ -92,6 +92,8 @@ pub struct Config {
 struct Said {
     timeouts: Vec<Timeout>,
     flow_limit: bool,
+    /// Of services and of backends.
+    limits: [bool; 2],
 }
 
 impl Config {
@@ -115,8 +117,9 @@ impl Config {
     }
 
     /// Takes what kube-proxy's configuration sets where this file says nothing: where health and metrics are served,
-    /// idle times of flows, and the size of the flow tables on so many `cores`.
+    /// idle times of flows, and the size of the flow tables on so many `cores`. And makes room for a cluster.
     pub fn fill_in(&mut self, proxy: &Arc<KubeProxy>, cores: usize) {
+        self.make_room_for_a_cluster();
         self.filled_by = Some((Arc::clone(proxy), cores));
         let listen = proxy.listen();
         self.settings.health = self.settings.health.or(listen.health);
@@ -142,6 +145,20 @@ impl Config {
     pub fn fill_in_like(&mut self, other: &Self) {
         if let Some((proxy, cores)) = &other.filled_by {
             self.fill_in(proxy, *cores);
+        }
+    }
+
+    /// Makes room for the Services of a large cluster where this file says nothing of limits: 50,000 of them with ten
+    /// endpoints each, which may all be replaced while flows of the old ones go on, and which are reached in several ways.
+    fn make_room_for_a_cluster(&mut self) {
+        let limits = &mut self.settings.limits;
+        for (limit, said, room) in [
+            (&mut limits.services, self.said.limits[0], settings::CLUSTER_SERVICES),
+            (&mut limits.backends, self.said.limits[1], settings::CLUSTER_BACKENDS),
+        ] {
+            if !said {
+                *limit = room;
+            }
         }
     }
 
@@ -228,7 +245,12 @@ fn said(root: &Node<'_>) -> Said {
         says(&[Step::Key("timeouts"), Step::Key("tcp"), Step::Key(key)]).then_some(Timeout::Tcp(state))
     });
     let udp = says(&[Step::Key("timeouts"), Step::Key("udp_s")]).then_some(Timeout::Udp);
-    Said { timeouts: tcp.chain(udp).collect(), flow_limit: says(&[Step::Key("flows"), Step::Key("limit")]) }
+    let limit = |of| says(&[Step::Key("limits"), Step::Key(of)]);
+    Said {
+        timeouts: tcp.chain(udp).collect(),
+        flow_limit: says(&[Step::Key("flows"), Step::Key("limit")]),
+        limits: [limit("services"), limit("backends")],
+    }
 }
 
 /// Brings what is found in a draft back to its place in the file.

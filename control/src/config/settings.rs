@@ -19,6 +19,10 @@ pub const SOCKET: &str = "/run/weir/weir.sock";
 /// The kernel's end of the path to the kernel.
 pub const KERNEL_PATH: &str = "weir0";
 
+/// Services where Kubernetes feeds Weir.
+pub(super) const CLUSTER_SERVICES: usize = 1 << 18;
+/// Backends where Kubernetes feeds Weir.
+pub(super) const CLUSTER_BACKENDS: usize = 1 << 20;
 /// Flows of one worker at least.
 pub(super) const FLOWS_MIN: usize = 1024;
 /// Flows of one worker at most.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::command::{Command, Forward, Key, Refusal, Server, ServerKey, Service, Timeouts, TunnelKind};
 use super::convert::{self, address, backend, engine, free_name, keys, persistence, reach, scheduling};
-use crate::model::{self, Clients, Draft, Family, Reach, SECONDS_MAX};
+use crate::model::{self, Clients, Draft, Family, Origin, Reach, SECONDS_MAX};
 
 type Map<K, V> = HashMap<K, V, ahash::RandomState>;
 
@@ -105,16 +105,20 @@ impl Table {
             Command::AddServer(key, server) => self.add_server(*key, server)?,
             Command::EditServer(key, server) => self.edit_server(*key, server)?,
             Command::DeleteServer(key, server) => self.delete_server(*key, *server)?,
-            Command::Flush => {
-                self.services.clear();
-                self.places.clear();
-                self.names.clear();
-                self.left = self.room;
-            }
+            Command::Flush => self.flush(),
             Command::SetTimeouts(timeouts) => self.set_timeouts(*timeouts)?,
         }
         self.changed = true;
         Ok(())
+    }
+
+    /// Takes away all services but Kubernetes's.
+    fn flush(&mut self) {
+        let services = std::mem::take(&mut self.services).into_iter().flatten();
+        let theirs = services.filter(|service| service.origin == Origin::Kubernetes).collect();
+        let draft = Draft { services: theirs, ..std::mem::take(&mut self.draft) };
+        let (own, zeroed) = (std::mem::take(&mut self.own), std::mem::take(&mut self.zeroed));
+        *self = Self { zeroed, ..Self::new(draft, own, self.room) };
     }
 
     /// Whether a command changed anything but counters.
@@ -244,7 +248,14 @@ impl Table {
     fn slot(&self, key: Key) -> Result<usize, Refusal> {
         match self.places.get(&key) {
             None => Err(Refusal::NoService),
-            Some(Place::Own(position)) => Ok(*position),
+            Some(Place::Own(position)) => {
+                let service = self.services.get(*position).and_then(Option::as_ref);
+                if service.is_some_and(|service| service.origin == Origin::Kubernetes) {
+                    let message = "this service is Kubernetes's: only its objects there change it";
+                    return Err(Refusal::Weir(message.into()));
+                }
+                Ok(*position)
+            }
             Some(Place::OnNode) => Err(Refusal::Weir(
                 "this is a service's node port: only the configuration of weir changes it".into(),
             )),
