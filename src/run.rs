@@ -178,7 +178,7 @@ fn start(
     numbers.register(counted.registry());
     let http = listen(settings, &health, counted, feed.as_ref(), hard_fail)?;
     let kubernetes = feed.map(|feed| feed.start(&config, &host, Arc::clone(&health))).transpose()?;
-    let services = config.desired.services().len();
+    let services = config.desired.len();
     tracing::info!(workers = count, services, socket = %config.settings.socket.display(), "ready");
     Ok((
         Control::new(Parts {

@@ -277,9 +277,16 @@ impl<G: Gate> Control<G> {
 
     /// What follows from new services or routes: which neighbours are needed, which addresses are announced.
     fn services_changed(&mut self) {
-        self.resolver.set_standing(self.reconciler.needed_neighbours(), Instant::now());
+        let now = Instant::now();
+        for (place, is_needed) in self.reconciler.neighbour_news() {
+            if is_needed {
+                self.resolver.stand(place, now);
+            } else {
+                self.resolver.let_go(place, now);
+            }
+        }
         let snapshot = self.reconciler.current();
-        self.host.announcer.set_owned(&snapshot.net, snapshot.services.owned());
+        self.host.announcer.follow(&snapshot.net, self.reconciler.owned_news());
     }
 
     /// Notes when what the kernel said becomes tables.
@@ -450,13 +457,12 @@ impl<G: Gate> Control<G> {
                 .map(|key| format!("{file}: {key}: only a restart changes this"))
                 .collect());
         }
-        let desired = self.beside_kubernetes(&config.desired).map_err(|conflicts| {
-            conflicts.iter().map(|conflict| format!("{}: {conflict}", config.file())).collect::<Vec<_>>()
-        })?;
-        if desired != *self.reconciler.desired() {
-            self.reconciler
-                .set_desired(desired, &mut self.gate)
-                .map_err(|refusal| vec![format!("{}: {refusal}", config.file())])?;
+        let before = self.reconciler.current().generation;
+        let generation = self
+            .reconciler
+            .configure(&config.desired, &mut self.gate)
+            .map_err(|refusal| vec![format!("{}: {refusal}", config.file())])?;
+        if generation != before {
             self.complete().await;
             self.services_changed();
         }

@@ -6,6 +6,7 @@
 mod address;
 mod change;
 mod conflict;
+mod desired;
 mod rule;
 
 use std::net::Ipv4Addr;
@@ -22,6 +23,8 @@ pub use address::{AddressRange, BadRange, Family, NotUnicast, POOL_ADDRESSES_MAX
 pub use change::{Change, Common};
 pub use conflict::{Conflict, Place, Reason};
 pub use dataplane::snapshot::{Clients, Masquerade, WhenEmpty};
+pub(crate) use desired::{Applied, Touched};
+pub use desired::{DesiredState, Order};
 pub use rule::{Interface, MatchRule, PortRange};
 
 /// The largest weight that ipvsadm takes.
@@ -417,61 +420,4 @@ pub struct Draft {
     pub timeouts: Timeouts,
     /// What IPVS has as sysctls, and limits.
     pub settings: Settings,
-}
-
-/// A [`Draft`] whose parts go together: the input of [`crate::compile::compile`].
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct DesiredState(Draft);
-
-impl DesiredState {
-    /// The draft, if its parts go together; else everything that stands against it, in the order of the draft.
-    pub fn new(draft: Draft) -> Result<Self, Vec<Conflict>> {
-        let conflicts = conflict::find(&draft);
-        if conflicts.is_empty() { Ok(Self(draft)) } else { Err(conflicts) }
-    }
-
-    /// What it was made of: to be changed and made into another.
-    pub fn draft(&self) -> &Draft {
-        &self.0
-    }
-
-    /// The services, in the order of their source.
-    pub fn services(&self) -> &[Service] {
-        &self.0.services
-    }
-
-    /// The SNAT pools, in the order of their source.
-    pub fn pools(&self) -> &[SnatPool] {
-        &self.0.pools
-    }
-
-    /// The node's own addresses.
-    pub fn node_addresses(&self) -> &[Unicast] {
-        &self.0.node_addresses
-    }
-
-    /// Where local clients are.
-    pub fn local(&self) -> &[IpNet] {
-        &self.0.local
-    }
-
-    /// Networks of virtual addresses.
-    pub fn virtual_networks(&self) -> &[IpNet] {
-        &self.0.virtual_networks
-    }
-
-    /// The rules that give marks, by precedence.
-    pub fn rules(&self) -> &[MatchRule] {
-        &self.0.rules
-    }
-
-    /// Idle times of flows.
-    pub fn timeouts(&self) -> Timeouts {
-        self.0.timeouts
-    }
-
-    /// What IPVS has as sysctls, and limits.
-    pub fn settings(&self) -> Settings {
-        self.0.settings
-    }
 }

@@ -5,12 +5,14 @@
 //! new. In between, what is neither here nor there goes to the kernel. A desired state that does not fit is refused
 //! before anything is touched.
 
-use std::collections::{HashMap, HashSet};
+mod counters;
+
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use dataplane::ids::{BackendId, ServiceId, WorkerId};
+use dataplane::flow::key;
+use dataplane::ids::WorkerId;
 use dataplane::snapshot::net::Neighbour;
 use dataplane::snapshot::publish::{Publisher, Reader, Watch};
 use dataplane::snapshot::{Net, Service, Services, Snapshot};
@@ -18,13 +20,15 @@ use dataplane::state::State;
 use dataplane::stats::WorkerStats;
 use dataplane::time::Tick;
 use dataplane::worker::monotonic_ns;
-use xdp_prog::{Delta, Ours, SyncError, Xdp};
+use xdp_prog::{Claim, Delta, SyncError, Xdp};
 
-use crate::admin::protocol::{Count, Traffic};
-use crate::compile::{self, CompileError, Compiled, Fresh, IdTable};
+use crate::admin::protocol::Count;
+use crate::compile::{Addresses, Built, CompileError, Compiler};
 use crate::ipvs::estimator::Estimator;
-use crate::model::{self, Change, Conflict, DesiredState};
-use crate::netlink::compile::{gateways, next_neighbours};
+use crate::model::{self, Applied, Change, Conflict, DesiredState};
+use crate::netlink::standing::Standing;
+pub use counters::Baseline;
+use counters::Sight;
 
 /// What decides in the kernel whether a frame is Weir's.
 pub trait Gate {
@@ -83,26 +87,19 @@ pub enum Refusal {
 #[derive(Debug)]
 pub struct Reconciler {
     desired: DesiredState,
-    ids: IdTable,
-    ours: Ours,
-    /// What of it the XDP program was told.
-    told: Ours,
-    /// The generation that every worker has to use before the XDP program may hand over all of `ours`.
+    compiler: Compiler,
+    /// What the XDP program is still to be told: all that there was at the start, and what nobody claims any more.
+    untold: Delta,
+    /// The generation that every worker has to use before the XDP program may hand over all that is claimed.
     awaited: Option<u64>,
-    /// Removed backends that still have a slot, as last counted; `None` where that may be any number.
-    removed: Option<usize>,
     publisher: Publisher,
     state: Arc<State>,
     stats: Vec<Arc<WorkerStats>>,
     baseline: Baseline,
     estimator: Estimator,
-}
-
-/// What counters showed when their slots got their present owners. Counters only ever grow; their slots are reused.
-#[derive(Clone, Debug, Default)]
-pub struct Baseline {
-    backends: HashMap<BackendId, Traffic, ahash::RandomState>,
-    services: HashMap<ServiceId, u64, ahash::RandomState>,
+    standing: Standing,
+    /// Addresses that Weir has come to answer for, or no longer does, in order.
+    owned: Vec<(IpAddr, bool)>,
 }
 
 impl Reconciler {
@@ -113,27 +110,30 @@ impl Reconciler {
         state: Arc<State>,
         stats: Vec<Arc<WorkerStats>>,
     ) -> Result<Self, CompileError> {
-        let compiled = compile::compile(&desired, &IdTable::new(&state))?;
-        compiled.prepare(&Services::default(), &state, Tick::from_ns(monotonic_ns()));
-        let Compiled { services, ours, timeouts, settings, mut ids, .. } = compiled;
-        let first =
-            Snapshot { generation: 1, services: Arc::new(services), net: Arc::new(net), timeouts, settings };
-        ids.published(first.generation);
-        let mut estimator = Estimator::default();
-        estimator.follow(&first.services, &Fresh::default(), |id| total(&stats, id));
-        let publisher = Publisher::new(first, stats.len());
+        let first = Snapshot { generation: 1, net: Arc::new(net), ..Snapshot::default() };
+        let nothing = Arc::clone(&first.services);
+        let mut compiler = Compiler::new(&state);
+        let mut plan = compiler.plan(&desired, &Applied::all(&desired), &nothing, first.generation)?;
+        let untold = std::mem::take(&mut plan.delta);
+        let (services, built) = compiler.build(&desired, plan, &untold, &nothing);
+        built.prepare(&nothing, &services, &state, Tick::from_ns(monotonic_ns()));
+        let mut standing = Standing::default();
+        standing.recount(&first.net, built.addresses.new.iter().copied());
+        let owned = services.owned().map(|addr| (addr, true)).collect();
+        let (timeouts, settings) = (desired.timeouts(), desired.settings());
+        let first = Snapshot { services: Arc::new(services), timeouts, settings, ..first };
         Ok(Self {
             desired,
-            ids,
-            ours,
-            told: Ours::default(),
-            awaited: Some(1),
-            removed: Some(0),
-            publisher,
+            compiler,
+            untold,
+            awaited: Some(first.generation),
+            publisher: Publisher::new(first, stats.len()),
             state,
             stats,
             baseline: Baseline::default(),
-            estimator,
+            estimator: Estimator::default(),
+            standing,
+            owned,
         })
     }
 
@@ -159,7 +159,7 @@ impl Reconciler {
 
     /// The service of the given tables that was made of `service`.
     pub fn compiled<'t>(&self, tables: &'t Services, service: &model::Service) -> Option<&'t Service> {
-        tables.service(self.ids.service(&service.identity()?)?)
+        tables.service(self.compiler.id(self.desired.named(&service.name)?)?)
     }
 
     /// Connection counts and scheduler positions.
@@ -169,7 +169,7 @@ impl Reconciler {
 
     /// How many services and backends have a slot, removed ones whose flows go on included.
     pub fn in_use(&self) -> (usize, usize) {
-        self.ids.in_use()
+        self.compiler.in_use()
     }
 
     /// The workers' counters.
@@ -188,62 +188,119 @@ impl Reconciler {
     }
 
     /// Sets those of a service to zero, of all without one.
-    pub fn zero(&mut self, of: Option<ServiceId>) {
+    pub fn zero(&mut self, of: Option<&Service>) {
         self.estimator.zero(of);
     }
 
     /// Looks at the counters whose turn has come by `now_ms`, counted from anywhere.
     pub fn estimate(&mut self, now_ms: u64) {
-        let (current, state) = (self.publisher.current(), &self.state);
-        let is_over = |id| {
-            current.services.backend(id).is_none()
-                && state.backend(id).is_none_or(|counts| counts.counts() == (0, 0))
-        };
-        self.estimator.tick(now_ms, |id| total(&self.stats, id), is_over);
+        let current = self.publisher.current();
+        let Self { stats, baseline, desired, compiler, estimator, .. } = self;
+        let counters = Sight { stats, baseline, desired, compiler, tables: &current.services };
+        estimator.tick(now_ms, &counters);
     }
 
-    /// Publishes changed services, or refuses the change whole. [`Reconciler::advance`] completes it once the workers have
-    /// it.
+    /// Publishes changed services, or refuses the change whole: one in which nothing changes is the present generation.
+    /// [`Reconciler::advance`] completes it once the workers have it. Costs what changes, not what there is.
     pub fn change(&mut self, change: Change, gate: &mut impl Gate) -> Result<u64, Refusal> {
-        let mut desired = self.desired.clone();
-        desired.change(change).map_err(Refusal::Conflicts)?;
-        self.set_desired(desired, gate)
+        let applied = self.desired.follow(change).map_err(Refusal::Conflicts)?;
+        self.publish(applied, gate)
     }
 
-    /// Publishes new services. [`Reconciler::advance`] completes the change once the workers have it.
-    pub fn set_desired(&mut self, desired: DesiredState, gate: &mut impl Gate) -> Result<u64, Refusal> {
-        self.ids.reclaim(&self.state, |generation| self.publisher.is_seen(generation));
-        let compiled = compile::compile(&desired, &self.ids)?;
-        if let Err(fault) = gate.begin(&Delta::between(&self.told, &compiled.ours)) {
-            // Part of it may be removed already: the next advance puts that back.
-            self.awaited.get_or_insert(self.current().generation);
-            return Err(fault.into());
+    /// Publishes what a configuration desires in the place of what the one before did, beside what other sources desire.
+    /// The rest is as with [`Reconciler::change`].
+    pub fn configure(&mut self, configuration: &DesiredState, gate: &mut impl Gate) -> Result<u64, Refusal> {
+        let applied = self.desired.configure(configuration).map_err(Refusal::Conflicts)?;
+        self.publish(applied, gate)
+    }
+
+    fn publish(&mut self, applied: Applied, gate: &mut impl Gate) -> Result<u64, Refusal> {
+        let old = self.current();
+        if applied.is_empty() {
+            return Ok(old.generation);
         }
-        self.told = compiled.ours.clone();
-        if narrows(&self.ours.snat, &compiled.ours.snat) {
+        self.reclaim();
+        let generation = old.generation + 1;
+        let planned = self.compiler.plan(&self.desired, &applied, &old.services, generation);
+        let begun = planned.map_err(Refusal::from).and_then(|mut plan| {
+            let delta = std::mem::take(&mut plan.delta);
+            self.begin(&delta, gate)?;
+            Ok((plan, delta))
+        });
+        let (plan, delta) = match begun {
+            Ok(begun) => begun,
+            Err(refusal) => {
+                self.desired.undo(applied);
+                return Err(refusal);
+            }
+        };
+        if narrows(&delta) {
             tracing::warn!(
                 "SNAT addresses or ports are gone: established fullnat flows that use them will end"
             );
         }
-        let old = self.current();
-        compiled.prepare(&old.services, &self.state, Tick::from_ns(monotonic_ns()));
-        self.baseline.note(&compiled.fresh, &self.stats);
-        let Compiled { services, ours, timeouts, settings, ids, fresh } = compiled;
+        let (services, built) = self.compiler.build(&self.desired, plan, &delta, &old.services);
+        built.prepare(&old.services, &services, &self.state, Tick::from_ns(monotonic_ns()));
+        self.baseline.note(&built.reused, &self.stats);
+        let Self { stats, baseline, desired, compiler, estimator, .. } = self;
+        let counters = Sight { stats, baseline, desired, compiler, tables: &services };
+        estimator.follow(&old.services, &services, &built, &counters);
+        self.follow(&old, &services, &built);
+        let (timeouts, settings) = (self.desired.timeouts(), self.desired.settings());
         let next = Snapshot { services: Arc::new(services), timeouts, settings, ..Snapshot::clone(&old) };
-        let generation = self.publisher.publish(next);
-        self.estimator.follow(&self.publisher.current().services, &fresh, |id| total(&self.stats, id));
-        self.ids = ids;
-        self.ids.published(generation);
-        self.desired = desired;
-        self.ours = ours;
+        self.publisher.publish(next);
         self.awaited = Some(generation);
-        self.removed = None;
         Ok(generation)
+    }
+
+    /// Begins a change of what the XDP program hands over, and of what it is still to be told.
+    fn begin(&mut self, delta: &Delta, gate: &mut impl Gate) -> Result<(), SyncError> {
+        let Some(untold) = self.tell(gate).err() else {
+            return gate.begin(delta).inspect_err(|_| {
+                // Part of it may be removed already: the next advance puts that back.
+                self.awaited.get_or_insert(self.publisher.current().generation);
+            });
+        };
+        Err(untold)
+    }
+
+    /// Tells the XDP program what it was not told yet.
+    fn tell(&mut self, gate: &mut impl Gate) -> Result<(), SyncError> {
+        if !self.untold.is_empty() {
+            gate.begin(&self.untold)?;
+            self.untold = Delta::default();
+        }
+        Ok(())
+    }
+
+    /// Notes what a change means for the neighbourhood.
+    fn follow(&mut self, old: &Snapshot, new: &Services, built: &Built) {
+        let Addresses { gone, new: added } = &built.addresses;
+        added.iter().for_each(|addr| self.standing.add(&old.net, *addr));
+        gone.iter().for_each(|addr| self.standing.remove(&old.net, *addr));
+        for addr in &built.owned {
+            let (bits, v6) = key::bits(*addr);
+            let is_owned = new.owns(bits, v6);
+            if is_owned != old.services.owns(bits, v6) {
+                self.owned.push((*addr, is_owned));
+            }
+        }
     }
 
     /// Publishes a new view of the network.
     pub fn set_net(&mut self, net: Net) -> u64 {
-        let next = Snapshot { net: Arc::new(net), ..Snapshot::clone(&self.current()) };
+        let current = self.current();
+        // Links or routes are others.
+        if net.epoch != current.net.epoch {
+            let tables = &current.services;
+            let stands_for =
+                |service: &Service, id| tables.backend(id).is_some_and(|(of, _)| of.id == service.id);
+            let each = tables.iter().flat_map(|service| {
+                service.backends.iter().filter(|backend| stands_for(service, backend.id))
+            });
+            self.standing.recount(&net, each.map(|backend| backend.addr));
+        }
+        let next = Snapshot { net: Arc::new(net), ..Snapshot::clone(&current) };
         self.publisher.publish(next)
     }
 
@@ -258,10 +315,7 @@ impl Reconciler {
         if let Some(generation) = self.awaited
             && (is_late || self.publisher.is_seen(generation))
         {
-            if self.told != self.ours {
-                gate.begin(&Delta::between(&self.told, &self.ours))?;
-                self.told = self.ours.clone();
-            }
+            self.tell(gate)?;
             gate.finish()?;
             self.awaited = None;
         }
@@ -271,92 +325,50 @@ impl Reconciler {
     /// Frees tables that no worker uses any more, and the slots of removed backends whose last flow has ended; the
     /// XDP program then no longer takes their packets for replies. Returns how many generations are kept.
     pub fn tidy(&mut self) -> usize {
-        if self.removed != Some(0) {
-            let removed = self.ids.reclaim(&self.state, |generation| self.publisher.is_seen(generation));
-            if self.removed != Some(removed) {
-                self.removed = Some(removed);
-                self.ours = compile::ours(&self.desired, &self.ids);
-                self.awaited.get_or_insert(self.publisher.current().generation);
-            }
-        }
+        self.reclaim();
         self.publisher.collect()
     }
 
+    fn reclaim(&mut self) {
+        let claims = self.compiler.reclaim(&self.state, |generation| self.publisher.is_seen(generation));
+        if !claims.is_empty() {
+            self.untold.gone.extend(claims);
+            self.awaited.get_or_insert(self.publisher.current().generation);
+        }
+    }
+
     /// The neighbours by which backends and all gateways are reached.
-    pub fn needed_neighbours(&self) -> HashSet<Neighbour> {
-        let snapshot = self.current();
-        let backends: HashSet<IpAddr> = snapshot
-            .services
-            .iter()
-            .flat_map(|service| &*service.backends)
-            .map(|backend| backend.addr)
-            .collect();
-        let towards = backends.into_iter().flat_map(|addr| next_neighbours(&snapshot.net, addr));
-        towards.chain(gateways(&snapshot.net)).collect()
+    pub fn needed_neighbours(&self) -> impl Iterator<Item = &Neighbour> {
+        self.standing.needed()
+    }
+
+    /// Which neighbours have come to be needed, or are no longer, since this was asked last, in order.
+    pub fn neighbour_news(&mut self) -> Vec<(Neighbour, bool)> {
+        self.standing.news()
+    }
+
+    /// Which addresses Weir has come to answer for, or no longer does, since this was asked last, in order.
+    pub fn owned_news(&mut self) -> Vec<(IpAddr, bool)> {
+        std::mem::take(&mut self.owned)
     }
 }
 
-impl Baseline {
-    fn note(&mut self, fresh: &Fresh, stats: &[Arc<WorkerStats>]) {
-        for id in &fresh.backends {
-            self.backends.insert(*id, total(stats, *id));
-        }
-        for id in &fresh.services {
-            self.services.insert(*id, refused(stats, *id));
-        }
-    }
-
-    /// Traffic of the backend that has this slot now.
-    pub fn traffic(&self, stats: &[Arc<WorkerStats>], id: BackendId) -> Traffic {
-        let now = total(stats, id);
-        let before = self.backends.get(&id).copied().unwrap_or_default();
-        Traffic {
-            flows: now.flows.saturating_sub(before.flows),
-            packets_in: now.packets_in.saturating_sub(before.packets_in),
-            bytes_in: now.bytes_in.saturating_sub(before.bytes_in),
-            packets_out: now.packets_out.saturating_sub(before.packets_out),
-            bytes_out: now.bytes_out.saturating_sub(before.bytes_out),
-        }
-    }
-
-    /// New flows of the service that were refused.
-    pub fn refused(&self, stats: &[Arc<WorkerStats>], service: &Service) -> u64 {
-        let before = self.services.get(&service.id).copied().unwrap_or_default();
-        refused(stats, service.id).saturating_sub(before)
-    }
-}
-
-fn total(stats: &[Arc<WorkerStats>], id: BackendId) -> Traffic {
-    let mut total = Traffic::default();
-    for counters in stats.iter().filter_map(|stats| stats.backend(id)) {
-        total += Traffic {
-            flows: counters.flows.get(),
-            packets_in: counters.packets_in.get(),
-            bytes_in: counters.bytes_in.get(),
-            packets_out: counters.packets_out.get(),
-            bytes_out: counters.bytes_out.get(),
-        };
-    }
-    total
-}
-
-fn refused(stats: &[Arc<WorkerStats>], id: ServiceId) -> u64 {
-    stats.iter().filter_map(|stats| stats.refused(id)).map(|counter| counter.get()).sum()
-}
-
-/// Whether an address, or a port of one, is in `before` and not in `after`.
-fn narrows(
-    before: &HashMap<IpAddr, RangeInclusive<u16>>,
-    after: &HashMap<IpAddr, RangeInclusive<u16>>,
-) -> bool {
-    before.iter().any(|(addr, ports)| {
-        let kept = after.get(addr);
-        !kept.is_some_and(|kept| kept.contains(ports.start()) && kept.contains(ports.end()))
-    })
+/// Whether a SNAT address, or a port of one, goes.
+fn narrows(delta: &Delta) -> bool {
+    let snat = |claim: &Claim| {
+        if let Claim::Snat(addr, low, high) = *claim { Some((addr, low, high)) } else { None }
+    };
+    let after: HashMap<IpAddr, (u16, u16)> =
+        delta.new.iter().filter_map(snat).map(|(addr, low, high)| (addr, (low, high))).collect();
+    let mut gone = delta.gone.iter().filter_map(snat);
+    gone.any(|(addr, low, high)| !after.get(&addr).is_some_and(|(from, to)| *from <= low && high <= *to))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use dataplane::ids::{BackendId, ServiceId};
     use dataplane::stats::Counter;
     use xdp_prog::Claim;
 
@@ -369,6 +381,16 @@ mod tests {
     struct Book {
         calls: Vec<(&'static str, Vec<u16>, Vec<u16>)>,
         full: bool,
+        claims: HashMap<Claim, usize>,
+    }
+
+    impl Book {
+        /// How many backends' replies are taken.
+        fn backends(&self) -> usize {
+            let is_backend =
+                |(claim, count): &(&Claim, &usize)| matches!(claim, Claim::NatBackend(_)) && **count > 0;
+            self.claims.iter().filter(is_backend).count()
+        }
     }
 
     fn ports(claims: &[Claim]) -> Vec<u16> {
@@ -385,6 +407,8 @@ mod tests {
                 return Err(SyncError::Full { map: "vips", limit: 1, wanted: 2 });
             }
             self.calls.push(("begin", ports(&delta.gone), ports(&delta.new)));
+            delta.new.iter().for_each(|claim| *self.claims.entry(*claim).or_default() += 1);
+            delta.gone.iter().for_each(|claim| *self.claims.get_mut(claim).unwrap() -= 1);
             Ok(())
         }
 
@@ -432,7 +456,7 @@ mod tests {
         let finish = || ("finish", vec![], vec![]);
         assert_eq!(gate.calls.drain(..).collect::<Vec<_>>(), [("begin", vec![], vec![80, 81]), finish()]);
 
-        let generation = reconciler.set_desired(desired(&[81, 82], &["10.1.0.1"]), &mut gate).unwrap();
+        let generation = reconciler.configure(&desired(&[81, 82], &["10.1.0.1"]), &mut gate).unwrap();
         assert_eq!(gate.calls.drain(..).collect::<Vec<_>>(), [("begin", vec![80], vec![82])]);
         assert_eq!(readers[0].read().generation, generation);
         reconciler.advance(&mut gate, false).unwrap();
@@ -442,7 +466,7 @@ mod tests {
         assert_eq!(gate.calls.drain(..).collect::<Vec<_>>(), [finish()]);
         assert!(!reconciler.is_waiting());
 
-        reconciler.set_desired(desired(&[81], &["10.1.0.1"]), &mut gate).unwrap();
+        reconciler.configure(&desired(&[81], &["10.1.0.1"]), &mut gate).unwrap();
         gate.calls.clear();
         reconciler.advance(&mut gate, true).unwrap();
         assert_eq!(gate.calls, [finish()], "a worker that does not turn is not waited for");
@@ -454,14 +478,14 @@ mod tests {
         let mut reconciler = reconciler(desired(&[80], &["10.1.0.1"]), 1);
         let before = reconciler.current();
         let too_many = ["10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.0.5"];
-        let refused = reconciler.set_desired(desired(&[80], &too_many), &mut gate);
+        let refused = reconciler.configure(&desired(&[80], &too_many), &mut gate);
         assert!(
             matches!(refused, Err(Refusal::Compile(CompileError::Backends { limit: 4, .. }))),
             "{refused:?}"
         );
-        let refused = reconciler.set_desired(desired(&[81], &["10.1.0.1"]), &mut gate);
+        let refused = reconciler.configure(&desired(&[81], &["10.1.0.1"]), &mut gate);
         assert!(matches!(refused, Err(Refusal::Kernel(SyncError::Full { .. }))), "{refused:?}");
-        let service = desired(&[80], &["10.1.0.1"]).services()[0].clone();
+        let service = desired(&[80], &["10.1.0.1"]).services().next().unwrap().clone();
         let change = Change { put: vec![Service { name: "other".into(), ..service }], ..Change::default() };
         let refused = reconciler.change(change, &mut gate);
         assert!(matches!(refused, Err(Refusal::Conflicts(_))), "{refused:?}");
@@ -479,16 +503,18 @@ mod tests {
         let mut backends = current.services.iter().flat_map(|service| &*service.backends);
         let removed = backends.find(|backend| backend.addr == IpAddr::from([10, 1, 0, 2])).unwrap().id;
         reconciler.state.backend(removed).unwrap().opened();
-        reconciler.set_desired(desired(&[80], &["10.1.0.1"]), &mut gate).unwrap();
+        reconciler.configure(&desired(&[80], &["10.1.0.1"]), &mut gate).unwrap();
         reader.read();
         reconciler.advance(&mut gate, false).unwrap();
         assert_eq!(reconciler.tidy(), 1, "the old tables are freed");
         reconciler.advance(&mut gate, false).unwrap();
         assert_eq!(reconciler.tidy(), 1);
-        assert_eq!((reconciler.ours.nat_backends.len(), reconciler.is_waiting()), (2, false));
+        assert_eq!((gate.backends(), reconciler.is_waiting()), (2, false));
         reconciler.state.backend(removed).unwrap().closed(false);
         reconciler.tidy();
-        assert_eq!((reconciler.ours.nat_backends.len(), reconciler.is_waiting()), (1, true));
+        assert!(reconciler.is_waiting());
+        reconciler.advance(&mut gate, false).unwrap();
+        assert_eq!((gate.backends(), reconciler.is_waiting()), (1, false));
     }
 
     #[test]
@@ -506,7 +532,7 @@ mod tests {
         // Four slots: the fifth backend gets the first one's.
         for host in 2..=5 {
             let backend = format!("10.1.0.{host}");
-            reconciler.set_desired(desired(&[80], &[&backend]), &mut gate).unwrap();
+            reconciler.configure(&desired(&[80], &[&backend]), &mut gate).unwrap();
             reader.read();
             reconciler.tidy();
         }
@@ -521,14 +547,23 @@ mod tests {
     fn neighbours_of_backends_and_gateways_are_needed() {
         use dataplane::ids::PortId;
         use dataplane::snapshot::net::{Link, Path, Route};
-        let mut reconciler = reconciler(desired(&[80, 81], &["10.1.0.1", "192.0.2.1"]), 1);
-        let mut net = Net::default();
+        let mut reconciler = reconciler(desired(&[80], &["10.1.0.1", "192.0.2.1"]), 1);
+        let mut net = Net { epoch: 1, ..Net::default() };
         net.links.insert(7, Link { port: PortId(0), vlans: Default::default(), mtu: 1500 });
         let via = |gateway| Route::Via(vec![Path::new(7, gateway)]);
         net.routes4.insert((0x0a01_0000, 16), via(None));
         net.routes4.insert((0, 0), via(Some([10, 1, 0, 254].into())));
         reconciler.set_net(net);
         let place = |host| Neighbour { link: 7, addr: [10, 1, 0, host].into() };
-        assert_eq!(reconciler.needed_neighbours(), HashSet::from([place(1), place(254)]));
+        let needed =
+            |reconciler: &Reconciler| reconciler.needed_neighbours().copied().collect::<HashSet<_>>();
+        assert_eq!(needed(&reconciler), HashSet::from([place(1), place(254)]));
+        reconciler.neighbour_news();
+        let next = desired(&[80], &["10.1.0.2", "192.0.2.1"]);
+        reconciler.configure(&next, &mut Book::default()).unwrap();
+        assert_eq!(needed(&reconciler), HashSet::from([place(2), place(254)]));
+        let mut news = reconciler.neighbour_news();
+        news.sort_unstable();
+        assert_eq!(news, [(place(1), false), (place(2), true)]);
     }
 }

@@ -381,7 +381,7 @@ fn owned_addresses_are_announced_and_their_groups_joined() {
         let net = compile(monitor.mirror(), &scope, &Net::default(), true, HOP_LIMIT);
         let mac = net.ports[0].mac.map(|byte| format!("{byte:02x}")).join(":");
         let mut announcer = Announcer::open(&net.ports).unwrap();
-        announcer.set_owned(&net, vips.map(addr));
+        announcer.follow(&net, vips.map(|vip| (addr(vip), true)));
         announcer.send_due(&net, 1);
         assert!(announcer.is_pending(), "no more than asked for");
         announcer.send_due(&net, 64);
@@ -405,9 +405,10 @@ fn owned_addresses_are_announced_and_their_groups_joined() {
 
         let group = "33:33:ff:cd:12:34";
         assert!(ip("maddr show dev eth1").contains(group));
-        announcer.set_owned(&net, [addr("10.1.0.10")]);
+        announcer.follow(&net, [(addr("fd01::abcd:1234"), false)]);
         assert!(!ip("maddr show dev eth1").contains(group));
-        announcer.set_owned(&net, vips.map(addr));
+        announcer.follow(&net, vips.map(|vip| (addr(vip), true)));
+        assert!(ip("maddr show dev eth1").contains(group));
         drop(announcer);
         assert!(!ip("maddr show dev eth1").contains(group), "memberships end with the process");
     });

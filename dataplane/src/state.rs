@@ -5,22 +5,28 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
+use zerocopy::FromZeros;
+
 use crate::ids::{BackendId, ServiceId};
+use crate::stats::zeros;
 use crate::time::Tick;
 
-/// A service's scheduler state. What the words mean is the scheduler's own (`schedule/`).
-#[derive(Debug, Default)]
-#[repr(align(64))]
+/// A service's scheduler state. What the words mean is the scheduler's own (`schedule/`). As long as a cache line, so
+/// that no two share one.
+#[derive(Debug, Default, FromZeros)]
+#[repr(C)]
 pub struct ServiceState {
     /// First word: the position.
     pub cursor: AtomicU64,
     /// Second word: what the scheduler keeps besides.
     pub aux: AtomicU64,
+    _rest: [u64; 6],
 }
 
-/// A backend's connection counts as IPVS has them, and whether they keep it from taking more.
-#[derive(Debug, Default)]
-#[repr(align(64))]
+/// A backend's connection counts as IPVS has them, and whether they keep it from taking more. As long as a cache line,
+/// so that no two share one.
+#[derive(Debug, Default, FromZeros)]
+#[repr(C)]
 pub struct BackendState {
     /// From bit 0 on: inactive flows (32 bits), active flows (31), whether its thresholds keep new flows away (1).
     ///
@@ -35,7 +41,10 @@ pub struct BackendState {
     lower: AtomicU32,
     /// The tick after which its remaining flows are ended, plus one; 0: never.
     ends: AtomicU32,
+    _rest: [u64; 5],
 }
+
+const _: () = assert!(size_of::<ServiceState>() == 64 && size_of::<BackendState>() == 64);
 
 /// One inactive flow in [`BackendState::load`].
 const INACTIVE: u64 = 1;
@@ -180,12 +189,9 @@ pub struct State {
 }
 
 impl State {
-    /// Slabs for so many services and backends.
+    /// Slabs for so many services and backends. Slots that are not used take no memory.
     pub fn new(services: usize, backends: usize) -> Self {
-        Self {
-            services: (0..services).map(|_| ServiceState::default()).collect(),
-            backends: (0..backends).map(|_| BackendState::default()).collect(),
-        }
+        Self { services: zeros(services), backends: zeros(backends) }
     }
 
     /// The service's slot; `None` past the slab.

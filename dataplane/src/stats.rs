@@ -1,13 +1,15 @@
 //! Per-worker counters, written by their worker alone and summed by whoever reads.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use zerocopy::FromZeros;
 
 use crate::flow::entry::Way;
 use crate::ids::{BackendId, ServiceId};
 use crate::verdict::{DropReason, Verdict};
 
 /// A counter with one writer: no locked instruction, and readers see a value that was true a moment ago.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, FromZeros)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
@@ -42,9 +44,9 @@ impl Gauge {
     }
 }
 
-/// Traffic of one backend as one worker saw it.
-#[derive(Debug, Default)]
-#[repr(align(64))]
+/// Traffic of one backend as one worker saw it. As long as a cache line, so that no two share one.
+#[derive(Debug, Default, FromZeros)]
+#[repr(C)]
 pub struct BackendCounters {
     /// Flows opened.
     pub flows: Counter,
@@ -56,20 +58,17 @@ pub struct BackendCounters {
     pub packets_out: Counter,
     /// Bytes to clients, IP header on.
     pub bytes_out: Counter,
+    /// The next one in the list of busy backends, plus [`LISTED`]; [`LAST`] of the last one, 0 of one that is not in it.
+    next: AtomicU32,
+    _rest: [u32; 5],
 }
 
-impl BackendCounters {
-    /// A packet of `bytes` bytes passed on `way`.
-    #[inline]
-    pub fn passed(&self, way: Way, bytes: u16) {
-        let (packets, volume) = match way {
-            Way::Forward => (&self.packets_in, &self.bytes_in),
-            Way::Reply => (&self.packets_out, &self.bytes_out),
-        };
-        packets.add(1);
-        volume.add(bytes.into());
-    }
-}
+/// See [`BackendCounters::next`].
+const LAST: u32 = 1;
+/// See [`BackendCounters::next`].
+const LISTED: u32 = 2;
+
+const _: () = assert!(size_of::<BackendCounters>() == 64);
 
 /// What one worker counts.
 #[derive(Debug)]
@@ -127,11 +126,13 @@ pub struct WorkerStats {
     pub wanted_lost: Counter,
     drops: Box<[Counter]>,
     backends: Box<[BackendCounters]>,
+    /// The first in the list of busy backends, plus [`LISTED`]; 0 for an empty list.
+    busy: AtomicU32,
     services: Box<[Counter]>,
 }
 
 impl WorkerStats {
-    /// Counters for so many services and backends.
+    /// Counters for so many services and backends. Those that are not used take no memory.
     pub fn new(services: usize, backends: usize) -> Self {
         Self {
             frames: Counter::default(),
@@ -160,8 +161,9 @@ impl WorkerStats {
             directory_full: Counter::default(),
             wanted_lost: Counter::default(),
             drops: DropReason::ALL.iter().map(|_| Counter::default()).collect(),
-            backends: (0..backends).map(|_| BackendCounters::default()).collect(),
-            services: (0..services).map(|_| Counter::default()).collect(),
+            backends: zeros(backends),
+            busy: AtomicU32::new(0),
+            services: zeros(services),
         }
     }
 
@@ -197,6 +199,67 @@ impl WorkerStats {
         }
     }
 
+    /// A flow to the backend was opened.
+    #[inline]
+    pub fn opened(&self, id: BackendId) {
+        if let Some(counters) = self.backend(id) {
+            counters.flows.add(1);
+            self.stirs(id, counters);
+        }
+    }
+
+    /// A packet of `bytes` bytes to or from the backend passed on `way`.
+    #[inline]
+    pub fn passed(&self, id: BackendId, way: Way, bytes: u16) {
+        let Some(counters) = self.backend(id) else { return };
+        let (packets, volume) = match way {
+            Way::Forward => (&counters.packets_in, &counters.bytes_in),
+            Way::Reply => (&counters.packets_out, &counters.bytes_out),
+        };
+        packets.add(1);
+        volume.add(bytes.into());
+        self.stirs(id, counters);
+    }
+
+    /// Takes the list of busy backends: those that had traffic since they were last said to rest. Whoever takes them looks
+    /// at their counters from then on, until these stand still, says that they rest, and looks once more a while later:
+    /// traffic of just that moment may have missed it. One caller at a time.
+    pub fn take_busy(&self, mut see: impl FnMut(BackendId)) {
+        let mut at = self.busy.swap(0, Ordering::Acquire);
+        while let Some(id) = at.checked_sub(LISTED).map(BackendId) {
+            at = self.backend(id).map_or(0, |counters| counters.next.load(Ordering::Relaxed));
+            see(id);
+        }
+    }
+
+    /// Lists the backend again when it has traffic. See [`Self::take_busy`], whose caller says this of what it took.
+    pub fn rests(&self, id: BackendId) {
+        if let Some(counters) = self.backend(id) {
+            counters.next.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Sees to it that a backend with traffic is in the list of busy ones, or was taken from it.
+    #[inline]
+    fn stirs(&self, id: BackendId, counters: &BackendCounters) {
+        if counters.next.load(Ordering::Relaxed) == 0 {
+            self.list(id, counters);
+        }
+    }
+
+    #[cold]
+    fn list(&self, id: BackendId, counters: &BackendCounters) {
+        let mut first = self.busy.load(Ordering::Relaxed);
+        let own = id.0.saturating_add(LISTED);
+        loop {
+            counters.next.store(first.max(LAST), Ordering::Relaxed);
+            match self.busy.compare_exchange_weak(first, own, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(other) => first = other,
+            }
+        }
+    }
+
     /// The backend's counters.
     #[inline]
     pub fn backend(&self, id: BackendId) -> Option<&BackendCounters> {
@@ -207,5 +270,55 @@ impl WorkerStats {
     #[inline]
     pub fn refused(&self, id: ServiceId) -> Option<&Counter> {
         self.services.get(id.index())
+    }
+}
+
+/// So many values that are zero, in memory that the system gives when it is first written to.
+pub(crate) fn zeros<T: FromZeros + Default>(count: usize) -> Box<[T]> {
+    <[T]>::new_box_zeroed_with_elems(count).unwrap_or_else(|_| (0..count).map(|_| T::default()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy(stats: &WorkerStats) -> Vec<u32> {
+        let mut list = Vec::new();
+        stats.take_busy(|id| list.push(id.0));
+        list.sort_unstable();
+        list
+    }
+
+    #[test]
+    fn a_backend_with_traffic_is_listed_once_until_it_rests() {
+        let stats = WorkerStats::new(1, 8);
+        let pass = |id| stats.passed(BackendId(id), Way::Forward, 60);
+        assert!(busy(&stats).is_empty());
+        [7, 0, 7].into_iter().for_each(pass);
+        stats.opened(BackendId(3));
+        assert_eq!(busy(&stats), [0, 3, 7]);
+        [7, 0, 5].into_iter().for_each(pass);
+        assert_eq!(busy(&stats), [5], "the others are known");
+        stats.rests(BackendId(7));
+        assert!(busy(&stats).is_empty());
+        [7, 3].into_iter().for_each(pass);
+        assert_eq!(busy(&stats), [7]);
+        pass(8);
+        stats.rests(BackendId(8));
+        assert!(busy(&stats).is_empty(), "past the slab");
+    }
+
+    #[test]
+    fn no_busy_backend_is_missed_while_the_list_is_taken() {
+        const BACKENDS: u32 = 512;
+        let stats = WorkerStats::new(1, BACKENDS as usize);
+        let mut seen = 0;
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| (0..BACKENDS).for_each(|id| stats.opened(BackendId(id))));
+            while !worker.is_finished() {
+                seen += busy(&stats).len();
+            }
+        });
+        assert_eq!(seen + busy(&stats).len(), BACKENDS as usize);
     }
 }

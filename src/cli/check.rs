@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use control::compile::{IdTable, compile};
+use control::compile;
 use control::config::kube_proxy::{self, Flags};
 use control::config::{self, Config, Fault, Faults, KubeProxy, Section};
 use dataplane::state::State;
@@ -125,16 +125,15 @@ impl Report {
         }
         let limits = config.settings.limits;
         let state = Arc::new(State::new(limits.services, limits.backends));
-        if let Err(error) = compile(&config.desired, &IdTable::new(&state)) {
+        if let Err(error) = compile::check(&config.desired, &state) {
             self.faults.push(whole(Path::new(config.file()), &error));
         }
         let host = config.check_host();
         self.warnings.extend(host.faults.iter().chain(host.warnings.iter()).map(Told::from));
-        let services = config.desired.services();
         self.config = Some(Counts {
             file: config.file().to_owned(),
-            services: services.len(),
-            backends: services.iter().map(|service| service.backends.len()).sum(),
+            services: config.desired.len(),
+            backends: config.desired.services().map(|service| service.backends.len()).sum(),
         });
     }
 

@@ -159,11 +159,11 @@ fn explain_objects(
 
 /// Room for what is desired.
 fn room(desired: &DesiredState) -> Limits {
-    let services = desired.services();
+    let services = || desired.services();
     let node = desired.node_addresses().len();
     Limits {
-        services: services.iter().map(|service| service.keys().count() + node).sum(),
-        backends: services.iter().map(|service| service.backends.len()).sum(),
+        services: services().map(|service| service.keys().count() + node).sum(),
+        backends: services().map(|service| service.backends.len()).sum(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use control::compile::{IdTable, compile};
+use control::compile;
 use control::config::Limits;
 use control::model::DesiredState;
 use dataplane::flow::directory::Directory;
@@ -15,10 +15,9 @@ use dataplane::flow::key;
 use dataplane::ids::{BackendId, HopId, PortId, ServiceId, WorkerId};
 use dataplane::pipeline::{Engine, Setup};
 use dataplane::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
-use dataplane::snapshot::{Backend, Service, Services, Snapshot};
+use dataplane::snapshot::{Backend, Service, Snapshot};
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
-use dataplane::time::Tick;
 use dataplane::wanted::Wanted;
 
 /// MAC address of the imagined port.
@@ -43,9 +42,7 @@ impl Imagined {
     /// The engine with what is desired within these limits, and room for `flows` flows.
     pub(crate) fn new(desired: &DesiredState, limits: Limits, flows: usize) -> anyhow::Result<Self> {
         let state = Arc::new(State::new(limits.services, limits.backends));
-        let compiled = compile(desired, &IdTable::new(&state))?;
-        compiled.prepare(&Services::default(), &state, Tick::default());
-        let services = compiled.services;
+        let services = compile::tables(desired, &state)?;
         let tables = Snapshot {
             generation: 1,
             services: Arc::new(services),

@@ -90,7 +90,7 @@ impl Tables {
             self.finish()?;
         }
         let rules = delta.rules.as_deref().map(rules::lines);
-        if self.claims.is_empty() {
+        if self.claims.is_empty() && delta.gone.is_empty() {
             return self.begin_anew(delta, rules);
         }
         let touched = self.claims.change(&delta.gone, &delta.new);

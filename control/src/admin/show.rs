@@ -39,7 +39,7 @@ pub fn services(reconciler: &Reconciler) -> Vec<ServiceRow> {
 
 /// The services in the order of their source.
 fn compiled<'s>(reconciler: &'s Reconciler, snapshot: &'s Snapshot) -> impl Iterator<Item = &'s Service> {
-    let desired = reconciler.desired().services().iter();
+    let desired = reconciler.desired().services();
     desired.filter_map(|service| reconciler.compiled(&snapshot.services, service))
 }
 

@@ -1,6 +1,7 @@
 //! What stays the same from generation to generation, and what the XDP program is told.
 
 mod access;
+mod changes;
 mod reach;
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,8 +11,9 @@ use std::net::SocketAddr;
 
 use dataplane::flow::key;
 use dataplane::ids::ServiceId;
+use dataplane::snapshot::{Backend, Settings, Timeouts};
 use proptest::prelude::*;
-use xdp_prog::{Endpoint, Proto, Rule};
+use xdp_prog::{Endpoint, Ours, Proto, Rule};
 
 use super::*;
 use crate::config::parse;
@@ -45,7 +47,7 @@ fn services(lines: &[&str]) -> DesiredState {
     desired(&text)
 }
 
-fn service(tables: &Compiled, vip: u8) -> &Service {
+fn service(tables: &Compiled, vip: u8) -> &snapshot::Service {
     let key = VipKey { addr: u128::from(0x0a00_0000 + u32::from(vip)), port: 80, proto: key::TCP, v6: false };
     tables.services.exact(&key).unwrap()
 }
@@ -64,29 +66,114 @@ fn id(tables: &Compiled, vip: u8, host: u8) -> BackendId {
     service(tables, vip).backends.iter().find(|backend| backend.addr == addr).unwrap().id
 }
 
+/// What a desired state came to.
+#[derive(Debug)]
+struct Compiled {
+    services: Services,
+    /// All that is claimed.
+    ours: Ours,
+    fresh: Fresh,
+    built: Built,
+    timeouts: Timeouts,
+    settings: Settings,
+}
+
+impl Compiled {
+    fn prepare(&self, old: &Services, state: &State, now: Tick) {
+        self.built.prepare(old, &self.services, state, now);
+    }
+}
+
 /// Compiles one desired state after the other, each published and seen by all workers.
 struct History {
     state: State,
-    ids: IdTable,
+    compiler: Compiler,
+    desired: DesiredState,
+    services: Services,
+    claims: BTreeMap<Claim, usize>,
+    rules: Vec<Rule>,
     generation: u64,
 }
 
 impl History {
     fn new() -> Self {
         let state = state();
-        Self { ids: IdTable::new(&state), state, generation: 0 }
+        Self {
+            compiler: Compiler::new(&state),
+            state,
+            desired: DesiredState::default(),
+            services: Services::default(),
+            claims: BTreeMap::new(),
+            rules: Vec::new(),
+            generation: 0,
+        }
     }
 
     fn next(&mut self, desired: &DesiredState) -> Result<Compiled, CompileError> {
-        let mut compiled = compile(desired, &self.ids)?;
+        let applied = self.desired.configure(desired).unwrap();
+        self.carry_out(applied)
+    }
+
+    fn carry_out(&mut self, applied: Applied) -> Result<Compiled, CompileError> {
+        let mut plan = match self.compiler.plan(&self.desired, &applied, &self.services, self.generation + 1)
+        {
+            Ok(plan) => plan,
+            Err(error) => {
+                self.desired.undo(applied);
+                return Err(error);
+            }
+        };
         self.generation += 1;
-        compiled.ids.published(self.generation);
-        self.ids = compiled.ids.clone();
-        Ok(compiled)
+        let (delta, fresh) = (std::mem::take(&mut plan.delta), plan.fresh.clone());
+        let (services, built) = self.compiler.build(&self.desired, plan, &delta, &self.services);
+        self.services = services.clone();
+        self.follow(delta);
+        let (timeouts, settings) = (self.desired.timeouts(), self.desired.settings());
+        Ok(Compiled { services, ours: self.ours(), fresh, built, timeouts, settings })
+    }
+
+    fn follow(&mut self, delta: Delta) {
+        for claim in delta.gone {
+            let count = self.claims.get_mut(&claim).expect("what goes was claimed");
+            *count -= 1;
+            if *count == 0 {
+                self.claims.remove(&claim);
+            }
+        }
+        for claim in delta.new {
+            *self.claims.entry(claim).or_default() += 1;
+        }
+        if let Some(rules) = delta.rules {
+            self.rules = rules;
+        }
+    }
+
+    /// All that is claimed.
+    fn ours(&self) -> Ours {
+        let mut ours = Ours { rules: self.rules.clone(), ..Ours::default() };
+        for claim in self.claims.keys() {
+            match *claim {
+                Claim::Vip(at) => _ = ours.vips.insert(at),
+                Claim::NatBackend(at) => _ = ours.nat_backends.insert(at),
+                Claim::NodeAddress(addr) => _ = ours.node_addresses.insert(addr),
+                Claim::NodePort(proto, port) => _ = ours.node_ports.insert((proto, port)),
+                Claim::Snat(addr, low, high) => _ = ours.snat.insert(addr, low..=high),
+                Claim::Tunnel(addr, port) => _ = ours.tunnels.insert((addr, port)),
+                Claim::Owned(addr) => _ = ours.owned.insert(addr),
+            }
+        }
+        ours
     }
 
     fn reclaim(&mut self) -> usize {
-        self.ids.reclaim(&self.state, |generation| generation <= self.generation)
+        self.reclaim_seen(self.generation)
+    }
+
+    /// [`Self::reclaim`], with workers that have seen no later generation than this one.
+    fn reclaim_seen(&mut self, last: u64) -> usize {
+        let gone = self.compiler.reclaim(&self.state, |generation| generation <= last);
+        self.follow(Delta { gone, ..Delta::default() });
+        self.compiler.removed()
     }
 
     fn flows(&self, id: BackendId, active: u32, inactive: u32) {
@@ -95,6 +182,11 @@ impl History {
         (0..active + inactive).for_each(|_| slot.opened());
         (0..active).for_each(|_| slot.moved(true));
     }
+}
+
+/// What a desired state comes to where there was nothing before.
+fn compiled(desired: &DesiredState) -> Compiled {
+    History::new().next(desired).unwrap()
 }
 
 #[test]
@@ -171,7 +263,7 @@ fn slots_are_free_only_without_flows_and_out_of_every_snapshot() {
     assert_eq!(history.next(&services(&[&other])).unwrap_err(), full_error);
 
     history.flows(old, 0, 0);
-    assert_eq!(history.ids.reclaim(&history.state, |_| false), 1, "a worker may still use it");
+    assert_eq!(history.reclaim_seen(0), 1, "a worker may still use it");
     assert_eq!(history.next(&services(&[&other])).unwrap_err(), full_error);
 
     assert_eq!(history.reclaim(), 0);
@@ -180,15 +272,26 @@ fn slots_are_free_only_without_flows_and_out_of_every_snapshot() {
 }
 
 #[test]
-fn what_was_compiled_but_not_published_is_not_reclaimed() {
+fn what_was_planned_and_not_carried_out_has_changed_nothing() {
     let mut history = History::new();
     let first = history.next(&services(&["1: 1"])).unwrap();
-    let mut next = compile(&services(&["2: 1"]), &history.ids).unwrap();
-    assert_eq!(next.ids.reclaim(&history.state, |_| true), 2);
-    next.ids.published(7);
-    assert_eq!(next.ids.reclaim(&history.state, |generation| generation < 7), 2);
-    assert_eq!(next.ids.reclaim(&history.state, |generation| generation <= 7), 0);
-    assert_eq!(service(&first, 1).id, ServiceId(0));
+    let applied = history.desired.configure(&services(&["2: 1"])).unwrap();
+    history.compiler.plan(&history.desired, &applied, &history.services, 2).unwrap();
+    history.desired.undo(applied);
+    assert_eq!(history.reclaim(), 0);
+    let again = history.next(&services(&["1: 1 2"])).unwrap();
+    assert_eq!(id(&again, 1, 1), id(&first, 1, 1));
+    assert_eq!(again.fresh.backends, [BackendId(1)], "the next id after the first");
+}
+
+#[test]
+fn what_goes_is_reclaimed_once_the_workers_have_seen_it_go() {
+    let mut history = History::new();
+    history.next(&services(&["1: 1"])).unwrap();
+    history.next(&services(&["2: 1"])).unwrap();
+    for (seen, left) in [(0, 2), (1, 2), (2, 0)] {
+        assert_eq!(history.reclaim_seen(seen), left, "{seen}");
+    }
 }
 
 #[test]
@@ -203,18 +306,24 @@ fn more_than_the_slabs_hold_is_refused() {
 #[test]
 fn new_owners_find_their_slots_empty_and_others_find_them_as_they_were() {
     let mut history = History::new();
-    let first = history.next(&services(&["1: 1 2 3"])).unwrap();
-    for (slot, used) in [(0, 5), (1, 6)] {
+    // All slots are somebody's; then the last service's and its backends' are free.
+    let stay = ["1: 1 2 3", "2: ", "3: ", "4: ", "5: ", "6: ", "7: "];
+    let full: Vec<_> = stay.into_iter().chain(["8: 1 2 3 4 5 6 7 8 9"]).collect();
+    history.next(&services(&full)).unwrap();
+    let first = history.next(&services(&stay)).unwrap();
+    assert_eq!(history.reclaim(), 0);
+    for (slot, used) in (0..).zip(5..13) {
         history.state.service(ServiceId(slot)).unwrap().cursor.store(used, Relaxed);
         history.state.service(ServiceId(slot)).unwrap().aux.store(used, Relaxed);
     }
-    (0..4).for_each(|slot| history.flows(BackendId(slot), 7, 8));
-    let second = history.next(&services(&["1: 1 2 3", "2: 1"])).unwrap();
+    (0..12).for_each(|slot| history.flows(BackendId(slot), 7, 8));
+    let all: Vec<_> = stay.into_iter().chain(["9: 1"]).collect();
+    let second = history.next(&services(&all)).unwrap();
     second.prepare(&first.services, &history.state, Tick::default());
     let position = |slot| history.state.service(ServiceId(slot)).unwrap().cursor.load(Relaxed);
-    assert_eq!((position(0), position(1)), (5, 0));
-    let counts = |slot| history.state.backend(BackendId(slot)).unwrap().counts();
-    assert_eq!((counts(2), counts(3)), ((7, 8), (0, 0)));
+    assert_eq!((service(&second, 9).id, position(0), position(7)), (ServiceId(7), 5, 0));
+    let counts = |vip| history.state.backend(id(&second, vip, 1)).unwrap().counts();
+    assert_eq!((counts(1), counts(9)), ((7, 8), (0, 0)));
 }
 
 #[test]
@@ -261,7 +370,7 @@ fn addresses<'a>(list: impl IntoIterator<Item = &'a str>) -> BTreeSet<IpAddr> {
 
 #[test]
 fn services_are_found_by_vips_and_by_node_ports_of_their_family() {
-    let tables = compile(&desired(EVERYTHING), &IdTable::new(&state())).unwrap();
+    let tables = compiled(&desired(EVERYTHING));
     let name = |addr: &str, proto| {
         let addr: SocketAddr = addr.parse().unwrap();
         let (bits, v6) = key::bits(addr.ip());
@@ -287,14 +396,14 @@ fn services_are_found_by_vips_and_by_node_ports_of_their_family() {
 #[test]
 fn weir_answers_for_announced_vips_and_snat_addresses_but_not_for_the_nodes_own() {
     let want = addresses(["10.0.0.1", "fd00::1", "10.9.0.1", "10.9.0.2", "fd00:9::1"]);
-    let tables = compile(&desired(EVERYTHING), &IdTable::new(&state())).unwrap();
+    let tables = compiled(&desired(EVERYTHING));
     assert_eq!(tables.services.owned().collect::<BTreeSet<_>>(), want);
     assert_eq!(tables.ours.owned.iter().copied().collect::<BTreeSet<_>>(), want);
 }
 
 #[test]
 fn the_xdp_program_is_told_all_that_belongs_to_weir() {
-    let ours = compile(&desired(EVERYTHING), &IdTable::new(&state())).unwrap().ours;
+    let ours = compiled(&desired(EVERYTHING)).ours;
     let endpoint = |(addr, proto): (&str, Proto)| {
         let addr: SocketAddr = addr.parse().unwrap();
         Endpoint { addr: addr.ip(), port: addr.port(), proto }
@@ -323,7 +432,7 @@ fn the_xdp_program_is_told_all_that_belongs_to_weir() {
 #[test]
 fn data_connections_of_ftp_are_taken_on_both_sides() {
     let ftp = "services: [{name: f, vip: 10.0.0.1, port: 21, backends: [{address: 10.1.0.1, port: 2121}]}]";
-    let ours = compile(&desired(ftp), &IdTable::new(&state())).unwrap().ours;
+    let ours = compiled(&desired(ftp)).ours;
     let any = Endpoint { addr: [10, 1, 0, 1].into(), port: 0, proto: Proto::Tcp };
     assert_eq!(ours.nat_backends, [any].into_iter().collect());
     let rule = |rule: &Rule| (rule.dst, rule.protos.clone(), rule.dports.clone(), rule.ours);
@@ -344,7 +453,7 @@ fn replies_of_a_removed_nat_backend_are_taken_until_its_last_flow_has_ended() {
     assert_eq!(second.ours.nat_backends, [gone].into_iter().collect());
     history.flows(id(&first, 1, 1), 0, 0);
     history.reclaim();
-    assert!(ours(&nothing, &history.ids).nat_backends.is_empty());
+    assert!(history.ours().nat_backends.is_empty());
 }
 
 proptest! {
@@ -393,10 +502,10 @@ proptest! {
 
 #[test]
 fn equal_input_gives_equal_tables() {
-    let (desired, ids) = (desired(EVERYTHING), IdTable::new(&state()));
-    let [a, b] = [(); 2].map(|()| compile(&desired, &ids).unwrap());
+    let desired = desired(EVERYTHING);
+    let [a, b] = [(); 2].map(|()| compiled(&desired));
     let lists = |tables: &Compiled| {
-        let list = |service: &Service| (service.id, service.vips.clone(), service.backends.clone());
+        let list = |service: &snapshot::Service| (service.id, service.vips.clone(), service.backends.clone());
         tables.services.iter().map(list).collect::<Vec<_>>()
     };
     assert_eq!(lists(&a), lists(&b));

@@ -128,7 +128,7 @@ impl Config {
             let each = total.div_ceil(self.settings.workers.count.get().into());
             self.settings.flow_limit = each.clamp(settings::FLOWS_MIN, settings::FLOWS_MAX);
         }
-        let mut draft = self.desired.draft().clone();
+        let mut draft = self.desired.draft();
         for (timeout, seconds) in proxy.timeouts() {
             if !self.said.timeouts.contains(&timeout) {
                 timeout.set(&mut draft.timeouts, seconds);
@@ -284,7 +284,7 @@ impl Places<'_> {
 
     /// Says what gets no packets.
     fn warn(&self, desired: &DesiredState) {
-        for (index, service) in desired.services().iter().enumerate() {
+        for (index, service) in desired.services().enumerate() {
             let (Some(mark), family) = (service.mark(), service.family()) else { continue };
             let rules = desired.rules();
             if !rules.iter().any(|rule| rule.mark == mark.value && rule.has_family(family)) {

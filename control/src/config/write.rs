@@ -22,20 +22,20 @@ pub fn write(settings: &Settings, of_kubernetes: &Section, desired: &DesiredStat
     kubernetes::write(&mut text, of_kubernetes);
     write_timeouts(&mut text, &desired.timeouts());
     write_sysctls(&mut text, &desired.settings());
-    let own: Vec<_> = desired.node_addresses().iter().map(|addr| quoted(&addr.ip().to_string())).collect();
+    // What other sources say, they say again.
+    let draft = desired.draft();
+    let own: Vec<_> = draft.node_addresses.iter().map(|addr| quoted(&addr.ip().to_string())).collect();
     if !own.is_empty() {
         line(&mut text, &format!("node_addresses: [{}]", own.join(", ")));
     }
-    for (key, networks) in
-        [("local_networks", desired.local()), ("virtual_networks", desired.virtual_networks())]
-    {
+    for (key, networks) in [("local_networks", &draft.local), ("virtual_networks", &draft.virtual_networks)] {
         if !networks.is_empty() {
             line(&mut text, &format!("{key}: [{}]", quoted_all(networks)));
         }
     }
-    section(&mut text, "snat_pools", desired.pools(), pool);
-    section(&mut text, "match_rules", desired.rules(), rule);
-    section(&mut text, "services", desired.services(), service);
+    section(&mut text, "snat_pools", &draft.pools, pool);
+    section(&mut text, "match_rules", &draft.rules, rule);
+    section(&mut text, "services", &desired.services().collect::<Vec<_>>(), |of| service(of));
     text
 }
 

@@ -1,9 +1,7 @@
 //! Changes by `ipvsadm`, put into force as a reload of the configuration is.
 
-use dataplane::ids::ServiceId;
-
 use super::Control;
-use crate::ipvs::command::{COMMANDS_MAX, Command, Key, Refusal};
+use crate::ipvs::command::{COMMANDS_MAX, Command, Refusal};
 use crate::ipvs::{Room, Table, list};
 use crate::model::DesiredState;
 use crate::reconcile::{self, Gate};
@@ -35,16 +33,16 @@ impl<G: Gate> Control<G> {
         let own = self.host.monitor.mirror().addresses.iter().map(|(_, addr, _)| *addr).collect();
         let (services, servers) = self.reconciler.state().capacity();
         let room = Room { services, servers };
-        let mut table = Table::new(self.reconciler.desired().draft().clone(), own, room);
+        let mut table = Table::new(self.reconciler.desired().draft(), own, room);
         let results = commands.iter().map(|command| table.run(command).err()).collect();
         let is_changed = table.is_changed();
         let (draft, zeroed) = table.finish();
-        if is_changed && draft != *self.reconciler.desired().draft() {
+        if is_changed && draft != self.reconciler.desired().draft() {
             let desired = DesiredState::new(draft).map_err(|conflicts| {
                 let told: Vec<_> = conflicts.iter().map(ToString::to_string).collect();
                 Refusal::Weir(told.join("; "))
             })?;
-            self.reconciler.set_desired(desired, &mut self.gate).map_err(|refusal| match refusal {
+            self.reconciler.configure(&desired, &mut self.gate).map_err(|refusal| match refusal {
                 reconcile::Refusal::Compile(_) => {
                     tracing::warn!(%refusal, "ipvsadm: refused");
                     Refusal::NoMemory
@@ -57,20 +55,14 @@ impl<G: Gate> Control<G> {
             self.services_changed();
             self.tell_surroundings();
         }
+        let current = self.reconciler.current();
         for key in zeroed {
-            match key {
+            match key.map(|key| list::find(&current.services, key)) {
                 None => self.reconciler.zero(None),
-                Some(key) => {
-                    if let Some(id) = self.service_id(key) {
-                        self.reconciler.zero(Some(id));
-                    }
-                }
+                Some(None) => {}
+                Some(service) => self.reconciler.zero(service),
             }
         }
         Ok(results)
-    }
-
-    fn service_id(&self, key: Key) -> Option<ServiceId> {
-        list::find(&self.reconciler.current().services, key).map(|service| service.id)
     }
 }

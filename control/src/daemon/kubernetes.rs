@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::Control;
 use crate::admin::protocol::{Kubernetes, KubernetesResource};
-use crate::model::{Change, Conflict, DesiredState, Draft, Origin, Place, Service};
+use crate::model::{Change, Conflict, DesiredState, Place, Service};
 use crate::reconcile::{Gate, Refusal};
 use crate::source::kubernetes::publish::{Outcome, Proposal, Surroundings};
 use crate::source::kubernetes::settings::Settings;
@@ -114,21 +114,6 @@ impl<G: Gate> Control<G> {
         }
     }
 
-    /// What a configuration desires, together with what Kubernetes does.
-    pub(super) fn beside_kubernetes(&self, configured: &DesiredState) -> Result<DesiredState, Vec<Conflict>> {
-        if self.kubernetes.is_none() {
-            return Ok(configured.clone());
-        }
-        let (mut draft, current) = (configured.draft().clone(), self.reconciler.desired().draft());
-        let theirs = current.services.iter().filter(|service| service.origin == Origin::Kubernetes);
-        draft.services.extend(theirs.cloned());
-        // The source knows what the configuration says of these, and says something else where that changes.
-        draft.node_addresses.clone_from(&current.node_addresses);
-        draft.local.clone_from(&current.local);
-        draft.virtual_networks.clone_from(&current.virtual_networks);
-        DesiredState::new(draft)
-    }
-
     /// Tells the source what it is to know of the host and the configuration.
     pub(super) fn tell_surroundings(&self) {
         let Some(source) = &self.kubernetes else { return };
@@ -145,11 +130,8 @@ impl<G: Gate> Control<G> {
 
     /// What the configuration desires, with what `ipvsadm` has changed, and without what Kubernetes does.
     fn configured(&self) -> DesiredState {
-        let services = self.reconciler.desired().services().iter();
-        let own = services.filter(|service| service.origin == Origin::Configuration).cloned().collect();
-        let draft = Draft { services: own, ..self.config.desired.draft().clone() };
         // It goes together beside others, and so by itself.
-        DesiredState::new(draft).unwrap_or_default()
+        DesiredState::new(self.reconciler.desired().draft()).unwrap_or_default()
     }
 
     /// How the source does.

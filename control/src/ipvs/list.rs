@@ -71,7 +71,7 @@ fn entry(
     };
     let servers = compiled.backends.iter().map(|backend| {
         let (active, inactive, persistent) = counts(backend.id);
-        let stats = estimator.backend(compiled.id, backend.id);
+        let stats = estimator.backend(backend.id);
         ServerEntry { server: server_of(backend), active, inactive, persistent, stats }
     });
     ServiceEntry {

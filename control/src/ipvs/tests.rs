@@ -189,7 +189,7 @@ fn what_commands_make_is_a_desired_state_that_the_configuration_can_say() {
     let again = config::parse("written.yaml", &text).unwrap_or_else(|faults| panic!("{faults}\n{text}"));
     let mut without = draft;
     without.services.pop();
-    assert_eq!(*again.desired.draft(), without, "all but the service of 0.0.0.0\n{text}");
+    assert_eq!(again.desired.draft(), without, "all but the service of 0.0.0.0\n{text}");
     assert_eq!(again.settings, settings);
     assert!(text.contains("# vip: \"0.0.0.0\""), "{text}");
 }
@@ -198,12 +198,12 @@ fn what_commands_make_is_a_desired_state_that_the_configuration_can_say() {
 fn a_service_with_several_addresses_is_several_services() {
     let text = "interfaces: [{name: eth1}]\nnode_addresses: [10.0.0.7]\nservices:\n\
         - {name: web, vips: [10.0.0.100, 10.0.0.101], port: 80, node_port: 30080, backends: [{address: 10.1.0.1}]}\n";
-    let draft = config::parse("test.yaml", text).unwrap().desired.draft().clone();
+    let draft = config::parse("test.yaml", text).unwrap().desired.draft();
     let table = || Table::new(draft.clone(), Default::default(), ROOM);
     let names = |table: Table| -> Vec<(String, Vec<String>, usize)> {
         let (draft, _) = table.finish();
         let state = DesiredState::new(draft).unwrap();
-        let services = state.services().iter();
+        let services = state.services();
         services
             .map(|service| {
                 let vips = service.vips().iter().map(|vip| vip.ip().to_string()).collect();

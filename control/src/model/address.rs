@@ -157,6 +157,13 @@ impl AddressRange {
         self.count
     }
 
+    /// Whether the address is one of them.
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        let (bits, _) = key::bits(addr);
+        let at = bits.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        Family::of(addr) == self.family && at.is_some_and(|at| at < self.count)
+    }
+
     /// The addresses, ascending.
     pub fn iter(&self) -> impl Iterator<Item = IpAddr> + use<> {
         let v6 = self.family == Family::V6;

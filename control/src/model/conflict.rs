@@ -1,5 +1,6 @@
 //! What does not go together in a [`Draft`].
 
+mod others;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use dataplane::snapshot::marks::MARK_RULES_MAX;
 use thiserror::Error;
 
-use super::{Draft, Family, Service, SnatPool, Unicast};
+use super::{DesiredState, Draft, Family, Order, Service, SnatPool, Unicast};
 
 /// A part of a draft, by positions in its lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,35 +58,6 @@ pub enum Place {
     NodeAddress(usize),
     /// A rule that gives marks.
     Rule(usize),
-}
-
-impl Place {
-    /// The place in a list of services without the first `count`; `None` of one of those.
-    pub(super) fn behind(self, count: usize) -> Option<Self> {
-        let of = |service: usize| service.checked_sub(count);
-        Some(match self {
-            Self::Service(service) => Self::Service(of(service)?),
-            Self::ServiceName(service) => Self::ServiceName(of(service)?),
-            Self::Vip(service, vip) => Self::Vip(of(service)?, vip),
-            Self::Port(service) => Self::Port(of(service)?),
-            Self::Mark(service) => Self::Mark(of(service)?),
-            Self::NodePort(service) => Self::NodePort(of(service)?),
-            Self::Persistence(service) => Self::Persistence(of(service)?),
-            Self::OnePacket(service) => Self::OnePacket(of(service)?),
-            Self::Option(service, option) => Self::Option(of(service)?, option),
-            Self::PoolOf(service) => Self::PoolOf(of(service)?),
-            Self::Backend(service, backend) => Self::Backend(of(service)?, backend),
-            Self::BackendAddress(service, backend) => Self::BackendAddress(of(service)?, backend),
-            Self::BackendPort(service, backend) => Self::BackendPort(of(service)?, backend),
-            Self::Tunnel(service, backend) => Self::Tunnel(of(service)?, backend),
-            Self::LowerThreshold(service, backend) => Self::LowerThreshold(of(service)?, backend),
-            Self::PoolName(_)
-            | Self::PoolPorts(_)
-            | Self::PoolRange(..)
-            | Self::NodeAddress(_)
-            | Self::Rule(_) => self,
-        })
-    }
 }
 
 /// Something that does not go with something else.
@@ -186,7 +158,8 @@ pub enum Reason {
 
 /// Every conflict of the draft, in the order of its lists.
 pub(super) fn find(draft: &Draft) -> Vec<Conflict> {
-    let mut finder = Finder { draft, found: Vec::new() };
+    let services = draft.services.iter().collect();
+    let mut finder = Finder { services, around: draft, others: None, found: Vec::new() };
     finder.node_addresses();
     finder.pools();
     finder.services();
@@ -194,8 +167,38 @@ pub(super) fn find(draft: &Draft) -> Vec<Conflict> {
     finder.found
 }
 
+/// Every conflict that comes of putting the services `put` into `state`, out of which those at the places `leaving` go,
+/// with `around` beside them.
+pub(super) fn find_in(
+    state: &DesiredState,
+    leaving: &HashSet<Order, ahash::RandomState>,
+    put: &[&Service],
+    around: &Arc<Draft>,
+) -> Vec<Conflict> {
+    let others = Others { state, leaving };
+    let mut finder = Finder { services: put.to_vec(), around, others: Some(others), found: Vec::new() };
+    if !Arc::ptr_eq(around, state.around()) {
+        finder.node_addresses();
+        finder.pools();
+        finder.rules();
+        finder.others_around(state.around());
+    }
+    finder.services();
+    finder.found
+}
+
+/// The services that stay while others change.
+#[derive(Clone, Copy)]
+struct Others<'a> {
+    state: &'a DesiredState,
+    leaving: &'a HashSet<Order, ahash::RandomState>,
+}
+
 struct Finder<'a> {
-    draft: &'a Draft,
+    services: Vec<&'a Service>,
+    /// What there is besides services.
+    around: &'a Draft,
+    others: Option<Others<'a>>,
     found: Vec<Conflict>,
 }
 
@@ -212,7 +215,7 @@ impl<'a> Finder<'a> {
 
     fn node_addresses(&mut self) {
         let mut seen = Map::default();
-        for (index, addr) in self.draft.node_addresses.iter().enumerate() {
+        for (index, addr) in self.around.node_addresses.iter().enumerate() {
             let at = Place::NodeAddress(index);
             if let Some(earlier) = seen.insert(*addr, at) {
                 self.refuse_second(at, earlier, Reason::NodeAddressTwice(addr.ip()));
@@ -223,8 +226,9 @@ impl<'a> Finder<'a> {
     fn pools(&mut self) {
         let mut names = Map::default();
         let mut holders: Map<IpAddr, (Place, &SnatPool)> = Map::default();
-        let draft = self.draft;
-        let vips: Map<IpAddr, Place> = draft.services.iter().enumerate().flat_map(vip_places).collect();
+        let draft = self.around;
+        let services = self.services.iter().copied().enumerate();
+        let vips: Map<IpAddr, Place> = services.flat_map(vip_places).collect();
         let node: Map<IpAddr, Place> =
             draft.node_addresses.iter().map(|own| own.ip()).zip((0..).map(Place::NodeAddress)).collect();
         for (index, pool) in draft.pools.iter().enumerate() {
@@ -259,7 +263,7 @@ impl<'a> Finder<'a> {
 
     fn rules(&mut self) {
         let mut total = 0_usize;
-        for (index, rule) in self.draft.rules.iter().enumerate() {
+        for (index, rule) in self.around.rules.iter().enumerate() {
             if !rule.has_family(Family::V4) && !rule.has_family(Family::V6) {
                 self.refuse(Place::Rule(index), Reason::RuleFamilies);
             }

@@ -6,7 +6,7 @@
 //! an interface's multicast filter may discard the solicitations. An address is announced by the link whose network
 //! it lies in; one that is routed to Weir needs no announcement.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -66,6 +66,8 @@ struct PortSocket {
 pub struct Announcer {
     sockets: Vec<Option<PortSocket>>,
     owned: BTreeSet<IpAddr>,
+    /// The groups in which owned addresses are asked for, and how many in each.
+    solicited: BTreeMap<[u8; 6], u32>,
     pending: VecDeque<(u32, IpAddr)>,
 }
 
@@ -77,17 +79,41 @@ impl Announcer {
         Ok(Self { sockets, ..Self::default() })
     }
 
-    /// Sets the addresses that Weir answers for: new ones are announced, and their groups joined.
-    pub fn set_owned(&mut self, net: &Net, owned: impl IntoIterator<Item = IpAddr>) {
-        let owned: BTreeSet<_> = owned.into_iter().collect();
-        for addr in owned.difference(&self.owned) {
-            self.pending.extend(compile::on_link(net, *addr).map(|link| (link, *addr)));
+    /// Weir answers for these addresses now, or no longer: new ones are announced, and groups joined and left.
+    pub fn follow(&mut self, net: &Net, owned: impl IntoIterator<Item = (IpAddr, bool)>) {
+        let mut groups_changed = false;
+        for (addr, is_owned) in owned {
+            let has_changed = if is_owned { self.owned.insert(addr) } else { self.owned.remove(&addr) };
+            if !has_changed {
+                continue;
+            }
+            if is_owned {
+                self.pending.extend(compile::on_link(net, addr).map(|link| (link, addr)));
+            }
+            groups_changed |= self.count_group(addr, is_owned);
         }
-        self.owned = owned;
-        let groups = groups(&self.owned);
-        for socket in self.sockets.iter_mut().flatten() {
-            socket.join(&groups);
+        if groups_changed {
+            let groups = groups(self.solicited.keys());
+            for socket in self.sockets.iter_mut().flatten() {
+                socket.join(&groups);
+            }
         }
+    }
+
+    /// Counts an address in its group. Returns whether there is one group more or less.
+    fn count_group(&mut self, addr: IpAddr, is_owned: bool) -> bool {
+        let Some(group) = group(addr) else { return false };
+        let members = self.solicited.entry(group).or_default();
+        if is_owned {
+            *members += 1;
+            return *members == 1;
+        }
+        *members -= 1;
+        if *members == 0 {
+            self.solicited.remove(&group);
+            return true;
+        }
+        false
     }
 
     /// Announces again what is reached by another link than before, or by one that has come up, or whose port has
@@ -186,19 +212,22 @@ impl PortSocket {
     }
 }
 
-/// The groups in which the owned IPv6 addresses are asked for.
-fn groups(owned: &BTreeSet<IpAddr>) -> Groups {
-    let group = |addr: &IpAddr| match addr {
+/// The group in which an address is asked for, if it is IPv6.
+fn group(addr: IpAddr) -> Option<[u8; 6]> {
+    match addr {
         IpAddr::V4(_) => None,
         IpAddr::V6(v6) => {
             let [.., a, b, c] = v6.octets();
             Some([0x33, 0x33, 0xff, a, b, c])
         }
-    };
-    let groups: BTreeSet<_> = owned.iter().filter_map(group).collect();
-    match groups.len() {
+    }
+}
+
+/// What lets these groups in.
+fn groups<'g>(list: impl ExactSizeIterator<Item = &'g [u8; 6]>) -> Groups {
+    match list.len() {
         0 => Groups::None,
-        1..=GROUPS => Groups::Some(groups),
+        1..=GROUPS => Groups::Some(list.copied().collect()),
         _ => Groups::All,
     }
 }
@@ -304,10 +333,18 @@ mod tests {
 
     #[test]
     fn groups_are_joined_one_by_one_up_to_a_limit() {
-        let v6 = |last: u16| IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0x00ab, last));
-        assert_eq!(groups(&BTreeSet::from([IpAddr::from([10, 0, 0, 1])])), Groups::None);
-        let one = groups(&BTreeSet::from([v6(0x1234)]));
-        assert_eq!(one, Groups::Some(BTreeSet::from([[0x33, 0x33, 0xff, 0xab, 0x12, 0x34]])));
-        assert_eq!(groups(&(0..=64).map(v6).collect()), Groups::All);
+        let v6 = |net: u16, last: u16| IpAddr::V6(Ipv6Addr::new(net, 0, 0, 0, 0, 0, 0x00ab, last));
+        let mut announcer = Announcer::default();
+        let mut joined = |addresses: &[(IpAddr, bool)]| {
+            announcer.follow(&Net::default(), addresses.iter().copied());
+            groups(announcer.solicited.keys())
+        };
+        let one = Groups::Some(BTreeSet::from([[0x33, 0x33, 0xff, 0xab, 0x12, 0x34]]));
+        assert_eq!(joined(&[([10, 0, 0, 1].into(), true)]), Groups::None);
+        assert_eq!(joined(&[(v6(0xfd00, 0x1234), true), (v6(0xfd01, 0x1234), true)]), one);
+        assert_eq!(joined(&[(v6(0xfd00, 0x1234), false), (v6(0xfd00, 0x1234), false)]), one, "one is left");
+        assert_eq!(joined(&[(v6(0xfd01, 0x1234), false)]), Groups::None);
+        let many: Vec<_> = (0..=64).map(|last| (v6(0xfd00, last), true)).collect();
+        assert_eq!(joined(&many), Groups::All);
     }
 }

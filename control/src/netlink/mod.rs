@@ -16,6 +16,7 @@ pub mod kernel_path;
 pub mod mirror;
 pub mod monitor;
 pub mod resolve;
+pub mod standing;
 
 /// Why the kernel's network could not be read or changed.
 #[derive(Debug, thiserror::Error)]

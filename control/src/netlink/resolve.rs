@@ -56,6 +56,9 @@ type Queue = BTreeSet<(Instant, u32, IpAddr)>;
 pub struct Resolver {
     entries: HashMap<Neighbour, Entry, ahash::RandomState>,
     queue: Queue,
+    /// Standing ones that found no room yet.
+    waiting: BTreeSet<Neighbour>,
+    /// Wanted ones that found no room.
     refused: u64,
 }
 
@@ -63,7 +66,14 @@ impl Resolver {
     /// A worker missed this neighbour at `now`.
     pub fn want(&mut self, place: Neighbour, now: Instant) {
         let until = now + KEEP_WANTED;
-        let Some(entry) = self.entries.get_mut(&place) else { return self.add(place, now, Some(until)) };
+        let Some(entry) = self.entries.get_mut(&place) else {
+            if self.entries.len() < LIMIT {
+                self.add(place, now, Some(until));
+            } else {
+                self.refused += 1;
+            }
+            return;
+        };
         entry.until = entry.until.map(|_| until);
         let soonest = entry.last.map_or(now, |last| now.max(last + RETRY_WANTED));
         if entry.failures > 0 && soonest < entry.next {
@@ -71,17 +81,22 @@ impl Resolver {
         }
     }
 
-    /// Sets the neighbours that are kept resolved from now on.
-    pub fn set_standing(&mut self, places: impl IntoIterator<Item = Neighbour>, now: Instant) {
-        self.refused = 0;
-        for entry in self.entries.values_mut() {
-            entry.until.get_or_insert(now);
+    /// Keeps a neighbour resolved from now on.
+    pub fn stand(&mut self, place: Neighbour, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&place) {
+            entry.until = None;
+        } else if self.entries.len() < LIMIT {
+            self.add(place, now, None);
+        } else {
+            self.waiting.insert(place);
         }
-        for place in places {
-            match self.entries.get_mut(&place) {
-                Some(entry) => entry.until = None,
-                None => self.add(place, now, None),
-            }
+    }
+
+    /// Keeps it resolved no longer.
+    pub fn let_go(&mut self, place: Neighbour, now: Instant) {
+        self.waiting.remove(&place);
+        if let Some(entry) = self.entries.get_mut(&place) {
+            entry.until.get_or_insert(now);
         }
     }
 
@@ -103,10 +118,6 @@ impl Resolver {
     }
 
     fn add(&mut self, place: Neighbour, now: Instant, until: Option<Instant>) {
-        if self.entries.len() >= LIMIT {
-            self.refused += 1;
-            return;
-        }
         self.entries.insert(place, Entry { next: now, last: None, until, failures: 0 });
         self.queue.insert((now, place.link, place.addr));
     }
@@ -123,6 +134,9 @@ impl Resolver {
             let Some(entry) = self.entries.get_mut(&place) else { continue };
             if entry.until.is_some_and(|until| until <= now) {
                 self.entries.remove(&place);
+                if let Some(next) = self.waiting.pop_first() {
+                    self.stand(next, now);
+                }
                 continue;
             }
             let known = known(&place);
@@ -150,9 +164,9 @@ impl Resolver {
         self.entries.is_empty()
     }
 
-    /// How many neighbours found no room since the standing ones were last set.
+    /// How many neighbours found no room: standing ones that still wait for it, and all that workers ever missed.
     pub fn refused(&self) -> u64 {
-        self.refused
+        self.refused + self.waiting.len() as u64
     }
 }
 
@@ -209,7 +223,7 @@ mod tests {
     fn a_resolved_neighbour_is_refreshed_until_nobody_wants_it() {
         let start = Instant::now();
         let mut resolver = Resolver::default();
-        resolver.set_standing([place(1)], start);
+        resolver.stand(place(1), start);
         resolver.want(place(2), start);
         let mut asked = Vec::new();
         for second in 0..400 {
@@ -225,7 +239,7 @@ mod tests {
     fn what_is_set_by_hand_is_never_asked_for() {
         let start = Instant::now();
         let mut resolver = Resolver::default();
-        resolver.set_standing([place(1)], start);
+        resolver.stand(place(1), start);
         assert!(resolver.due(start, 10, |_| Known::Fixed).is_empty());
         assert_eq!(resolver.due(start + REFRESH, 10, |_| Known::Missing), [place(1)]);
     }
@@ -234,9 +248,9 @@ mod tests {
     fn a_standing_neighbour_that_is_no_longer_wanted_goes() {
         let start = Instant::now();
         let mut resolver = Resolver::default();
-        resolver.set_standing([place(1), place(2)], start);
+        [1, 2].into_iter().for_each(|host| resolver.stand(place(host), start));
         assert_eq!(resolver.due(start, 10, |_| Known::Usable).len(), 2);
-        resolver.set_standing([place(2)], start + seconds(1));
+        resolver.let_go(place(1), start + seconds(1));
         assert_eq!(resolver.due(start + REFRESH, 10, |_| Known::Usable), [place(2)]);
         assert_eq!(resolver.len(), 1);
     }
@@ -245,7 +259,7 @@ mod tests {
     fn a_lost_neighbour_is_asked_for_at_once_but_not_again_and_again() {
         let start = Instant::now();
         let mut resolver = Resolver::default();
-        resolver.set_standing([place(1)], start);
+        resolver.stand(place(1), start);
         assert_eq!(resolver.due(start, 10, |_| Known::Usable).len(), 1);
         let lost = start + seconds(2);
         resolver.lost(place(1), lost);
@@ -266,5 +280,11 @@ mod tests {
         }
         assert_eq!((resolver.len(), resolver.refused()), (LIMIT, 1));
         assert_eq!(resolver.due(start, 64, |_| Known::Missing).len(), 64);
+        let late = place(9);
+        resolver.stand(late, start);
+        assert_eq!((resolver.len(), resolver.refused()), (LIMIT, 2));
+        // Those that workers missed go; the one that is to stand takes the place of the first of them.
+        let asked = resolver.due(start + KEEP_WANTED, LIMIT, |_| Known::Missing);
+        assert_eq!((asked, resolver.len(), resolver.refused()), (vec![late], 1, 1));
     }
 }

@@ -225,9 +225,7 @@ impl Core {
         if !matches!(choice.keeps, Keeps::Nothing | Keeps::Announced) {
             trace.step(Step::FlowOpened(mode));
             self.setup.stats.flows_opened.add(1);
-            if let Some(counters) = self.setup.stats.backend(backend.id) {
-                counters.flows.add(1);
-            }
+            self.setup.stats.opened(backend.id);
         }
         if is_kept {
             self.publish(&tuple, mode);

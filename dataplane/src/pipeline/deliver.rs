@@ -339,9 +339,7 @@ impl Core {
 /// Counts a packet for its backend.
 #[inline]
 pub(super) fn count(entry: &Entry, way: Way, packet: &Packet, setup: &Setup) {
-    if let Some(counters) = setup.stats.backend(entry.backend) {
-        counters.passed(way, packet.end - packet.l3);
-    }
+    setup.stats.passed(entry.backend, way, packet.end - packet.l3);
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]

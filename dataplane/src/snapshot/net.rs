@@ -108,7 +108,7 @@ pub enum NoHop {
 }
 
 /// A neighbour's place: what ARP or neighbour discovery asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Neighbour {
     /// The kernel's index of the link.
     pub link: u32,

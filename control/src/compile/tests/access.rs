@@ -1,12 +1,12 @@
 //! Services of one group, services for clients inside, and networks of virtual addresses.
 
 use super::*;
-use crate::model::{Clients, Draft, Reach};
+use crate::model::{Clients, Draft, Reach, Unicast};
 use dataplane::snapshot::{Masquerade, Mode, WhenEmpty};
 
 /// Makes the service at this place another one.
 fn changed(desired: &DesiredState, change: impl Fn(usize, &mut model::Service)) -> DesiredState {
-    let mut draft: Draft = desired.draft().clone();
+    let mut draft: Draft = desired.draft();
     draft.services.iter_mut().enumerate().for_each(|(place, service)| change(place, service));
     DesiredState::new(draft).unwrap()
 }
@@ -113,7 +113,7 @@ fn bits(addr: &str) -> (u128, bool) {
 
 #[test]
 fn access_and_locality_are_what_the_configuration_says() {
-    let tables = compile(&desired(ACCESS), &IdTable::new(&state())).unwrap();
+    let tables = compiled(&desired(ACCESS));
     let service = tables.services.iter().next().unwrap();
     let access = &service.access;
     assert_eq!((access.masquerade, access.when_empty), (Masquerade::NotLocal, WhenEmpty::Drop));
@@ -195,12 +195,12 @@ fn a_service_may_be_reached_by_its_node_port_alone() {
     assert_eq!(moved.fresh.services.len(), 1, "another port is another service");
     let reply = Endpoint { addr: [10, 1, 0, 1].into(), port: 8080, proto: Proto::Tcp };
     history.next(&services(&[])).unwrap();
-    assert!(ours(&services(&[]), &history.ids).nat_backends.contains(&reply), "its flow goes on");
+    assert!(history.ours().nat_backends.contains(&reply), "its flow goes on");
 }
 
 #[test]
 fn the_xdp_program_takes_virtual_networks_but_for_addresses_that_are_not_services() {
-    let tables = compile(&desired(ACCESS), &IdTable::new(&state())).unwrap();
+    let tables = compiled(&desired(ACCESS));
     let rules: Vec<_> = tables.ours.rules.iter().map(|rule| (rule.dst.unwrap(), rule.ours[0])).collect();
     let net = |addr: [u8; 4], length: u8, ours| ((IpAddr::from(addr), length), ours);
     let want = [

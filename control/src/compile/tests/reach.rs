@@ -10,7 +10,7 @@ fn mark(value: u32, v6: bool) -> Mark {
     Mark { value: value.try_into().unwrap(), v6 }
 }
 
-fn only(tables: &Compiled) -> &Service {
+fn only(tables: &Compiled) -> &snapshot::Service {
     let mut services = tables.services.iter();
     let only = services.next().unwrap();
     assert!(services.next().is_none());
@@ -27,7 +27,7 @@ services:
 
 #[test]
 fn a_service_of_a_mark_is_found_by_mark_and_family() {
-    let tables = compile(&desired(MARKS), &IdTable::new(&state())).unwrap();
+    let tables = compiled(&desired(MARKS));
     let service = tables.services.marked(mark(7, false)).unwrap();
     assert_eq!((&*service.name, service.vips.len(), service.backends.len()), ("a", 0, 2));
     assert!(
@@ -53,7 +53,7 @@ fn a_mark_of_the_other_family_is_another_service_and_the_same_mark_the_same_one(
 
 #[test]
 fn the_xdp_program_is_told_rules_whose_marks_services_have() {
-    let ours = compile(&desired(MARKS), &IdTable::new(&state())).unwrap().ours;
+    let ours = compiled(&desired(MARKS)).ours;
     let rule = |rule: &Rule| (rule.dst.map(|(addr, _)| addr.to_string()), *rule.dports.start(), rule.ours);
     let want = [
         (None, 0, [false, false]),
@@ -77,14 +77,14 @@ fn the_xdp_program_is_told_rules_whose_marks_services_have() {
     assert_eq!(ours.owned, ["203.0.113.7".parse().unwrap()].into(), "the one single address of its family");
 
     let nobodys = MARKS.replace("{name: a, mark: 7", "{name: a, vip: 10.0.0.1, port: 1");
-    let ours = compile(&desired(&nobodys), &IdTable::new(&state())).unwrap().ours;
+    let ours = compiled(&desired(&nobodys)).ours;
     assert!(ours.rules.is_empty(), "where no service has a mark, nothing is looked at");
 }
 
 #[test]
 fn a_mark_that_is_not_announced_owns_nothing() {
     let quiet = MARKS.replace("name: a", "name: a, announce: false");
-    assert!(compile(&desired(&quiet), &IdTable::new(&state())).unwrap().ours.owned.is_empty());
+    assert!(compiled(&desired(&quiet)).ours.owned.is_empty());
 }
 
 #[test]
@@ -144,9 +144,9 @@ services:
     let nothing = desired("services: []\n");
     history.next(&nothing).unwrap();
     history.flows(gue.id, 0, 0);
-    assert!(ours(&nothing, &history.ids).tunnels.contains(&tunnel("10.1.0.1", 6080)));
+    assert!(history.ours().tunnels.contains(&tunnel("10.1.0.1", 6080)));
     history.reclaim();
-    assert!(ours(&nothing, &history.ids).tunnels.is_empty());
+    assert!(history.ours().tunnels.is_empty());
 }
 
 /// A service with one backend, which has `more` keys, and `of_service` keys of its own.
@@ -236,7 +236,7 @@ timeouts: {sctp: {init_s: 5}}
 services:
   - {name: a, vip: 10.0.0.1, port: 53, protocol: udp, one_packet: true, scheduler: nq, drain_s: 3, stateless_fallback: true}
 ";
-    let tables = compile(&desired(text), &IdTable::new(&state())).unwrap();
+    let tables = compiled(&desired(text));
     assert!(tables.settings.sloppy_tcp);
     assert_eq!(tables.timeouts.sctp_s[2], 5);
     let service = only(&tables);
@@ -252,7 +252,7 @@ fn as_many_rules_as_there_may_be_are_told_at_once() {
         "match_rules: [{{mark: 1, destinations: [{}]}}]\nservices: [{{name: a, mark: 1}}]\n",
         destinations.join(", ")
     );
-    let tables = compile(&desired(&text), &IdTable::new(&state())).unwrap();
+    let tables = compiled(&desired(&text));
     assert_eq!((tables.services.rules().len(), tables.ours.rules.len()), (MARK_RULES_MAX, MARK_RULES_MAX));
     assert_eq!(tables.ours.owned.len(), MARK_RULES_MAX);
 }

@@ -402,7 +402,7 @@ fn service(text: &str) -> Service {
         "interfaces: [{{name: eth1}}]\nsnat_pools: [{{name: p, addresses: [10.9.0.1]}}]\nservices:\n{text}"
     );
     let desired = parse("f", &text).unwrap_or_else(|faults| panic!("{faults}\n{text}")).desired;
-    desired.services()[0].clone()
+    desired.services().next().unwrap().clone()
 }
 
 #[test]
@@ -532,6 +532,6 @@ fn services_that_no_file_has_are_written_as_comments() {
         assert!(written.contains(&format!("# not read again: {reason}\n")), "{written}");
     }
     let again = parse("f", &written).unwrap_or_else(|faults| panic!("{faults}\n{written}"));
-    let names: Vec<_> = again.desired.services().iter().map(|service| &*service.name).collect();
+    let names: Vec<_> = again.desired.services().map(|service| &*service.name).collect();
     assert_eq!(names, ["c"]);
 }

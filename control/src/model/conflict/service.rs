@@ -9,7 +9,7 @@ use dataplane::snapshot::{Mark, Mode, SynProxy, Tunnel, TunnelChecksum};
 
 use super::{Finder, Map, Place, Reason};
 use crate::model::{
-    Backend, Clients, Family, Masquerade, Port, Protocol, Service, SnatPool, port_number, vip_key,
+    Backend, Clients, Family, Masquerade, Origin, Port, Protocol, Service, SnatPool, port_number, vip_key,
 };
 
 /// What services have taken: names, addresses, marks, and who had them first.
@@ -22,10 +22,9 @@ struct Taken<'a> {
 
 impl<'a> Finder<'a> {
     pub(super) fn services(&mut self) {
-        let draft = self.draft;
-        let pools: Map<&str, &SnatPool> = draft.pools.iter().map(|pool| (&*pool.name, pool)).collect();
+        let pools: Map<&str, &SnatPool> = self.around.pools.iter().map(|pool| (&*pool.name, pool)).collect();
         let mut taken = Taken::default();
-        for (index, service) in draft.services.iter().enumerate() {
+        for (index, service) in self.services.clone().into_iter().enumerate() {
             let at = Place::ServiceName(index);
             match taken.names.entry(&*service.name) {
                 Entry::Occupied(first) => {
@@ -34,6 +33,9 @@ impl<'a> Finder<'a> {
                 Entry::Vacant(free) => {
                     free.insert(at);
                 }
+            }
+            if self.others.is_some_and(|others| others.has_name(&service.name)) {
+                self.refuse(at, Reason::NameTaken(Arc::clone(&service.name)));
             }
             let family = service.family();
             if service.identity().is_none() {
@@ -72,6 +74,10 @@ impl<'a> Finder<'a> {
                 free.insert((at, &service.name));
             }
         }
+        if let Some(other) = self.others.and_then(|others| others.with_mark(mark)) {
+            let other = Arc::clone(other);
+            self.refuse(at, Reason::MarkTaken { mark: mark.value, family, other });
+        }
         if service.node_port.is_some() {
             self.refuse(Place::NodePort(index), Reason::NodePortOfMark);
         }
@@ -92,12 +98,15 @@ impl<'a> Finder<'a> {
             self.refuse(Place::Port(index), Reason::EveryPort);
         }
         let on_vips = (0..).zip(service.vips()).map(|(at, vip)| (Place::Vip(index, at), *vip, port));
-        let mut on_node = self.draft.node_addresses.iter().filter(|addr| addr.family() == family).peekable();
+        let around = self.around;
+        let mut on_node = around.node_addresses.iter().filter(|addr| addr.family() == family).peekable();
         let node_port = service.node_port;
         if node_port.is_some() && port.is_none() {
             self.refuse(Place::NodePort(index), Reason::NodePortOfEveryPort);
         }
-        if node_port.is_some() && on_node.peek().is_none() {
+        // Kubernetes may say later which addresses the node has.
+        let configured = service.origin == Origin::Configuration;
+        if node_port.is_some() && on_node.peek().is_none() && configured {
             self.refuse(Place::NodePort(index), Reason::NoNodeAddress(family));
         }
         let on_node =
@@ -117,6 +126,7 @@ impl<'a> Finder<'a> {
                     free.insert((at, &service.name));
                 }
             }
+            self.of_others(at, addr, port, protocol, service.clients());
         }
     }
 
@@ -209,7 +219,13 @@ impl<'a> Finder<'a> {
         self.refuse(Place::Tunnel(service, backend), Reason::TunnelChecksum { mode, checksum });
     }
 
-    fn pool_of(&mut self, index: usize, service: &Service, family: Family, pools: &Map<&str, &SnatPool>) {
+    pub(super) fn pool_of(
+        &mut self,
+        index: usize,
+        service: &Service,
+        family: Family,
+        pools: &Map<&str, &SnatPool>,
+    ) {
         let mut translated =
             (0..).zip(&*service.backends).filter(|(_, backend)| backend.mode == Mode::FullNat);
         let at = Place::PoolOf(index);

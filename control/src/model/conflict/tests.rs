@@ -10,8 +10,7 @@ fn draft(services: &str, change: impl Fn(&mut Service)) -> Draft {
         "interfaces: [{{name: eth1}}]\nnode_addresses: [192.0.2.1]\n\
          snat_pools: [{{name: p, addresses: [10.9.0.1]}}, {{name: p6, addresses: [\"fd00::9\"]}}]\nservices:\n{services}"
     );
-    let mut draft =
-        config::parse("f", &text).unwrap_or_else(|faults| panic!("{faults}")).desired.draft().clone();
+    let mut draft = config::parse("f", &text).unwrap_or_else(|faults| panic!("{faults}")).desired.draft();
     draft.services.iter_mut().for_each(change);
     draft
 }

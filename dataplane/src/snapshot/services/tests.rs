@@ -175,3 +175,29 @@ fn an_address_is_owned_as_long_as_there_is_a_reason() {
         assert_eq!(tables.owned().count(), want);
     }
 }
+
+#[test]
+fn the_first_service_that_does_not_drain_a_backend_stands_for_it() {
+    for (weights, want) in [
+        (vec![1, 1], 0),
+        (vec![0, 1], 1),
+        (vec![1, 0], 0),
+        (vec![0, 0, 0], 0),
+        (vec![0, 1, 1], 1),
+        (vec![0, 0, 1], 2),
+    ] {
+        let of = |(id, weight): (u32, &u32)| Service {
+            id: ServiceId(id),
+            backends: [Backend::new(BackendId(3), [10, 1, 0, 1].into(), 80, *weight, Mode::Nat)].into(),
+            ..Service::default()
+        };
+        let list: Vec<_> = (0..).zip(&weights).map(of).collect();
+        let stands = |tables: &Services| tables.backend(BackendId(3)).map(|(service, _)| service.id.0);
+        let mut tables = Services::new(list.clone(), Vec::new(), []);
+        assert_eq!(stands(&tables), Some(want), "{weights:?}");
+        tables.change(&[], list);
+        assert_eq!(stands(&tables), Some(want), "{weights:?}, once more");
+        tables.change(&(0..3).map(ServiceId).collect::<Vec<_>>(), Vec::new());
+        assert_eq!(stands(&tables), None);
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use dataplane::flow::key::VipKey;
 use ipnet::IpNet;
 
-use crate::model::{Common, DesiredState, Family, Origin, Protocol, SnatPool, Unicast};
+use crate::model::{Common, DesiredState, Family, Protocol, SnatPool, Unicast};
 use crate::source::kubernetes::exposure::{Here, unserved};
 use crate::source::kubernetes::object::{Node, Service, ServiceCidr};
 use crate::source::kubernetes::settings::{NodePortAddresses, Settings};
@@ -33,16 +33,16 @@ pub struct Configured {
 }
 
 impl Configured {
-    /// What the configuration alone comes to, `desired`, has.
+    /// What the configuration has in `desired`.
     pub fn of(desired: &DesiredState, settings: &Settings) -> Self {
+        let configured = desired.configured();
         let mut of = Self {
-            node_addresses: desired.node_addresses().to_vec(),
-            local: desired.local().to_vec(),
-            virtual_networks: desired.virtual_networks().to_vec(),
+            node_addresses: configured.node_addresses.clone(),
+            local: configured.local.clone(),
+            virtual_networks: configured.virtual_networks.clone(),
             ..Self::default()
         };
-        let services = desired.services().iter().filter(|service| service.origin == Origin::Configuration);
-        for service in services {
+        for service in desired.own_services() {
             of.vips.extend(service.keys());
             if let (Some(port), Some(protocol)) = (service.node_port, service.protocol()) {
                 of.node_ports.insert((service.family(), port.number(), protocol));
