@@ -94,6 +94,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     if let Some(feed) = &feed {
         process::set_oom_score(&proxy);
+        kubernetes::look_after(args.kube_proxy.clone(), Arc::clone(&proxy));
         tracing::info!(node = %feed.node(), mode = proxy.mode().name(), "as kube-proxy");
     }
     let host = config.check_host();

@@ -416,6 +416,9 @@ impl<G: Gate> Control<G> {
         for (what, packets) in self.pressure.news(self.reconciler.stats(), Instant::now()) {
             tracing::warn!(packets, "{what}");
         }
+        for what in self.pressure.room(self.reconciler.in_use(), self.reconciler.state().capacity()) {
+            tracing::warn!("{what}");
+        }
         dead == self.workers.len()
     }
 

@@ -1,6 +1,6 @@
 //! kube-proxy's flags on `weir run`, with its meaning.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::EXIT_USAGE;
 /// The heading of these flags in help.
 const HEADING: &str = "kube-proxy's flags";
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = HEADING)]
 pub(crate) struct KubeProxyFlags {
     /// KubeProxyConfiguration, or the ConfigMap that it is in: kube-proxy's own --config. Of the flags below only
@@ -91,6 +91,11 @@ impl FromArgMatches for Fields {
 }
 
 impl KubeProxyFlags {
+    /// The file of the KubeProxyConfiguration.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.kube_proxy_config.as_deref()
+    }
+
     /// What kube-proxy is told, and whether anybody has told it anything. Faults are told here; the error is the exit
     /// status that stands for them.
     pub(crate) fn load(&self) -> Result<(Arc<KubeProxy>, bool), ExitCode> {

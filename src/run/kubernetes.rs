@@ -1,10 +1,13 @@
 //! Kubernetes as a source: what of kube-proxy's configuration and of Weir's own makes one, and its start.
 
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use control::config::kube_proxy::{Change, change};
 use control::config::{Config, KubeProxy};
 use control::daemon::Host;
 use control::daemon::kubernetes::Source;
@@ -22,6 +25,44 @@ use control::source::kubernetes::status::Status;
 use control::source::kubernetes::store::Configured;
 use control::source::kubernetes::thread::{Parts, Thread};
 use tokio::sync::mpsc;
+
+use crate::cli::KubeProxyFlags;
+
+/// How often it is looked whether kube-proxy's file is another.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Looks after the file of kube-proxy's configuration as long as the process runs, and tells when it says something else
+/// than what is in force. kube-proxy ends then, and is started again; Weir's flows would end with it.
+pub(super) fn look_after(flags: KubeProxyFlags, in_force: Arc<KubeProxy>) {
+    let Some(file) = flags.file().map(Path::to_owned) else { return };
+    let look = move || {
+        let mut known = fs::read(&file).ok();
+        loop {
+            std::thread::sleep(LOOK);
+            let Ok(now) = fs::read(&file) else { continue };
+            if known.as_ref() == Some(&now) {
+                continue;
+            }
+            known = Some(now);
+            let file = file.display();
+            match flags.load() {
+                Err(_) => {
+                    tracing::error!(%file, "kube-proxy's configuration is faulty; the one before stays in force")
+                }
+                Ok((new, _)) => match change(&in_force, &new) {
+                    Change::None => tracing::info!(%file, "kube-proxy's configuration is the one in force"),
+                    Change::Live(fields) | Change::RestartNeeded(fields) => {
+                        let fields = fields.join(", ");
+                        tracing::warn!(%file, fields, "kube-proxy's configuration has changed: restart weir");
+                    }
+                },
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("kube-proxy-file".into()).spawn(look) {
+        tracing::warn!(%error, "changes of kube-proxy's configuration will not be told");
+    }
+}
 
 /// A source that is not started yet.
 #[derive(Debug)]

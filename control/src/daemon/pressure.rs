@@ -15,10 +15,15 @@ const SCARCE: [(DropReason, &str); 2] = [
 /// One thing is said so often at most.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// What was said of each of [`SCARCE`], and when.
+/// In percent of its limit: from here on a table is nearly full, and from there on it no longer is.
+const TIGHT: usize = 90;
+const EASED: usize = 80;
+
+/// What was said of each of [`SCARCE`], and when; whether services and backends were said to be nearly too many.
 #[derive(Debug, Default)]
 pub(super) struct Pressure {
     said: [(u64, Option<Instant>); SCARCE.len()],
+    tight: [bool; 2],
 }
 
 impl Pressure {
@@ -41,11 +46,37 @@ impl Pressure {
             SCARCE.into_iter().zip(&mut self.said).filter_map(|(scarce, said)| of(scarce, said)).collect();
         news.into_iter()
     }
+
+    /// What is to be said of services and backends, of which so many are in use and so many may be: each once, when it
+    /// gets tight.
+    pub(super) fn room(&mut self, in_use: (usize, usize), limit: (usize, usize)) -> Vec<String> {
+        let told = |(name, used, limit, is_tight): (&str, usize, usize, &mut bool)| {
+            let share = used.saturating_mul(100) / limit.max(1);
+            let was_tight = std::mem::replace(is_tight, share >= if *is_tight { EASED } else { TIGHT });
+            let news = *is_tight && !was_tight;
+            news.then(|| format!("{used} of {limit} {name} are in use: raise limits.{name} and restart"))
+        };
+        let [services, backends] = &mut self.tight;
+        let all = [("services", in_use.0, limit.0, services), ("backends", in_use.1, limit.1, backends)];
+        all.into_iter().filter_map(told).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_nearly_full_table_is_told_of_once_until_it_has_eased() {
+        let mut pressure = Pressure::default();
+        let mut told = |services, backends| pressure.room((services, backends), (100, 1000)).len();
+        assert_eq!(
+            [told(89, 0), told(90, 0), told(95, 899), told(95, 900), told(100, 1000)],
+            [0, 1, 0, 1, 0]
+        );
+        assert_eq!([told(85, 0), told(95, 0)], [0, 0], "not yet eased");
+        assert_eq!([told(79, 0), told(95, 950)], [0, 2]);
+    }
 
     #[test]
     fn what_runs_out_is_said_once_a_minute_with_all_drops_since() {

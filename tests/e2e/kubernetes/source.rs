@@ -78,3 +78,49 @@ fn services_of_the_file_and_of_ipvsadm_stand_beside_kubernetes_s() -> Result<()>
     ensure!(flushed.0, "{flushed:?}");
     net.until_served_by(outside(), web(cluster_ip(1)), &[2])
 }
+
+#[test]
+fn a_pod_s_environment_is_enough() -> Result<()> {
+    const USER: &str = "system:serviceaccount:kube-system:weir";
+    let Some(net) = Net::start(objects(), "")? else { return Ok(()) };
+    let Net { weir: other, api, topology } = net;
+    let config = std::fs::read_to_string(other.config_path())?;
+    other.stop()?;
+    let config = config.lines().filter(|line| !line.contains("kubeconfig:")).collect::<Vec<_>>().join("\n");
+    let file = topology.scratch().join("pod.yaml");
+    std::fs::write(&file, config)?;
+    let account = topology.scratch().join("serviceaccount");
+    api.access().allow_token("pod", USER);
+    api.access().write_service_account(&account, "pod\n")?;
+    // `ip netns exec` has mounts of its own, which go with the process.
+    let script = format!(
+        "mount -t tmpfs none /run && mkdir -p /run/secrets/kubernetes.io && \
+         cp -r {} /run/secrets/kubernetes.io/serviceaccount && exec {} run --config {}",
+        account.display(),
+        weir().display(),
+        file.display()
+    );
+    let mut command = topology.gateway.command("sh");
+    command.env("KUBERNETES_SERVICE_HOST", api.addr().ip().to_string());
+    command.env("KUBERNETES_SERVICE_PORT", api.addr().port().to_string());
+    command.args(["-c", &script]);
+    let pod = testbed::Process::spawn("weir", command, topology.scratch().join("pod.log"))?;
+    eventually(LIMIT, || {
+        let asked = api.requests();
+        let by_pod = asked.iter().any(|request| {
+            request.user.as_deref() == Some(USER)
+                && request.uri.contains("/services?")
+                && request.status == 200
+        });
+        ensure!(by_pod, "{asked:?}\n{}", pod.log());
+        Ok(())
+    })?;
+    let servers = Servers::start(&topology)?;
+    eventually(LIMIT, || {
+        let got = ask(&topology.client, Some(outside()), web(cluster_ip(1)), "")?;
+        ensure!(matches!(got, Got::Page(_)), "{got:?}\n{}", pod.log());
+        Ok(())
+    })?;
+    drop((servers, pod));
+    Ok(())
+}

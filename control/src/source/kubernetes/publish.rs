@@ -304,9 +304,9 @@ impl<'a> Publisher<'a> {
     }
 }
 
-/// The Service that a group `namespace/name:port` is of.
+/// The Service that a group `namespace/name:port` or `namespace/name/v6` is of.
 fn owner(group: &str) -> Option<Key> {
     let (namespace, rest) = group.split_once('/')?;
-    let (name, _) = rest.split_once(':').unwrap_or((rest, ""));
+    let name = rest.split([':', '/']).next()?;
     Some(Key { namespace: namespace.into(), name: name.into() })
 }
