@@ -2,7 +2,7 @@
 //!
 //! The [`Compiler`] turns a change of the desired state into a [`Plan`], which costs what the change is about: the services
 //! that change, and those of their groups. Nothing is touched meanwhile, so a change that does not fit is refused whole.
-//! [`Compiler::build`] then makes the next tables out of the present ones, and cannot fail.
+//! `Compiler::build` then makes the next tables out of the present ones, and cannot fail.
 
 mod access;
 mod claims;

@@ -3,7 +3,7 @@
 use super::Control;
 use crate::ipvs::command::{COMMANDS_MAX, Command, Refusal};
 use crate::ipvs::{Room, Table, list};
-use crate::model::DesiredState;
+use crate::model::{DesiredState, Draft, Origin};
 use crate::reconcile::{self, Gate};
 
 impl<G: Gate> Control<G> {
@@ -33,11 +33,15 @@ impl<G: Gate> Control<G> {
         let own = self.host.monitor.mirror().addresses.iter().map(|(_, addr, _)| *addr).collect();
         let (services, servers) = self.reconciler.state().capacity();
         let room = Room { services, servers };
-        let mut table = Table::new(self.reconciler.desired().draft(), own, room);
+        let desired = self.reconciler.desired();
+        let configured = desired.draft();
+        let mut table = Table::new(seen(desired), own, room);
         let results = commands.iter().map(|command| table.run(command).err()).collect();
         let is_changed = table.is_changed();
-        let (draft, zeroed) = table.finish();
-        if is_changed && draft != self.reconciler.desired().draft() {
+        let (mut draft, zeroed) = table.finish();
+        draft.services.retain(|service| service.origin == Origin::Configuration);
+        draft.node_addresses.clone_from(&configured.node_addresses);
+        if is_changed && draft != configured {
             let desired = DesiredState::new(draft).map_err(|conflicts| {
                 let told: Vec<_> = conflicts.iter().map(ToString::to_string).collect();
                 Refusal::Weir(told.join("; "))
@@ -65,4 +69,10 @@ impl<G: Gate> Control<G> {
         }
         Ok(results)
     }
+}
+
+/// What commands are carried out on: other sources' services are seen, and not theirs to change.
+fn seen(desired: &DesiredState) -> Draft {
+    let services = desired.services().cloned().collect();
+    Draft { services, node_addresses: desired.node_addresses().to_vec(), ..desired.configured().clone() }
 }

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::Control;
 use crate::admin::protocol::{Kubernetes, KubernetesResource};
-use crate::model::{Change, Conflict, DesiredState, Place, Service};
+use crate::model::{Change, Conflict, Place, Service};
 use crate::reconcile::{Gate, Refusal};
 use crate::source::kubernetes::publish::{Outcome, Proposal, Surroundings};
 use crate::source::kubernetes::settings::Settings;
@@ -119,19 +119,13 @@ impl<G: Gate> Control<G> {
         let Some(source) = &self.kubernetes else { return };
         let surroundings = Surroundings {
             addresses: self.host.addresses(),
-            configured: Configured::of(&self.configured(), &source.settings),
+            configured: Configured::of(self.reconciler.desired(), &source.settings),
         };
         source.thread.surroundings.send_if_modified(|known| {
             let is_new = *known != surroundings;
             *known = surroundings;
             is_new
         });
-    }
-
-    /// What the configuration desires, with what `ipvsadm` has changed, and without what Kubernetes does.
-    fn configured(&self) -> DesiredState {
-        // It goes together beside others, and so by itself.
-        DesiredState::new(self.reconciler.desired().draft()).unwrap_or_default()
     }
 
     /// How the source does.
