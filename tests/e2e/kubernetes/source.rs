@@ -73,7 +73,9 @@ fn services_of_the_file_and_of_ipvsadm_stand_beside_kubernetes_s() -> Result<()>
     let listed = ipvsadm(&["-Ln"])?;
     ensure!(listed.1.contains("10.9.1.1:80") && listed.1.contains("10.2.0.12:80"), "{listed:?}");
     let refused = ipvsadm(&["-d", "-t", "10.9.1.1:80", "-r", "10.2.0.12:80"])?;
-    ensure!(!refused.0, "what Kubernetes has is Kubernetes's: {refused:?}");
+    ensure!(!refused.0 && refused.2.contains("this service is Kubernetes's"), "{refused:?}");
+    let zeroed = ipvsadm(&["-Z", "-t", "10.9.1.1:80"])?;
+    ensure!(zeroed.0, "{zeroed:?}");
     let flushed = ipvsadm(&["-C"])?;
     ensure!(flushed.0, "{flushed:?}");
     net.until_served_by(outside(), web(cluster_ip(1)), &[2])
