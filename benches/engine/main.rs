@@ -60,6 +60,9 @@ struct Cli {
     /// Only sizes up to this many flows.
     #[arg(long, default_value_t = u32::MAX)]
     flows: u32,
+    /// Only these parts of the bench; nothing is stored then.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
     /// Leave the stored results as they are.
     #[arg(long)]
     no_store: bool,
@@ -80,6 +83,21 @@ struct Cli {
     bench: bool,
 }
 
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Instructions a packet.
+    Instructions,
+    /// Full NAT with more and more flows, beside the bare loop.
+    Sizes,
+    /// Other kinds of gateways.
+    Kinds,
+    /// One service and many.
+    Services,
+    /// Memory.
+    Lifetimes,
+}
+
 fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     if let Some(subject) = cli.instructions {
@@ -96,25 +114,38 @@ fn main() -> Result<ExitCode> {
     }
     let last = Report::newest()?;
     let mut report = Report::new(60, BATCH)?;
-    count_instructions(&mut report);
-    for flows in SIZES.into_iter().filter(|flows| *flows <= cli.flows) {
-        sizes(&mut report, flows);
-    }
-    for (name, mode, v6) in
-        [("nat", Mode::Nat, false), ("dr", Mode::Dr, false), ("fullnat IPv6", Mode::FullNat, true)]
-    {
-        kinds(&mut report, name, Shape { mode, v6, ..Shape::plain(MIDDLE) });
-    }
-    services(&mut report);
-    for flows in [1_000_000, 10_000_000].into_iter().filter(|flows| *flows <= cli.flows) {
-        report.lifetimes.push(Lifetime::measure(flows)?);
+    let parts = if cli.only.is_empty() { Part::value_variants() } else { &cli.only };
+    for part in parts {
+        measure(*part, &cli, &mut report)?;
     }
     report.print(last.as_ref());
     let met = targets(&report);
-    if !cli.no_store {
+    if !cli.no_store && cli.only.is_empty() {
         println!("\nstored in {}", report.store()?.display());
     }
     Ok(if met || !cli.check { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn measure(part: Part, cli: &Cli, report: &mut Report) -> Result<()> {
+    let upto = |flows: &u32| *flows <= cli.flows;
+    match part {
+        Part::Instructions => count_instructions(report),
+        Part::Sizes => SIZES.into_iter().filter(upto).for_each(|flows| sizes(report, flows)),
+        Part::Kinds => {
+            for (name, mode, v6) in
+                [("nat", Mode::Nat, false), ("dr", Mode::Dr, false), ("fullnat IPv6", Mode::FullNat, true)]
+            {
+                kinds(report, name, Shape { mode, v6, ..Shape::plain(MIDDLE) });
+            }
+        }
+        Part::Services => services(report),
+        Part::Lifetimes => {
+            for flows in [1_000_000, 10_000_000].into_iter().filter(upto) {
+                report.lifetimes.push(Lifetime::measure(flows)?);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn count_instructions(report: &mut Report) {
