@@ -1,7 +1,10 @@
 //! A frame in the memory of its I/O: a chunk with headroom before the packet and tailroom behind it.
 
+use std::ops::Range;
+
 use crate::ids::PortId;
 use crate::rewrite::split::Split;
+use crate::wire::Header;
 
 /// Bytes that every I/O leaves in front of a received packet at least: room for TX metadata (24) and, later, an
 /// outer IPv6 header with UDP and GUE (56), in whole words.
@@ -30,8 +33,9 @@ pub enum Checksum {
 #[derive(Debug)]
 pub struct Frame<'a> {
     chunk: &'a mut [u8],
-    start: usize,
-    end: usize,
+    /// 32 bits, so that a few bytes more cannot overflow.
+    start: u32,
+    end: u32,
     /// The port it came in by.
     pub port: PortId,
     /// Set where another worker handed it over: it is not handed on again.
@@ -47,13 +51,13 @@ pub struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// A frame of `len` bytes at `start` in `chunk`; `None` where it does not lie inside.
+    /// A frame of `len` bytes at `start` in `chunk`; `None` where it does not lie inside, or behind 4 GiB of it.
     pub fn new(chunk: &'a mut [u8], start: usize, len: usize, port: PortId) -> Option<Self> {
         let end = start.checked_add(len)?;
         (end <= chunk.len()).then_some(Self {
             chunk,
-            start,
-            end,
+            start: start.try_into().ok()?,
+            end: end.try_into().ok()?,
             port,
             handed_over: false,
             overdue: false,
@@ -65,7 +69,7 @@ impl<'a> Frame<'a> {
     /// The frame's bytes, from the Ethernet header on.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        match self.chunk.get(self.start..self.end) {
+        match self.chunk.get(self.start as usize..self.end as usize) {
             Some(bytes) => bytes,
             None => outside(),
         }
@@ -74,16 +78,36 @@ impl<'a> Frame<'a> {
     /// The frame's bytes, to be changed in place.
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        match self.chunk.get_mut(self.start..self.end) {
+        match self.chunk.get_mut(self.start as usize..self.end as usize) {
             Some(bytes) => bytes,
             None => outside_mut(),
         }
     }
 
+    /// The frame's first bytes as headers; `None` where it is shorter.
+    #[inline]
+    pub fn head<H: Header>(&self) -> Option<&H> {
+        let head = self.chunk.get(self.head_range::<H>()?)?;
+        H::ref_from_bytes(head).ok()
+    }
+
+    /// The same, to be changed in place.
+    #[inline]
+    pub fn head_mut<H: Header>(&mut self) -> Option<&mut H> {
+        let range = self.head_range::<H>()?;
+        H::mut_from_bytes(self.chunk.get_mut(range)?).ok()
+    }
+
+    #[inline]
+    fn head_range<H>(&self) -> Option<Range<usize>> {
+        let range = self.start as usize..self.start as usize + size_of::<H>();
+        (range.end <= self.end as usize).then_some(range)
+    }
+
     /// Length in bytes, Ethernet header included, frame check sequence not.
     #[inline]
     pub fn len(&self) -> usize {
-        self.end - self.start
+        (self.end - self.start) as usize
     }
 
     /// Whether the frame has no bytes.
@@ -93,44 +117,42 @@ impl<'a> Frame<'a> {
 
     /// Where the frame starts in its chunk, in bytes.
     pub fn offset(&self) -> usize {
-        self.start
+        self.start as usize
     }
 
     /// Bytes free in front of the frame.
     pub fn headroom(&self) -> usize {
-        self.start
+        self.start as usize
     }
 
     /// Bytes free behind the frame.
     pub fn tailroom(&self) -> usize {
-        self.chunk.len() - self.end
+        self.chunk.len() - self.end as usize
     }
 
     /// Moves the start of the frame `count` bytes forward into the headroom. The new bytes hold garbage.
     /// Returns false, and changes nothing, where the headroom is too small.
     #[must_use]
     pub fn grow_front(&mut self, count: usize) -> bool {
-        let fits = count <= self.start;
-        if fits {
-            self.start -= count;
-        }
-        fits
+        let start = u32::try_from(count).ok().and_then(|count| self.start.checked_sub(count));
+        self.start = start.unwrap_or(self.start);
+        start.is_some()
     }
 
     /// Cuts `count` bytes off the front (all, where it has fewer).
     pub fn shrink_front(&mut self, count: usize) {
-        self.start = self.end.min(self.start.saturating_add(count));
+        let start = u32::try_from(count).ok().and_then(|count| self.start.checked_add(count));
+        self.start = start.map_or(self.end, |start| start.min(self.end));
     }
 
     /// Sets the length to `len` bytes: cuts the tail, or takes in tailroom (which holds garbage).
     /// Returns false, and changes nothing, where the chunk is too small.
     #[must_use]
     pub fn resize(&mut self, len: usize) -> bool {
-        let fits = self.start.checked_add(len).is_some_and(|end| end <= self.chunk.len());
-        if fits {
-            self.end = self.start + len;
-        }
-        fits
+        let end = u32::try_from(len).ok().and_then(|len| self.start.checked_add(len));
+        let end = end.filter(|end| *end as usize <= self.chunk.len());
+        self.end = end.unwrap_or(self.end);
+        end.is_some()
     }
 }
 
