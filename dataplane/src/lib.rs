@@ -25,6 +25,7 @@ pub mod flow;
 pub mod frame;
 pub mod ids;
 pub mod io;
+pub mod lanes;
 pub mod packet;
 pub mod pipeline;
 pub mod prefetch;

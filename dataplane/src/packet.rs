@@ -1,13 +1,15 @@
 //! A frame's headers as offsets and a key: read once, used by every later stage.
 
+mod plain;
+
 use zerocopy::big_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, transmute};
+use zerocopy::transmute;
 
 use crate::flow::key::{FlowKey, SCTP, TCP, UDP};
 use crate::flow::sctp::{self, Event::Nothing};
 use crate::verdict::DropReason;
 use crate::wire::arp::{self, Arp, Formats};
-use crate::wire::checksum::{Sum, ipv4_verifies};
+use crate::wire::checksum::Sum;
 use crate::wire::ethernet::{self, Ethernet, VlanTag};
 use crate::wire::gre;
 use crate::wire::icmp::{self, Icmp, LinkLayerOption, Neighbour};
@@ -17,6 +19,7 @@ use crate::wire::sctp::Sctp;
 use crate::wire::tcp::{SYN, Tcp};
 use crate::wire::udp::Udp;
 use crate::wire::{Truncated, view};
+pub(crate) type Plain = plain::Plain<Ipv4>;
 
 /// What a packet is to a load balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,112 +105,13 @@ impl Packet {
 /// - `Unsupported`: more than [`ipv6::MAX_EXTENSIONS`] extension headers.
 #[inline]
 pub fn parse(frame: &[u8]) -> Result<Packet, DropReason> {
-    let mut parsed = Err(DropReason::Truncated);
-    parse_into(frame, &mut parsed);
-    parsed
-}
-
-/// [`parse`], its result written where it is to stay: a copy less on the packet path.
-#[inline]
-pub fn parse_into(frame: &[u8], parsed: &mut Result<Packet, DropReason>) {
-    match plain(frame) {
-        Some(packet) => *parsed = Ok(packet),
-        None => *parsed = uncommon(frame),
-    }
+    Plain::of(frame).map_or_else(|| uncommon(frame), |plain| Ok(plain.packet()))
 }
 
 /// Not inlined: IPv4 is to have the registers for itself.
 #[inline(never)]
-fn uncommon(frame: &[u8]) -> Result<Packet, DropReason> {
-    plain_v6(frame).map_or_else(|| general(frame), Ok)
-}
-
-/// The first bytes of most frames.
-#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct Plain<Ip> {
-    ethernet: Ethernet,
-    ip: Ip,
-    transport: Tcp,
-}
-
-/// A faultless TCP segment or UDP datagram in IPv4 without options and tags. `None` says only that [`general`] has to
-/// look. One check of the length serves all headers; a datagram too short for it is rare and goes the long way.
-#[inline]
-fn plain(frame: &[u8]) -> Option<Packet> {
-    const L3: u16 = 14;
-    const L4: u16 = 34;
-
-    let (Plain { ethernet, ip, transport }, _) = Plain::<Ipv4>::ref_from_prefix(frame).ok()?;
-    let end = L3.checked_add(ip.total_len.get())?;
-    if ethernet.ethertype != ethernet::IPV4
-        || ip.version_ihl != ipv4::VERSION_NO_OPTIONS
-        || ip.is_fragment()
-        || usize::from(end) > frame.len()
-        || !ipv4_verifies(ip)
-    {
-        return None;
-    }
-    let tcp_flags = plain_flags(ip.protocol, transport, L4, end)?;
-    let key = FlowKey {
-        src: ip.src.get().into(),
-        dst: ip.dst.get().into(),
-        sport: transport.src_port.get(),
-        dport: transport.dst_port.get(),
-        proto: ip.protocol,
-        v6: false,
-    };
-    Some(Packet { kind: Kind::Transport, key, l3: L3, l4: L4, end, tcp_flags, sctp: Nothing, ttl: ip.ttl })
-}
-
-/// [`plain`] for IPv6: no tags and no extension headers.
-#[inline]
-fn plain_v6(frame: &[u8]) -> Option<Packet> {
-    const L3: u16 = 14;
-    const L4: u16 = 54;
-
-    let (Plain { ethernet, ip, transport }, _) = Plain::<Ipv6>::ref_from_prefix(frame).ok()?;
-    let end = L4.checked_add(ip.payload_len.get())?;
-    if ethernet.ethertype != ethernet::IPV6 || ip.version() != 6 || usize::from(end) > frame.len() {
-        return None;
-    }
-    let tcp_flags = plain_flags(ip.next_header, transport, L4, end)?;
-    let key = FlowKey {
-        src: ip.src.get(),
-        dst: ip.dst.get(),
-        sport: transport.src_port.get(),
-        dport: transport.dst_port.get(),
-        proto: ip.next_header,
-        v6: true,
-    };
-    Some(Packet {
-        kind: Kind::Transport,
-        key,
-        l3: L3,
-        l4: L4,
-        end,
-        tcp_flags,
-        sctp: Nothing,
-        ttl: ip.hop_limit,
-    })
-}
-
-/// The flags of a faultless TCP segment that lies from `l4` to `end`; 0 for a UDP datagram.
-#[inline]
-fn plain_flags(protocol: u8, transport: &Tcp, l4: u16, end: u16) -> Option<u8> {
-    let fits = |least, len| least <= len && usize::from(l4) + len <= usize::from(end);
-    match protocol {
-        TCP if fits(Tcp::LEN, transport.header_len()) => Some(transport.flags),
-        UDP if fits(Udp::LEN, udp_len(transport)) => Some(0),
-        _ => None,
-    }
-}
-
-/// The length field, were it UDP.
-#[inline]
-fn udp_len(transport: &Tcp) -> usize {
-    let [_, _, _, _, high, low, ..]: [u8; Tcp::LEN] = transmute!(*transport);
-    u16::from_be_bytes([high, low]).into()
+pub(crate) fn uncommon(frame: &[u8]) -> Result<Packet, DropReason> {
+    plain::parse_v6(frame).map_or_else(|| general(frame), Ok)
 }
 
 /// Any frame, header by header.

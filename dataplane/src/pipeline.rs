@@ -20,6 +20,7 @@ mod icmp;
 pub mod model;
 mod path_mtu;
 mod persist;
+mod plain;
 #[cfg(any(test, fuzzing))]
 #[allow(
     clippy::cast_possible_truncation,
@@ -47,11 +48,12 @@ use crate::flow::directory::Directory;
 use crate::flow::entry;
 use crate::flow::fragments::Fragments;
 use crate::flow::half_open::HalfOpen;
+use crate::flow::key::TCP;
 use crate::flow::table::{FlowTable, Heap, Hit, MAX_FLOWS, Reserve, Slot};
 use crate::flow::templates::Templates;
 use crate::frame::{BATCH, Frame};
 use crate::ids::{BackendId, ServiceId, WorkerId};
-use crate::packet::{self, Kind, Packet};
+use crate::packet::{self, Kind, Packet, Plain};
 use crate::snapshot::{Mode, Snapshot};
 use crate::state::State;
 use crate::stats::WorkerStats;
@@ -102,28 +104,46 @@ pub struct FlowRecord {
 #[derive(Debug)]
 pub struct Engine {
     core: Core,
-    scratch: Box<[Scratch]>,
+    scratch: Box<[Scratch; BATCH]>,
 }
 
 /// What the first two stages leave for the third.
 #[derive(Clone, Copy, Debug)]
 struct Scratch {
-    parsed: Result<Packet, DropReason>,
     hash: u64,
-    hit: Option<Hit>,
+    hit: Hit,
+    lane: Lane,
+    /// The packet, where it is not plain.
+    parsed: Result<Packet, DropReason>,
+}
+
+/// How far a packet was parsed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    /// [`Plain`] TCP: it most likely goes where the flow's other packets went.
+    PlainTcp,
+    /// [`Plain`] UDP.
+    PlainUdp,
+    /// Any other, or faulty.
+    Parsed,
 }
 
 impl Scratch {
-    const EMPTY: Self = Self { parsed: Err(DropReason::Truncated), hash: 0, hit: None };
+    const EMPTY: Self =
+        Self { hash: 0, hit: Hit::NONE, lane: Lane::Parsed, parsed: Err(DropReason::Truncated) };
 
     /// Parses a frame and has the bucket of its flow fetched.
     #[inline]
-    fn read(&mut self, frame: &[u8], flows: &FlowTable) {
-        packet::parse_into(frame, &mut self.parsed);
-        if let Ok(packet) = &self.parsed {
-            self.hash = flows.hash(&packet.key);
-            flows.prefetch(self.hash);
+    fn read(&mut self, frame: &Frame<'_>, flows: &FlowTable) {
+        if let Some(plain) = Plain::of(frame.bytes()) {
+            self.lane = if plain.protocol() == TCP { Lane::PlainTcp } else { Lane::PlainUdp };
+            self.hash = flows.hash_plain(plain);
+        } else {
+            self.lane = Lane::Parsed;
+            self.parsed = packet::uncommon(frame.bytes());
+            self.hash = self.parsed.map_or(0, |packet| flows.hash(&packet.key));
         }
+        flows.prefetch(self.hash);
     }
 
     /// Finds what probably is its flow and has that fetched.
@@ -154,8 +174,7 @@ struct Core {
     fragments: Fragments,
     /// The flow that the first fragment in hand was given, if it is for this packet alone.
     once: Option<Slot>,
-    /// See [`established::routine`]: set once a batch.
-    routine: u8,
+    turn: plain::Turn,
     /// Searches for a SNAT port so far: spreads them.
     attempts: u64,
     /// IP headers made so far: numbers them.
@@ -189,12 +208,12 @@ impl Engine {
                 backends_answered: 0,
                 fragments,
                 once: None,
-                routine: 0,
+                turn: plain::Turn::default(),
                 attempts: 0,
                 made: 0,
                 path_mtus: path_mtu::PathMtus::new(),
             },
-            scratch: vec![Scratch::EMPTY; BATCH].into_boxed_slice(),
+            scratch: Box::new([Scratch::EMPTY; BATCH]),
         }
     }
 
@@ -210,12 +229,12 @@ impl Engine {
         debug_assert!(frames.len() <= BATCH && frames.len() == verdicts.len());
         let Self { core, scratch } = self;
         for (frame, note) in frames.iter().zip(scratch.iter_mut()) {
-            note.read(frame.bytes(), &core.flows);
+            note.read(frame, &core.flows);
         }
         for note in scratch.iter_mut().take(frames.len()) {
             note.probe(&core.flows);
         }
-        core.routine = established::routine(&tables.settings);
+        core.turn = plain::Turn::new(now, tables);
         let mut forwarded = 0;
         core.setup.stats.frames.add(frames.len() as u64);
         for ((frame, verdict), note) in frames.iter_mut().zip(verdicts).zip(scratch.iter()) {
@@ -236,9 +255,9 @@ impl Engine {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Verdict {
-        self.core.routine = established::routine(&tables.settings);
+        self.core.turn = plain::Turn::new(now, tables);
         let mut note = Scratch::EMPTY;
-        note.read(frame.bytes(), &self.core.flows);
+        note.read(frame, &self.core.flows);
         note.probe(&self.core.flows);
         let verdict = self.core.decide(frame, &note, now, tables, trace);
         match verdict {
@@ -331,8 +350,8 @@ impl Engine {
 }
 
 impl Core {
-    /// One packet: the flow that is known, else the flow that may be opened, else what is answered or left.
-    #[inline]
+    /// One packet: on the shortest path, if that is for it.
+    #[inline(always)]
     fn decide(
         &mut self,
         frame: &mut Frame<'_>,
@@ -341,15 +360,40 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Verdict {
-        let packet = match &note.parsed {
-            Ok(packet) => packet,
-            Err(reason) => return Verdict::Drop(*reason),
+        if note.lane == Lane::PlainTcp
+            && let Some(port) = self.pass_plain(frame, note.hit, now, tables, trace)
+        {
+            return Verdict::Tx(port);
+        }
+        self.consider(frame, note, now, tables, trace)
+    }
+
+    /// Any packet: the flow that is known, else the flow that may be opened, else what is answered or left.
+    #[inline(never)]
+    fn consider(
+        &mut self,
+        frame: &mut Frame<'_>,
+        note: &Scratch,
+        now: Tick,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Verdict {
+        let plain;
+        let packet = match (note.lane, &note.parsed) {
+            (Lane::Parsed, Ok(packet)) => packet,
+            (Lane::Parsed, Err(reason)) => return Verdict::Drop(*reason),
+            (Lane::PlainTcp | Lane::PlainUdp, _) => {
+                let Some(headers) = frame.head::<Plain>() else {
+                    return Verdict::Drop(DropReason::Truncated);
+                };
+                plain = headers.packet();
+                &plain
+            }
         };
         if packet.kind != Kind::Transport {
             return or_drop(self.other(frame, packet, note.hash, now, tables, trace));
         }
-        let probable =
-            note.hit.and_then(|hit| self.forward(frame, packet, note.hash, hit, now, tables, trace));
+        let probable = self.forward(frame, packet, note.hash, note.hit, now, tables, trace);
         probable.unwrap_or_else(|| self.search(frame, packet, note.hash, now, tables, trace))
     }
 

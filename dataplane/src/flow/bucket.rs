@@ -1,9 +1,7 @@
 //! One cache line of the flow index: eight tags and eight references to entries.
 
 use super::entry::Way;
-
-/// References in a bucket.
-pub(super) const LANES: usize = 8;
+use crate::lanes::{LANES, equal};
 
 /// Where an entry is and by which of its two keys it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +11,9 @@ const REPLY: u32 = 1;
 const AWAY: u32 = 1 << 1;
 
 impl Reference {
+    /// To no entry.
+    pub(super) const NONE: Self = Self(u32::MAX);
+
     #[inline]
     pub(super) fn new(slot: u32, way: Way) -> Self {
         Self(slot << 2 | if way == Way::Reply { REPLY } else { 0 })
@@ -42,12 +43,11 @@ impl Reference {
     }
 }
 
-/// Eight tags, those of even lanes in one word and of odd lanes in the other, eight references, and how many
-/// newcomers had to go elsewhere.
+/// Eight tags, eight references, and how many newcomers had to go elsewhere.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Bucket {
-    tags: [u64; 2],
+    tags: [u16; LANES],
     references: [u32; LANES],
     /// References whose first bucket this is and that lie in their second one.
     pub(super) spilled: u32,
@@ -57,26 +57,20 @@ const _: () = assert!(size_of::<Bucket>() == 64);
 
 /// The tag of a free lane.
 const FREE: u16 = 0;
-/// One in every 16-bit lane.
-const ONES: u64 = 0x0001_0001_0001_0001;
-/// The top bit of every 16-bit lane.
-const TOPS: u64 = 0x8000_8000_8000_8000;
 
 impl Bucket {
-    pub(super) const EMPTY: Self = Self { tags: [0; 2], references: [0; LANES], spilled: 0 };
+    pub(super) const EMPTY: Self = Self { tags: [FREE; LANES], references: [0; LANES], spilled: 0 };
 
-    /// The references whose tag is `tag`. May hold a few whose tag is not: the caller compares keys anyway.
+    /// The references whose tag is `tag`.
     #[inline]
     pub(super) fn matching(&self, tag: u16) -> impl Iterator<Item = Reference> {
         self.lanes(tag).map(|lane| self.reference(lane))
     }
 
-    /// The lanes whose tag is `tag`, the first for certain, further ones perhaps.
+    /// The lanes whose tag is `tag`.
     #[inline]
     fn lanes(&self, tag: u16) -> Lanes {
-        let wanted = u64::from(tag) * ONES;
-        let [even, odd] = self.tags.map(|word| zero_lanes(word ^ wanted));
-        Lanes(even >> 8 | odd)
+        Lanes(equal(&self.tags, tag))
     }
 
     /// Puts a reference into a free lane; false where there is none.
@@ -90,8 +84,7 @@ impl Bucket {
 
     /// Takes a reference out, wherever it has been moved between its buckets. Returns it as it lay here.
     pub(super) fn remove(&mut self, tag: u16, reference: Reference) -> Option<Reference> {
-        let lane =
-            self.lanes(tag).find(|lane| self.tag(*lane) == tag && self.reference(*lane).names(reference))?;
+        let lane = self.lanes(tag).find(|lane| self.reference(*lane).names(reference))?;
         let found = self.reference(lane);
         self.set(lane, FREE, Reference(0));
         Some(found)
@@ -99,14 +92,7 @@ impl Bucket {
 
     /// All references with their tags.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u16, Reference)> {
-        let lanes = *self;
-        (0..LANES).map(move |lane| (lanes.tag(lane), lanes.reference(lane))).filter(|(tag, _)| *tag != 0)
-    }
-
-    #[expect(clippy::cast_possible_truncation, reason = "one lane is wanted")]
-    fn tag(&self, lane: usize) -> u16 {
-        let word = self.tags.get(lane % 2).copied().unwrap_or_default();
-        (word >> (lane / 2 * 16)) as u16
+        self.tags.into_iter().zip(self.references.map(Reference)).filter(|(tag, _)| *tag != FREE)
     }
 
     #[inline]
@@ -115,23 +101,15 @@ impl Bucket {
     }
 
     fn set(&mut self, lane: usize, tag: u16, reference: Reference) {
-        let shift = lane / 2 * 16;
-        if let (Some(word), Some(place)) = (self.tags.get_mut(lane % 2), self.references.get_mut(lane)) {
-            *word = *word & !(0xffff << shift) | u64::from(tag) << shift;
-            *place = reference.0;
+        if let (Some(place), Some(named)) = (self.tags.get_mut(lane), self.references.get_mut(lane)) {
+            (*place, *named) = (tag, reference.0);
         }
     }
 }
 
-/// The top bit set in every 16-bit lane that is zero; a lane above a zero lane may be set wrongly.
-#[inline]
-fn zero_lanes(word: u64) -> u64 {
-    word.wrapping_sub(ONES) & !word & TOPS
-}
-
-/// Lanes as the top bits of their bytes.
+/// Lanes as pairs of bits.
 #[derive(Debug)]
-struct Lanes(u64);
+struct Lanes(u32);
 
 impl Iterator for Lanes {
     type Item = usize;
@@ -141,7 +119,8 @@ impl Iterator for Lanes {
         if self.0 == 0 {
             return None;
         }
-        let lane = (self.0.trailing_zeros() / 8) as usize;
+        let lane = (self.0.trailing_zeros() / 2) as usize;
+        self.0 &= self.0 - 1;
         self.0 &= self.0 - 1;
         Some(lane)
     }

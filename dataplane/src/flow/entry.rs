@@ -22,6 +22,23 @@ pub enum Way {
     Reply = 1,
 }
 
+impl Way {
+    /// The one of `both`, which are by way, that is for this way: by an index, for a branch would be foreseen as badly as
+    /// the ways of a batch's packets.
+    #[inline]
+    pub fn of<T>(self, both: &[T; 2]) -> &T {
+        let [forward, _] = both;
+        both.get(self as usize).unwrap_or(forward)
+    }
+
+    /// The one that is for the other way.
+    #[inline]
+    pub fn other_of<T>(self, both: &[T; 2]) -> &T {
+        let [forward, _] = both;
+        both.get(self as usize ^ 1).unwrap_or(forward)
+    }
+}
+
 /// The four endpoints of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuple {
@@ -75,14 +92,11 @@ const PACKETS_SHIFT: u16 = 12;
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub struct Entry {
-    /// IPv4: client in the high half, VIP in the low. IPv6: the index of its [`Wide`] line. Free: next free slot.
-    pub(super) forward: u64,
-    /// IPv4: backend in the high half, SNAT address in the low. IPv6: the index of its [`Wide`] line.
-    pub(super) reply: u64,
-    /// Client port in the high half, VIP's port in the low.
-    pub(super) forward_ports: u32,
-    /// Backend's port in the high half, SNAT port in the low.
-    pub(super) reply_ports: u32,
+    /// By [`Way`]. IPv4: source and destination of what arrives, in the order of the wire: client and VIP, backend and SNAT
+    /// address. IPv6: the index of its [`Wide`] line. Free: first the next free slot.
+    pub(super) addresses: [u64; 2],
+    /// The ports that belong to `addresses`, in the order of the wire.
+    pub(super) ports: [u32; 2],
     /// When the flow is forgotten if nothing comes.
     pub expires: Tick,
     /// The service it was opened on.
@@ -91,10 +105,8 @@ pub struct Entry {
     pub backend: BackendId,
     /// Net epoch that both hops were looked up in.
     pub epoch: u32,
-    /// Next hop towards the backend.
-    pub hop_forward: HopId,
-    /// Next hop towards the client.
-    pub hop_reply: HopId,
+    /// Next hops, by [`Way`]: towards the backend and towards the client.
+    pub hops: [HopId; 2],
     /// What its translation does to checksums, by [`Way`].
     pub(crate) deltas: [Deltas; 2],
     /// The index of its [`super::extra::Extra`]; [`pool::NONE`] for most flows.
@@ -109,16 +121,13 @@ const _: () = assert!(size_of::<Entry>() == 64 && size_of::<Wide>() == 64);
 
 impl Entry {
     pub(super) const FREE: Self = Self {
-        forward: 0,
-        reply: 0,
-        forward_ports: 0,
-        reply_ports: 0,
+        addresses: [0; 2],
+        ports: [0; 2],
         expires: Tick(0),
         service: ServiceId(0),
         backend: BackendId(0),
         epoch: 0,
-        hop_forward: NO_HOP,
-        hop_reply: NO_HOP,
+        hops: [NO_HOP; 2],
         deltas: [Deltas::NONE; 2],
         extra: pool::NONE,
         flags: 0,
@@ -131,7 +140,7 @@ impl Entry {
         let bits = [(v6[0], V6_FORWARD), (v6[1], V6_REPLY), (!mode.has_replies(), NO_OUTPUT)];
         let set = bits.into_iter().filter(|(is_set, _)| *is_set).map(|(_, bit)| bit);
         self.flags = set.fold(LIVE | (mode as u16) << MODE_SHIFT, |flags, bit| flags | bit);
-        if mode.has_replies() && self.proto == TCP && v6 == [false; 2] {
+        if !mode.is_tunnel() && self.proto == TCP && v6 == [false; 2] {
             self.flags |= PLAIN;
         }
     }
@@ -162,10 +171,11 @@ impl Entry {
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "an index of 32 bits lies there")]
     pub(super) fn wide(&self) -> pool::Index {
+        let [forward, reply] = self.addresses;
         match self.flags & (V6_FORWARD | V6_REPLY) {
             0 => pool::NONE,
-            V6_REPLY => self.reply as pool::Index,
-            _ => self.forward as pool::Index,
+            V6_REPLY => reply as pool::Index,
+            _ => forward as pool::Index,
         }
     }
 
@@ -175,11 +185,12 @@ impl Entry {
         self.flags >> PACKETS_SHIFT
     }
 
-    /// Counts a packet from the client. Writes only the first few.
+    /// Counts a packet, if it is from the client. Writes only the first few.
     #[inline]
-    pub fn count_packet(&mut self) {
+    pub fn count_packet(&mut self, way: Way) {
         if self.packets() < 9 {
-            self.flags += 1 << PACKETS_SHIFT;
+            // By arithmetic: a branch on the way would be foreseen badly.
+            self.flags += (1 - way as u16) << PACKETS_SHIFT;
         }
     }
 
@@ -209,8 +220,9 @@ impl Entry {
     /// Tells it from other flows that use the same slot before or after it, almost certainly.
     #[expect(clippy::cast_possible_truncation, reason = "all bits are mixed into the low ones")]
     pub(super) fn mark(&self) -> u32 {
-        let addresses = self.forward ^ self.reply.rotate_left(13);
-        (addresses ^ addresses >> 32) as u32 ^ self.forward_ports ^ self.reply_ports.rotate_left(7)
+        let ([forward, reply], [first, second]) = (self.addresses, self.ports);
+        let addresses = forward ^ reply.rotate_left(13);
+        (addresses ^ addresses >> 32) as u32 ^ first ^ second.rotate_left(7)
     }
 
     /// Has its packets pass the general path from now on, on which they are given what is not for every flow.
@@ -228,7 +240,7 @@ impl Entry {
     /// Has its packets pass the plain path from now on, if that is for such flows.
     pub fn enter_plain_path(&mut self) {
         let v6 = self.flags & (V6_FORWARD | V6_REPLY) != 0;
-        if self.mode().has_replies() && self.proto == TCP && !v6 && !self.is_ftp() {
+        if !self.mode().is_tunnel() && self.proto == TCP && !v6 && !self.is_ftp() {
             self.flags |= PLAIN;
         }
     }
@@ -243,10 +255,8 @@ impl Entry {
     /// Whether it is a control connection of FTP whose replies pass here.
     #[inline]
     pub fn is_ftp(&self) -> bool {
-        low(self.forward_ports) == FTP
-            && self.proto == TCP
-            && self.mode().has_replies()
-            && self.keeps_family()
+        let [_, port] = ports(*Way::Forward.of(&self.ports));
+        port == FTP && self.proto == TCP && self.mode().has_replies() && self.keeps_family()
     }
 
     /// IP protocol number.
@@ -268,7 +278,7 @@ impl Entry {
         }
     }
 
-    /// Whether it is a translated TCP flow over IPv4: the kind that has a path of its own.
+    /// Whether it is a TCP flow over IPv4 outside of tunnels: the kind that has a path of its own.
     #[inline]
     pub fn is_plain(&self) -> bool {
         self.flags & PLAIN != 0
@@ -309,100 +319,92 @@ impl Entry {
     /// What the translation on `way` does to checksums.
     #[inline]
     pub fn deltas(&self, way: Way) -> &Deltas {
-        let [forward, reply] = &self.deltas;
-        match way {
-            Way::Forward => forward,
-            Way::Reply => reply,
-        }
+        way.of(&self.deltas)
     }
 
     /// The hop for packets on `way`.
     #[inline]
     pub fn hop(&self, way: Way) -> HopId {
-        match way {
-            Way::Forward => self.hop_forward,
-            Way::Reply => self.hop_reply,
-        }
+        *way.of(&self.hops)
+    }
+
+    /// Addresses and ports of an IPv4 flow's packets on this way, in the order of the wire.
+    #[inline]
+    fn words_v4(&self, way: Way) -> (u64, u32) {
+        (*way.of(&self.addresses), *way.of(&self.ports))
     }
 
     /// Whether an IPv4 packet with `key` belongs to the flow on this way.
     #[inline]
     pub(super) fn matches_v4(&self, key: &FlowKey, way: Way) -> bool {
-        let (addresses, ports) = match way {
-            Way::Forward => (self.forward, self.forward_ports),
-            Way::Reply => (self.reply, self.reply_ports),
-        };
-        addresses == pair(key) && ports == ports_of(key) && self.proto == key.proto && !self.is_v6(way)
+        self.words_v4(way) == (key.addresses_v4(), key.ports()) && self.proto == key.proto && !self.is_v6(way)
+    }
+
+    /// Whether a TCP segment over IPv4 with these words belongs to the flow on this way, and that [is plain](Self::is_plain).
+    #[inline]
+    pub(super) fn matches_plain(&self, words: (u64, u32), way: Way) -> bool {
+        self.words_v4(way) == words && self.is_plain()
     }
 
     /// [`Self::matches_v4`] for IPv6. `wide` are the entry's addresses.
     #[inline]
     pub(super) fn matches_v6(&self, wide: &Wide, key: &FlowKey, way: Way) -> bool {
-        let (src, dst, ports) = match way {
-            Way::Forward => (wide.client, wide.vip, self.forward_ports),
-            Way::Reply => (wide.backend, wide.snat, self.reply_ports),
+        let (src, dst) = match way {
+            Way::Forward => (wide.client, wide.vip),
+            Way::Reply => (wide.backend, wide.snat),
         };
         src == key.src
             && dst == key.dst
-            && ports == ports_of(key)
+            && *way.of(&self.ports) == key.ports()
             && self.proto == key.proto
             && self.is_v6(way)
     }
 
-    /// What an IPv4 packet on `way` is translated to: the other way's key, turned round. Source address in the high
-    /// half, destination in the low; ports alike.
+    /// What an IPv4 packet on `way` is translated to: the other way's key, turned round. Addresses and ports, in the
+    /// order of the wire.
     #[inline]
     pub fn target_v4(&self, way: Way) -> (u64, u32) {
-        let (addresses, ports) = match way {
-            Way::Forward => (self.reply, self.reply_ports),
-            Way::Reply => (self.forward, self.forward_ports),
-        };
-        (addresses.rotate_left(32), ports.rotate_left(16))
+        (way.other_of(&self.addresses).rotate_left(32), way.other_of(&self.ports).rotate_left(16))
     }
 
     /// [`Self::target_v4`] for IPv6. `wide` are the entry's addresses.
     #[inline]
     pub(super) fn target_v6(&self, wide: &Wide, way: Way) -> ([u128; 2], u32) {
-        let (addresses, ports) = match way {
-            Way::Forward => ([wide.snat, wide.backend], self.reply_ports),
-            Way::Reply => ([wide.vip, wide.client], self.forward_ports),
+        let addresses = match way {
+            Way::Forward => [wide.snat, wide.backend],
+            Way::Reply => [wide.vip, wide.client],
         };
-        (addresses, ports.rotate_left(16))
+        (addresses, way.other_of(&self.ports).rotate_left(16))
     }
 
     /// Its endpoints. `wide` are its IPv6 addresses.
     pub(super) fn tuple(&self, wide: &Wide) -> Tuple {
-        let key = |way, addresses: u64, [src, dst]: [u128; 2], ports: u32| {
+        let key = |way: Way, [src, dst]: [u128; 2]| {
             let v6 = self.is_v6(way);
-            let v4 = [addresses >> 32, addresses & u64::from(u32::MAX)].map(u128::from);
-            let [src, dst] = if v6 { [src, dst] } else { v4 };
-            FlowKey { src, dst, sport: high(ports), dport: low(ports), proto: self.proto, v6 }
+            let (words, both) = self.words_v4(way);
+            let [src, dst] = if v6 { [src, dst] } else { addresses(words).map(u128::from) };
+            let [sport, dport] = ports(both);
+            FlowKey { src, dst, sport, dport, proto: self.proto, v6 }
         };
         Tuple {
-            forward: key(Way::Forward, self.forward, [wide.client, wide.vip], self.forward_ports),
-            reply: key(Way::Reply, self.reply, [wide.backend, wide.snat], self.reply_ports),
+            forward: key(Way::Forward, [wide.client, wide.vip]),
+            reply: key(Way::Reply, [wide.backend, wide.snat]),
         }
     }
 }
 
-/// Both IPv4 addresses of a key in one word.
+/// Two IPv4 addresses out of a word in the order of the wire.
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "IPv4 addresses are the low 32 bits")]
-pub(super) fn pair(key: &FlowKey) -> u64 {
-    (key.src as u64) << 32 | key.dst as u64
-}
-
-/// Both ports of a key in one word.
-#[inline]
-pub(super) fn ports_of(key: &FlowKey) -> u32 {
-    u32::from(key.sport) << 16 | u32::from(key.dport)
-}
-
-fn high(ports: u32) -> u16 {
-    (ports >> 16) as u16
-}
-
 #[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
-fn low(ports: u32) -> u16 {
-    ports as u16
+pub(crate) fn addresses(words: u64) -> [u32; 2] {
+    let both = u64::from_be(words);
+    [(both >> 32) as u32, both as u32]
+}
+
+/// Two ports out of a word in the order of the wire.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
+pub(crate) fn ports(words: u32) -> [u16; 2] {
+    let both = u32::from_be(words);
+    [(both >> 16) as u16, both as u16]
 }

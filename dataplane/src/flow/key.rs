@@ -37,16 +37,25 @@ impl FlowKey {
     /// A keyed 64-bit hash of the tuple. `seed` is random for each process, so that nobody outside can aim at one bucket.
     #[inline]
     pub fn hash(&self, seed: u64) -> u64 {
-        let ports = u64::from(self.sport) << 16 | u64::from(self.dport) | u64::from(self.proto) << 32;
-        let addresses = if self.v6 {
-            let [src, dst] = [self.src, self.dst].map(halves);
-            fold(src.0 ^ seed, src.1 ^ K0) ^ fold(dst.0 ^ K1, dst.1 ^ seed)
-        } else {
-            let [(_, src), (_, dst)] = [self.src, self.dst].map(halves);
-            (src << 32 | dst) ^ seed
-        };
-        // Tuples differ in a few bits, which one multiplication does not bring into all of the result.
-        fold(fold(addresses, ports ^ K2) ^ ports, K1)
+        if !self.v6 {
+            return hash_v4(self.addresses_v4(), self.ports(), self.proto, seed);
+        }
+        let [src, dst] = [self.src, self.dst].map(halves);
+        let addresses = fold(src.0 ^ seed, src.1 ^ K0) ^ fold(dst.0 ^ K1, dst.1 ^ seed);
+        mix(addresses, self.ports(), self.proto)
+    }
+
+    /// Both addresses of an IPv4 key as they lie in a header: one word in the order of the wire.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "IPv4 addresses are the low 32 bits")]
+    pub fn addresses_v4(&self) -> u64 {
+        ((self.src as u64) << 32 | self.dst as u64).to_be()
+    }
+
+    /// Both ports as they lie in a header: one word in the order of the wire.
+    #[inline]
+    pub fn ports(&self) -> u32 {
+        (u32::from(self.sport) << 16 | u32::from(self.dport)).to_be()
     }
 
     /// Source as a standard address.
@@ -93,6 +102,19 @@ pub fn bits(addr: IpAddr) -> (u128, bool) {
 #[expect(clippy::cast_possible_truncation, reason = "an IPv4 address is the low 32 bits by contract")]
 pub fn address(bits: u128, v6: bool) -> IpAddr {
     if v6 { Ipv6Addr::from_bits(bits).into() } else { Ipv4Addr::from_bits(bits as u32).into() }
+}
+
+/// [`FlowKey::hash`] of [`FlowKey::addresses_v4`], [`FlowKey::ports`] and protocol.
+#[inline]
+pub fn hash_v4(addresses: u64, ports: u32, proto: u8, seed: u64) -> u64 {
+    mix(addresses ^ seed, ports, proto)
+}
+
+/// Tuples differ in a few bits, which one multiplication does not bring into all of the result.
+#[inline]
+fn mix(addresses: u64, ports: u32, proto: u8) -> u64 {
+    let ports = u64::from(ports) | u64::from(proto) << 32;
+    fold(fold(addresses, ports ^ K2) ^ ports, K1)
 }
 
 // Digits of pi, odd: nothing up the sleeve.

@@ -6,11 +6,12 @@
 //! always, and a lookup of an unknown one reads one bucket unless something had to leave it (`Bucket::spilled`).
 
 use super::bucket::{Bucket, Reference};
-use super::entry::{self, Entry, Tuple, Way, Wide};
+use super::entry::{Entry, Tuple, Way, Wide};
 use super::extra::Extra;
 use super::key::FlowKey;
 use super::pool::{self, Pool};
 use crate::ids::{BackendId, ServiceId};
+use crate::packet::Plain;
 use crate::prefetch::prefetch;
 use crate::snapshot::Mode;
 use crate::time::Tick;
@@ -18,14 +19,17 @@ use crate::time::Tick;
 /// Index of an entry.
 pub type Slot = u32;
 
-/// Slots that a table has at most (two bits of a reference are its own).
-pub const MAX_FLOWS: usize = 1 << 30;
+/// Flows that a table has at most. Two bits of a reference are its own, and the last slots name none.
+pub const MAX_FLOWS: usize = (1 << 30) - 8;
 
 /// A found flow: its slot and the way that the packet travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit(Reference);
 
 impl Hit {
+    /// Of no flow: no table has its slot.
+    pub const NONE: Self = Self(Reference::NONE);
+
     /// The entry's index.
     #[inline]
     pub fn slot(self) -> Slot {
@@ -111,6 +115,12 @@ impl FlowTable {
         key.hash(self.seed)
     }
 
+    /// [`Self::hash`] of a packet's key.
+    #[inline]
+    pub(crate) fn hash_plain(&self, plain: &Plain) -> u64 {
+        plain.hash(self.seed)
+    }
+
     /// Flows in the table.
     pub fn len(&self) -> usize {
         self.live
@@ -141,11 +151,22 @@ impl FlowTable {
 
     /// What probably is the flow of a hash, and its entry on the way into the cache. To be confirmed by [`Self::confirm`].
     #[inline]
-    pub fn probe(&self, hash: u64) -> Option<Hit> {
-        let reference = self.buckets.get(self.home(hash))?.matching(tag(hash)).next()?;
-        let entry = self.entries.get(reference.slot() as usize)?;
-        prefetch(entry);
-        Some(Hit(reference))
+    pub fn probe(&self, hash: u64) -> Hit {
+        let bucket = self.buckets.get(self.home(hash));
+        let Some(reference) = bucket.and_then(|bucket| bucket.matching(tag(hash)).next()) else {
+            return Hit::NONE;
+        };
+        if let Some(entry) = self.entries.get(reference.slot() as usize) {
+            prefetch(entry);
+        }
+        Hit(reference)
+    }
+
+    /// The entry of `hit`, to be changed, if that is the [plain](Entry::is_plain) flow of a TCP segment over IPv4 with these
+    /// addresses and ports, in the order of the wire.
+    #[inline]
+    pub fn confirm_plain(&mut self, hit: Hit, words: (u64, u32)) -> Option<&mut Entry> {
+        self.entries.get_mut(hit.slot() as usize).filter(|entry| entry.matches_plain(words, hit.way()))
     }
 
     /// The entry of `hit`, to be changed, if that is the flow of `key`.
@@ -345,14 +366,12 @@ impl FlowTable {
         if slot == self.high {
             self.high += 1;
         } else {
-            self.free = Slot::try_from(entry.forward).unwrap_or(NONE);
+            self.free = Slot::try_from(*Way::Forward.of(&entry.addresses)).unwrap_or(NONE);
         }
-        let addresses = |key: &FlowKey| if key.v6 { wide.into() } else { entry::pair(key) };
+        let addresses = |key: &FlowKey| if key.v6 { wide.into() } else { key.addresses_v4() };
         *entry = Entry {
-            forward: addresses(forward),
-            reply: addresses(reply),
-            forward_ports: entry::ports_of(forward),
-            reply_ports: entry::ports_of(reply),
+            addresses: [forward, reply].map(addresses),
+            ports: [forward, reply].map(FlowKey::ports),
             proto: forward.proto,
             ..Entry::FREE
         };
@@ -364,7 +383,7 @@ impl FlowTable {
         let Some(entry) = self.entries.get_mut(slot as usize) else { return };
         self.wide.give_back(entry.wide());
         self.extra.give_back(entry.extra);
-        *entry = Entry { forward: u64::from(self.free), ..Entry::FREE };
+        *entry = Entry { addresses: [self.free.into(), 0], ..Entry::FREE };
         self.free = slot;
     }
 }

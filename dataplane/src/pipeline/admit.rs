@@ -247,7 +247,7 @@ impl Core {
             entry.leave_plain_path();
         }
         nat::Deltas::prepare(entry, &tuple);
-        entry.count_packet();
+        entry.count_packet(Way::Forward);
         if entry.is_ftp() {
             entry.leave_plain_path();
         }

@@ -306,12 +306,10 @@ impl Core {
         let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
         if entry.epoch != net.epoch {
             entry.epoch = net.epoch;
-            (entry.hop_forward, entry.hop_reply) = (NO_HOP, NO_HOP);
+            entry.hops = [NO_HOP; 2];
         }
-        match way {
-            Way::Forward => entry.hop_forward = id,
-            Way::Reply => entry.hop_reply = id,
-        }
+        let [forward, reply] = &mut entry.hops;
+        *(if way == Way::Forward { forward } else { reply }) = id;
         Ok(hop)
     }
 

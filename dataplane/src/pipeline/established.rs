@@ -1,6 +1,5 @@
 //! A packet of a known flow: its state moves on, its timeout starts anew, it is translated and sent.
 
-use super::deliver::count;
 use super::{Core, Setup};
 use crate::flow::entry::{Entry, Way};
 use crate::flow::half_open::HalfOpen;
@@ -10,7 +9,6 @@ use crate::flow::tcp::Strictness;
 use crate::flow::{key, templates};
 use crate::frame::Frame;
 use crate::packet::Packet;
-use crate::rewrite::nat;
 use crate::snapshot::net::Hop;
 use crate::snapshot::{Settings, Snapshot};
 use crate::time::Tick;
@@ -38,11 +36,9 @@ impl Core {
     ) -> Option<Verdict> {
         let way = hit.way();
         let entry = self.flows.confirm(hit, &packet.key)?;
-        let routine = entry.state == State::Established && packet.tcp_flags & CONTROLS == self.routine;
+        let routine = entry.state == State::Established && packet.tcp_flags & CONTROLS == self.turn.routine;
         let entry = if routine && !entry.expires.is_due(now) {
-            if way == Way::Forward {
-                entry.count_packet();
-            }
+            entry.count_packet(way);
             let expires = now.after_seconds(tables.timeouts.of(State::Established));
             if entry.expires != expires {
                 // The packets of a busy flow mostly find it as it has to be, and leave the cache line clean.
@@ -64,14 +60,6 @@ impl Core {
         let Some(hop) = known.filter(|hop| may_pass(packet, hop)) else {
             return Some(or_drop(self.send(frame, packet, hit.slot(), way, tables, trace)));
         };
-        let deltas = entry.deltas(way);
-        if entry.is_plain()
-            && !tables.net.leaves_checksums(frame.port)
-            && nat::translate_plain(frame.bytes_mut(), packet, entry.target_v4(way), deltas, hop)
-        {
-            count(entry, way, packet, &self.setup);
-            return Some(Verdict::Tx(hop.port));
-        }
         Some(or_drop(self.deliver(frame, packet, hit.slot(), way, hop, tables, trace)))
     }
 
@@ -110,9 +98,9 @@ impl Core {
             enter(entry, slot, next, &self.setup, &mut self.half_open);
             assured = matches!(next, State::Established | State::SctpEstablished);
         }
-        match way {
-            Way::Forward => entry.count_packet(),
-            Way::Reply => assured |= entry.set_answered() && next == State::Udp,
+        entry.count_packet(way);
+        if way == Way::Reply {
+            assured |= entry.set_answered() && next == State::Udp;
         }
         let expires = now.after_seconds(tables.timeouts.of(next));
         if entry.expires != expires {
@@ -196,7 +184,7 @@ enum Fate {
 }
 
 /// The flags of TCP that move states.
-const CONTROLS: u8 = FIN | SYN | RST | ACK;
+pub(super) const CONTROLS: u8 = FIN | SYN | RST | ACK;
 
 /// What the [`CONTROLS`] of a segment are where it leaves an established flow as it is. No segment has what is
 /// returned while every packet has to be looked at more closely.

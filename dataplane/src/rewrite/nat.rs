@@ -1,14 +1,10 @@
 //! Network address translation of TCP, UDP and SCTP, with checksums updated and not recomputed (RFC 1624): what was wrong
 //! before stays wrong, and its receiver finds out.
 
-use zerocopy::big_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
-
-use crate::flow::entry::{Entry, Tuple, Way};
+use crate::flow::entry::{self, Entry, Tuple, Way};
 use crate::flow::key::{self, FlowKey};
 use crate::frame::{Checksum, Frame};
 use crate::packet::{Kind, Packet};
-use crate::snapshot::net::Hop;
 use crate::verdict::DropReason;
 use crate::wire::checksum::{Delta, Sum, is_partial};
 use crate::wire::ipv4::Ipv4;
@@ -48,52 +44,8 @@ impl Deltas {
     }
 }
 
-/// The headers of an untagged TCP segment over IPv4 without options, in the pieces that a translation changes.
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct Plain {
-    macs: [u8; 12],
-    before_ttl: [u8; 10],
-    ttl: u8,
-    protocol: u8,
-    header_checksum: U16,
-    /// Source and destination.
-    addresses: U64,
-    /// Source and destination.
-    ports: U32,
-    before_checksum: [u8; 12],
-    checksum: U16,
-}
-
-/// [`translate_v4`] and the hop's MAC addresses in one, for the most frequent packet: untagged on both sides, TCP, no
-/// IP options, so that all headers lie at fixed places behind one check. Returns false, and changes nothing, for any
-/// other.
-#[inline]
-pub fn translate_plain(
-    bytes: &mut [u8],
-    packet: &Packet,
-    (addresses, ports): (u64, u32),
-    deltas: &Deltas,
-    hop: &Hop,
-) -> bool {
-    let (L3_PLAIN, L4_PLAIN, Ok((plain, _))) = (packet.l3, packet.l4, Plain::mut_from_prefix(bytes)) else {
-        return false;
-    };
-    let Ok(macs) = hop.header.as_slice().try_into() else { return false };
-    plain.macs = macs;
-    plain.ttl = plain.ttl.wrapping_sub(1);
-    plain.header_checksum = deltas.header.apply(plain.header_checksum.get()).into();
-    plain.addresses = addresses.into();
-    plain.ports = ports.into();
-    plain.checksum = deltas.transport.apply(plain.checksum.get()).into();
-    true
-}
-
-const L3_PLAIN: u16 = 14;
-const L4_PLAIN: u16 = 34;
-
-/// Gives an IPv4 packet other addresses and ports and one hop less. Source in the high halves, destination in the
-/// low. `unfinished` says that the transport checksum is only the pseudo-header's sum, and stays that.
+/// Gives an IPv4 packet other addresses and ports, in the order of the wire, and one hop less. `unfinished` says that the
+/// transport checksum is only the pseudo-header's sum, and stays that.
 pub fn translate_v4(
     bytes: &mut [u8],
     packet: &Packet,
@@ -102,12 +54,12 @@ pub fn translate_v4(
     unfinished: bool,
 ) -> Result<(), DropReason> {
     let header: &mut Ipv4 = view_mut(bytes, packet.l3.into())?;
-    let [src, dst] = words(addresses);
+    let [src, dst] = entry::addresses(addresses);
     header.src = src.into();
     header.dst = dst.into();
     header.ttl = header.ttl.wrapping_sub(1);
-    header.checksum = deltas.header.apply(header.checksum.get()).into();
-    transport(bytes, packet, halves(ports), deltas, unfinished)?;
+    header.checksum = deltas.header.update(header.checksum);
+    transport(bytes, packet, entry::ports(ports), deltas, unfinished)?;
     sign(bytes, packet, src.into(), dst.into())
 }
 
@@ -123,7 +75,7 @@ pub fn translate_v6(
     header.src = src.into();
     header.dst = dst.into();
     header.hop_limit = header.hop_limit.wrapping_sub(1);
-    transport(bytes, packet, halves(ports), deltas, unfinished)?;
+    transport(bytes, packet, entry::ports(ports), deltas, unfinished)?;
     sign(bytes, packet, src, dst)
 }
 
@@ -214,7 +166,7 @@ pub fn pass(bytes: &mut [u8], packet: &Packet) -> Result<(), DropReason> {
     } else {
         let header: &mut Ipv4 = view_mut(bytes, packet.l3.into())?;
         header.ttl = header.ttl.wrapping_sub(1);
-        header.checksum = Delta::TTL_LESS_ONE.apply(header.checksum.get()).into();
+        header.checksum = Delta::TTL_LESS_ONE.update(header.checksum);
     }
     Ok(())
 }
@@ -269,16 +221,4 @@ fn unfinished_at(packet: &Packet) -> Checksum {
 /// Where in a TCP segment or UDP datagram the checksum lies, in bytes.
 pub(super) fn checksum_offset(packet: &Packet) -> u16 {
     if packet.key.proto == key::TCP { 16 } else { 6 }
-}
-
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
-fn words(addresses: u64) -> [u32; 2] {
-    [(addresses >> 32) as u32, addresses as u32]
-}
-
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the halves are what is wanted")]
-fn halves(ports: u32) -> [u16; 2] {
-    [(ports >> 16) as u16, ports as u16]
 }

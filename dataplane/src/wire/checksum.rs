@@ -4,6 +4,7 @@
 
 use std::ops::Add;
 
+use zerocopy::big_endian::U16;
 use zerocopy::transmute;
 
 use super::ipv4::Ipv4;
@@ -86,6 +87,8 @@ impl Add for Sum {
 /// By how much a one's-complement sum changes: prepared once a flow, applied to each packet by one addition.
 ///
 /// Deltas add up: [`Delta::and`] joins those of several fields that one checksum covers.
+///
+/// Kept in the order of the wire (RFC 1071, section 2B): no packet's checksum has to be turned round for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Delta(u16);
 
@@ -94,12 +97,12 @@ impl Delta {
     pub const NONE: Self = Self(0);
 
     /// Of an IPv4 header whose TTL becomes one less.
-    pub const TTL_LESS_ONE: Self = Self(!0x0100);
+    pub const TTL_LESS_ONE: Self = Self((!0x0100_u16).to_be());
 
     /// From data whose sum is `old` to data whose sum is `new`. Both must lie at the same, even, offsets.
     #[inline]
     pub fn between(old: Sum, new: Sum) -> Self {
-        Self(add16(!old.fold(), new.fold()))
+        Self(add16(!old.fold(), new.fold()).to_be())
     }
 
     /// This change and `other` in one.
@@ -123,10 +126,19 @@ impl Delta {
         Self(self.0.swap_bytes())
     }
 
-    /// The checksum after the change (RFC 1624, equation 3).
+    /// The checksum after the change.
     #[inline]
     pub fn apply(self, checksum: u16) -> u16 {
-        !add16(!checksum, self.0)
+        self.update(checksum.into()).get()
+    }
+
+    /// [`Delta::apply`] to a field of a header (RFC 1624, equation 4: subtraction with end-around borrow, the same bit by
+    /// bit as equation 3).
+    #[inline]
+    #[must_use]
+    pub fn update(self, field: U16) -> U16 {
+        let (less, borrow) = u16::from_ne_bytes(field.to_bytes()).overflowing_sub(self.0);
+        U16::from_bytes(less.wrapping_sub(borrow.into()).to_ne_bytes())
     }
 
     /// [`Delta::apply`] for UDP: 0 is "none" and stays, and is never the result otherwise.
@@ -139,7 +151,7 @@ impl Delta {
     /// protocol and length only: the egress sums up the ports itself.
     #[inline]
     pub fn apply_partial(self, field: u16) -> u16 {
-        add16(field, self.0)
+        add16(field, u16::from_be(self.0))
     }
 }
 
