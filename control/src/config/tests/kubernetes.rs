@@ -158,7 +158,8 @@ fn kube_proxys_timeouts_and_flows_fill_in_what_the_file_leaves_out() {
     let mut config = parse("f", "interfaces: [{name: a}]\n").unwrap();
     let mut reloaded = config.clone();
     config.fill_in(&proxy, 4);
-    assert_eq!(reloaded.restart_needed(&config), ["flows.limit", "health.listen", "metrics.listen"]);
+    let filled_in = ["flows.limit", "limits.services", "limits.backends", "health.listen", "metrics.listen"];
+    assert_eq!(reloaded.restart_needed(&config), filled_in);
     reloaded.fill_in_like(&config);
     assert_eq!((reloaded.restart_needed(&config), &reloaded.desired), (Vec::new(), &config.desired));
 
