@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use testbed::servers::nginx;
 use testbed::{Process, Signal};
 
@@ -10,8 +10,8 @@ use super::*;
 
 /// How long wrk asks.
 const ASKED: Duration = Duration::from_secs(14);
-/// Between two steps.
-const STEP: Duration = Duration::from_millis(700);
+/// How long a pod is left alone, once Weir has taken the step before.
+const STEP: Duration = Duration::from_millis(500);
 
 /// The web servers that are pods at present, by backend.
 struct Pods<'a> {
@@ -38,18 +38,37 @@ impl Pods<'_> {
         self.net.put(slice("web", &endpoints.collect::<Vec<_>>()))
     }
 
-    /// A new pod comes, and the oldest one goes: told of, then gone from the slice, then ended.
+    /// A new pod comes, and the oldest one goes: told of, then gone from the slice, then ended. Each of the steps waits
+    /// for Weir, as a pod's time to end is long beside that: how fast a full machine is decides nothing.
     fn replace(&mut self, with: u8, end: impl Fn(Process) -> Result<()>) -> Result<()> {
         self.start(with)?;
         self.publish(None)?;
+        self.until_backend(with, |weight, _| weight > 0)?;
         std::thread::sleep(STEP);
         let (oldest, _) = self.running[0];
         self.publish(Some(oldest))?;
+        self.until_backend(oldest, |weight, _| weight == 0)?;
         std::thread::sleep(STEP);
         let (_, process) = self.running.remove(0);
         self.publish(None)?;
+        self.until_backend(oldest, |weight, active| weight == 0 && active == 0)?;
         std::thread::sleep(STEP);
         end(process)
+    }
+
+    /// Waits until this holds of a backend's weight and active flows, both 0 for one that Weir does not know.
+    fn until_backend(&self, number: u8, holds: impl Fn(u64, u64) -> bool) -> Result<()> {
+        let address = web(Family::V4.backend(number)).to_string();
+        eventually(LIMIT, || {
+            let shown = self.net.weir.show("backends")?;
+            let rows = shown.as_array().with_context(|| format!("no list: {shown}"))?;
+            let of = |key: &str| -> u64 {
+                let rows = rows.iter().filter(|row| row["address"] == address.as_str());
+                rows.filter_map(|row| row[key].as_u64()).sum()
+            };
+            ensure!(holds(of("weight"), of("active")), "{address}: {shown}");
+            Ok(())
+        })
     }
 }
 
@@ -64,7 +83,7 @@ fn replaced_under_load(end: impl Fn(Process) -> Result<()>) -> Result<Option<(u6
     pods.publish(None)?;
     net.until_served_by(outside(), web(cluster_ip(1)), &[1, 2])?;
     let mut command = net.topology.client.command("wrk");
-    command.args(["--threads", "1", "--connections", "8", "--timeout", "5s", "-H", "Connection: close"]);
+    command.args(["--threads", "1", "--connections", "8", "--timeout", "20s", "-H", "Connection: close"]);
     command.arg(format!("--duration={}s", ASKED.as_secs())).arg(format!("http://{}/", web(cluster_ip(1))));
     let mut wrk = Process::spawn("wrk", command, net.topology.scratch().join("wrk.log"))?;
     for with in [3, 1, 2] {
