@@ -23,13 +23,15 @@ mod show;
 mod start;
 mod traffic;
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use control::admin::protocol::WorkerRow;
 use testbed::topology::{Family, Topology};
-use testbed::{Service, Weir};
+use testbed::{Namespace, Service, Weir};
 
 use testbed::servers::Servers;
 
@@ -77,6 +79,26 @@ impl Setup {
 /// The same service over both families.
 fn both(service: impl Fn(Family) -> Service) -> Vec<Service> {
     Family::BOTH.map(service).to_vec()
+}
+
+/// A connection to a web server that is kept from one request to the next.
+struct KeptAlive(TcpStream);
+
+impl KeptAlive {
+    fn open(client: &Namespace, server: SocketAddr) -> Result<Self> {
+        let stream = client.enter(|| TcpStream::connect(server))??;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(Self(stream))
+    }
+
+    /// The page that a web server names itself on.
+    fn ask(&mut self) -> Result<String> {
+        self.0.write_all(b"GET / HTTP/1.1\r\nHost: weir\r\n\r\n")?;
+        let mut answer = [0; 1024];
+        let length = self.0.read(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        answer.lines().last().map(str::to_owned).context("no answer")
+    }
 }
 
 /// Tries until it works; the last error after `limit`.

@@ -8,11 +8,13 @@ mod policies;
 mod rolling;
 mod source;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use control::admin::protocol::BackendRow;
 use serde_json::{Value, json};
 use testbed::apiserver::objects::{self, Endpoint};
 use testbed::apiserver::{Access, ApiServer, Cluster, Options};
@@ -123,6 +125,19 @@ impl Net {
         eventually(LIMIT, || {
             let got = self.ask(from, to, path)?;
             ensure!(got == *want, "{from} gets {got:?} of {to}, not {want:?}");
+            Ok(())
+        })
+    }
+
+    /// Waits until this holds of the weights of the web servers that Weir has as backends.
+    fn until_backends(&self, holds: impl Fn(&BTreeMap<u8, u32>) -> bool) -> Result<()> {
+        eventually(LIMIT, || {
+            let rows: Vec<BackendRow> = serde_json::from_value(self.weir.show("backends")?)?;
+            let number = |row: &BackendRow| {
+                (1..=BACKENDS).find(|number| web(Family::V4.backend(*number)).to_string() == row.address)
+            };
+            let weights = rows.iter().filter_map(|row| Some((number(row)?, row.weight))).collect();
+            ensure!(holds(&weights), "{weights:?}");
             Ok(())
         })
     }

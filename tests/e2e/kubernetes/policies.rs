@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use testbed::apiserver::objects;
 use testbed::echo::{Echo, socket};
@@ -10,6 +10,7 @@ use testbed::servers::HTTP_PORT;
 use testbed::topology::Family;
 
 use super::*;
+use crate::KeptAlive;
 
 #[test]
 fn traffic_from_outside_is_masqueraded_and_local_traffic_is_not() -> Result<()> {
@@ -157,4 +158,36 @@ fn datagrams_of_a_fixed_port_move_at_once_when_their_endpoint_goes() -> Result<(
     echoed(2)?;
     drop(echoes);
     Ok(())
+}
+
+/// T23: what an endpoint that went had to do is done to the end, and should it return before, it is the same backend.
+#[test]
+fn a_connection_outlives_its_endpoint() -> Result<()> {
+    let objects = |number: u8| slice("web", &[endpoint(number, true)]);
+    let Some((net, _servers)) = Net::with_servers(vec![service("web", 1, |_| {}), objects(1)], "")? else {
+        return Ok(());
+    };
+    let vip = web(cluster_ip(1));
+    let only = |number: u8| net.until_backends(|weights| weights.keys().eq(&[number]));
+    let flows_to = |number: u8| -> Result<usize> {
+        let flows = net.weir.show("flows")?;
+        let backend = web(Family::V4.backend(number)).to_string();
+        let flows = flows["flows"].as_array().context("no list")?;
+        Ok(flows.iter().filter(|flow| flow["backend"] == *backend && flow["state"] == "ESTABLISHED").count())
+    };
+    only(1)?;
+    let mut kept = KeptAlive::open(&net.topology.client, vip)?;
+    assert_eq!(kept.ask()?, testbed::servers::backend_name(1));
+    for number in [2, 1, 3] {
+        net.put(objects(number))?;
+        only(number)?;
+        net.until_served_by(outside(), vip, &[number])?;
+        assert_eq!(kept.ask()?, testbed::servers::backend_name(1));
+        assert_eq!(flows_to(1)?, 1);
+    }
+    drop(kept);
+    eventually(LIMIT, || {
+        ensure!(flows_to(1)? == 0, "still established");
+        Ok(())
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use testbed::servers::nginx;
 use testbed::{Process, Signal};
 
@@ -43,32 +43,17 @@ impl Pods<'_> {
     fn replace(&mut self, with: u8, end: impl Fn(Process) -> Result<()>) -> Result<()> {
         self.start(with)?;
         self.publish(None)?;
-        self.until_backend(with, |weight, _| weight > 0)?;
+        self.net.until_backends(|weights| weights.get(&with).is_some_and(|weight| *weight > 0))?;
         std::thread::sleep(STEP);
         let (oldest, _) = self.running[0];
         self.publish(Some(oldest))?;
-        self.until_backend(oldest, |weight, _| weight == 0)?;
+        self.net.until_backends(|weights| weights.get(&oldest).is_none_or(|weight| *weight == 0))?;
         std::thread::sleep(STEP);
         let (_, process) = self.running.remove(0);
         self.publish(None)?;
-        self.until_backend(oldest, |weight, active| weight == 0 && active == 0)?;
+        self.net.until_backends(|weights| !weights.contains_key(&oldest))?;
         std::thread::sleep(STEP);
         end(process)
-    }
-
-    /// Waits until this holds of a backend's weight and active flows, both 0 for one that Weir does not know.
-    fn until_backend(&self, number: u8, holds: impl Fn(u64, u64) -> bool) -> Result<()> {
-        let address = web(Family::V4.backend(number)).to_string();
-        eventually(LIMIT, || {
-            let shown = self.net.weir.show("backends")?;
-            let rows = shown.as_array().with_context(|| format!("no list: {shown}"))?;
-            let of = |key: &str| -> u64 {
-                let rows = rows.iter().filter(|row| row["address"] == address.as_str());
-                rows.filter_map(|row| row[key].as_u64()).sum()
-            };
-            ensure!(holds(of("weight"), of("active")), "{address}: {shown}");
-            Ok(())
-        })
     }
 }
 
