@@ -24,6 +24,8 @@ const FRAMES: u32 = 1 << 18;
 /// SYNs a second: the whole table's worth every few seconds, but no more than the rings in front of Weir take on two busy
 /// cores. What is lost there says nothing about Weir.
 const RATE_PPS: u32 = 50_000;
+/// The variable of the environment that says another rate; 0 for as many as can be sent.
+const RATE_VARIABLE: &str = "WEIR_FLOOD_PPS";
 /// SYNs sent at once.
 const BURST: u32 = 64;
 /// The first of the senders' addresses; behind the client as the gateway's routes have it.
@@ -43,10 +45,11 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// Floods the IPv4 service at `target` from the client's namespace.
+    /// Floods the IPv4 service at `target` from the client's namespace, by 50,000 SYNs a second or as `WEIR_FLOOD_PPS` says.
     ///
     /// # Errors
-    /// When the gateway's route to the senders cannot be set, or there is no packet socket to be had.
+    /// When the gateway's route to the senders cannot be set, there is no packet socket to be had, or the variable is no
+    /// number.
     pub fn start(topology: &Topology, target: SocketAddr) -> Result<Self> {
         let SocketAddr::V4(target) = target else { bail!("{target} is no IPv4 address") };
         topology.gateway.ip(&format!("route replace {SENDERS}/16 via {}\n", Family::V4.client()))?;
@@ -65,6 +68,13 @@ impl Flood {
         });
         let frames = frames.collect::<Result<Vec<_>, _>>()?;
         let raw = Raw::open(&topology.client, ETH)?;
+        let pause = match std::env::var(RATE_VARIABLE) {
+            Ok(rate) => Duration::from_secs(1)
+                .saturating_mul(BURST)
+                .checked_div(rate.parse().with_context(|| format!("{RATE_VARIABLE}={rate}"))?)
+                .unwrap_or_default(),
+            Err(_) => Duration::from_secs(1) * BURST / RATE_PPS,
+        };
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -76,7 +86,7 @@ impl Flood {
                     sent += u64::from(raw.send(frame).is_ok());
                 }
                 // Who is late does not hurry.
-                next = (next + Duration::from_secs(1) * BURST / RATE_PPS).max(Instant::now());
+                next = (next + pause).max(Instant::now());
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
             }
             sent
