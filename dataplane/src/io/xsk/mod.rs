@@ -26,7 +26,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 pub use self::error::XskError;
-pub use self::socket::{BindMode, Statistics};
+pub use self::socket::{BindMode, Statistics, Support, support};
 
 use self::port::{BATCH, Port};
 use self::ports::{Ports, XDP_HEADROOM};
@@ -40,6 +40,10 @@ use crate::verdict::Verdict;
 /// Ethernet header and two VLAN tags.
 const LAYER_2_LEN: u32 = 22;
 const CHUNK_SIZES: [u32; 2] = [2048, 4096];
+
+/// The largest MTU of an interface whose frames fit a chunk with the kernel's headroom before them.
+pub const MTU_MAX: u16 = 3818;
+const _: () = assert!(MTU_MAX as u32 == CHUNK_SIZES[1] - XDP_HEADROOM - LAYER_2_LEN);
 
 /// Whether frames are to stay where the NIC put them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -76,6 +80,17 @@ pub struct XskConfig {
     pub ring_size: u32,
     /// The interfaces, by [`PortId`].
     pub ports: Vec<PortConfig>,
+}
+
+impl XskConfig {
+    /// Bytes of frame memory that a worker takes with this.
+    pub fn memory_bytes(&self) -> Result<u64, XskError> {
+        Ok(umem::len(self.chunks(), chunk_size(&self.ports)?) as u64)
+    }
+
+    fn chunks(&self) -> u32 {
+        self.ports.iter().map(|_| 2 * self.ring_size).sum::<u32>() + BATCH
+    }
 }
 
 /// The sockets and the memory of one worker.
@@ -127,8 +142,7 @@ impl XskIo {
         if !size.is_power_of_two() || !(64..=32768).contains(&size) {
             return Err(XskError::RingSize { size });
         }
-        let chunk_size = chunk_size(&config.ports)?;
-        let chunks = config.ports.iter().map(|_| 2 * size).sum::<u32>() + BATCH;
+        let (chunks, chunk_size) = (config.chunks(), chunk_size(&config.ports)?);
         let umem = Umem::new(chunks, chunk_size).map_err(|source| XskError::Memory {
             chunks,
             chunk_size,
@@ -254,10 +268,6 @@ fn chunk_size(ports: &[PortConfig]) -> Result<u32, XskError> {
     let room = |size: u32| size - XDP_HEADROOM - LAYER_2_LEN;
     let Some(largest) = ports.iter().max_by_key(|port| port.mtu) else { return Ok(CHUNK_SIZES[0]) };
     CHUNK_SIZES.into_iter().find(|size| u32::from(largest.mtu) <= room(*size)).ok_or_else(|| {
-        XskError::MtuTooLarge {
-            interface: Arc::clone(&largest.name),
-            mtu: largest.mtu,
-            limit: u16::try_from(room(CHUNK_SIZES[1])).unwrap_or(u16::MAX),
-        }
+        XskError::MtuTooLarge { interface: Arc::clone(&largest.name), mtu: largest.mtu, limit: MTU_MAX }
     })
 }

@@ -94,6 +94,26 @@ pub struct Statistics {
     pub tx_ring_empty: u64,
 }
 
+/// What the kernel's AF_XDP can do for this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Support {
+    /// Whether it takes TX metadata, by which checksums are left to it.
+    pub tx_metadata: bool,
+}
+
+/// Finds out whether this process may open AF_XDP sockets and what they can do. Binds none; a little memory is
+/// registered and given back.
+pub fn support() -> Result<Support, XskError> {
+    let interface = Arc::from("no interface");
+    let request =
+        Request { interface: &interface, ifindex: 0, queue: 0, ring_size: 64, share: None, modes: &[] };
+    let umem =
+        Umem::new(1, 4096).map_err(|source| XskError::Memory { chunks: 1, chunk_size: 4096, source })?;
+    let fd = sys::socket().map_err(|error| request.explain("socket", error))?;
+    let tx_metadata = register(fd.as_fd(), &umem).map_err(|error| request.explain_register(&umem, error))?;
+    Ok(Support { tx_metadata })
+}
+
 /// Opens the socket that `request` describes over `umem`. A queue that is still being released by another process is
 /// waited for, about a second.
 pub(super) fn open(umem: &Umem, request: &Request<'_>) -> Result<(Socket, Rings), XskError> {

@@ -49,11 +49,16 @@ pub(super) struct Umem {
     balance: Balance,
 }
 
+/// Bytes of the memory for at least `chunks` chunks of `chunk_size` bytes: whole huge pages.
+pub(super) fn len(chunks: u32, chunk_size: u32) -> usize {
+    (chunks as usize * chunk_size as usize).next_multiple_of(HUGE_PAGE)
+}
+
 impl Umem {
     /// Memory for at least `chunks` chunks of `chunk_size` bytes (a power of two), in a memfd, on huge pages of 2 MiB
     /// where the system has them free and on normal pages otherwise. All pages are faulted in.
     pub(super) fn new(chunks: u32, chunk_size: u32) -> io::Result<Self> {
-        let len = (chunks as usize * chunk_size as usize).next_multiple_of(HUGE_PAGE);
+        let len = len(chunks, chunk_size);
         let mapped = |flags| {
             let memfd = sys::memfd(len, flags)?;
             Ok::<_, io::Error>((Mapping::of(memfd.as_fd(), len, 0)?, memfd))
