@@ -4,6 +4,7 @@
 //! config (a file) -> model::DesiredState -> compile -> dataplane's Services and the XDP program's sets --+
 //! netlink (the kernel's links, routes, neighbours) -> dataplane's Net -----------------------------------+-> reconcile
 //! admin (what `weir show` and `weir reload` ask) <-> daemon (the control thread: all of it at run time) -+
+//! nic (what interfaces and the machine can do) -> config's check of the host, `weir doctor`
 //! http (health, metrics), in a thread of its own <- metrics (everybody's counters), what control notes
 //! ```
 
@@ -16,5 +17,6 @@ pub mod ipvs;
 pub mod metrics;
 pub mod model;
 pub mod netlink;
+pub mod nic;
 pub mod reconcile;
 pub mod source;

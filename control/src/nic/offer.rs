@@ -1,0 +1,169 @@
+//! What a driver offers, by the kernel's generic netlink families `ethtool` and `netdev`.
+
+use std::collections::BTreeSet;
+
+use netlink_bindings::ethtool::{self, IterableBitset};
+use netlink_bindings::netdev::{self, QueueType, XdpAct, XskFlags};
+use netlink_socket2::NetlinkSocket;
+
+use super::{Napi, Nic, Queues, Rings, Rss, XdpFeatures};
+
+/// Commands of the family `ethtool` (`enum ETHTOOL_MSG_USER_*` of linux/ethtool_netlink.h). The bindings number commands
+/// and answers in one row, which the kernel does not; attributes are as they say.
+const FEATURES_GET: u8 = 11;
+const RINGS_GET: u8 = 15;
+const CHANNELS_GET: u8 = 17;
+const RSS_GET: u8 = 38;
+
+/// A connection to the kernel. Each question is answered at once, or not at all: by kernels that do not know it and by
+/// drivers that do not answer it.
+pub(super) struct Asker {
+    socket: NetlinkSocket,
+}
+
+impl Asker {
+    pub(super) fn new() -> Self {
+        Self { socket: NetlinkSocket::new() }
+    }
+
+    /// Adds what can be asked to what the link itself has told.
+    pub(super) fn fill_in(&mut self, nic: &mut Nic) {
+        let ifindex = nic.ifindex;
+        if let Some(queues) = self.channels(ifindex) {
+            nic.queues = queues;
+        }
+        if let Some(peer) = &mut nic.peer {
+            peer.tx_queues = self.channels(peer.ifindex).and_then(|queues| queues.tx);
+        }
+        nic.rings = self.rings(ifindex);
+        nic.rss = self.rss(ifindex);
+        nic.offloads = self.offloads(ifindex);
+        nic.xdp = self.xdp(ifindex);
+        nic.napis = self.napis(ifindex).unwrap_or_default();
+        nic.bound_queues = self.queues(ifindex, &mut nic.napis).unwrap_or_default();
+    }
+
+    /// How many queues the interface uses.
+    pub(super) fn channels(&mut self, ifindex: u32) -> Option<Queues> {
+        let mut request = ethtool::Request::new().op_channels_get_do();
+        request.header_mut().cmd = CHANNELS_GET;
+        request.encode().nested_header().push_dev_index(ifindex);
+        let mut reply = self.socket.request(&request).ok()?;
+        let channels = reply.recv_one().ok()?;
+        // What a driver does not have it leaves out, or says that there are none.
+        let sum = |own: Option<u32>, combined: Option<u32>| match own.unwrap_or(0) + combined.unwrap_or(0) {
+            0 => None,
+            sum => Some(sum),
+        };
+        let combined = channels.get_combined_count().ok();
+        Some(Queues {
+            rx: sum(channels.get_rx_count().ok(), combined),
+            tx: sum(channels.get_tx_count().ok(), combined),
+            rx_max: channels.get_rx_max().ok().max(channels.get_combined_max().ok()),
+        })
+    }
+
+    fn rings(&mut self, ifindex: u32) -> Option<Rings> {
+        let mut request = ethtool::Request::new().op_rings_get_do();
+        request.header_mut().cmd = RINGS_GET;
+        request.encode().nested_header().push_dev_index(ifindex);
+        let mut reply = self.socket.request(&request).ok()?;
+        let rings = reply.recv_one().ok()?;
+        Some(Rings {
+            rx: rings.get_rx().ok()?,
+            rx_max: rings.get_rx_max().ok()?,
+            tx: rings.get_tx().ok()?,
+            tx_max: rings.get_tx_max().ok()?,
+        })
+    }
+
+    fn rss(&mut self, ifindex: u32) -> Option<Rss> {
+        let mut request = ethtool::Request::new().op_rss_get_do();
+        request.header_mut().cmd = RSS_GET;
+        request.encode().nested_header().push_dev_index(ifindex);
+        let mut reply = self.socket.request(&request).ok()?;
+        let rss = reply.recv_one().ok()?;
+        let key = rss.get_hkey().unwrap_or_default();
+        let (entries, _) = rss.get_indir().unwrap_or_default().as_chunks();
+        let table: Vec<u32> = entries.iter().map(|entry| u32::from_ne_bytes(*entry)).collect();
+        // A driver without such a table may still answer.
+        (!table.is_empty())
+            .then(|| Rss { key: key.iter().map(|byte| format!("{byte:02x}")).collect(), table })
+    }
+
+    fn offloads(&mut self, ifindex: u32) -> Option<BTreeSet<String>> {
+        let mut request = ethtool::Request::new().op_features_get_do();
+        request.header_mut().cmd = FEATURES_GET;
+        request.encode().nested_header().push_dev_index(ifindex);
+        let mut reply = self.socket.request(&request).ok()?;
+        let features = reply.recv_one().ok()?;
+        Some(set_bits(&features.get_active().ok()?))
+    }
+
+    fn xdp(&mut self, ifindex: u32) -> Option<XdpFeatures> {
+        let mut request = netdev::Request::new().op_dev_get_do();
+        request.encode().push_ifindex(ifindex);
+        let mut reply = self.socket.request(&request).ok()?;
+        let device = reply.recv_one().ok()?;
+        let features = device.get_xdp_features().ok()?;
+        let has = |feature: XdpAct| features & feature as u64 != 0;
+        let of_sockets = device.get_xsk_features().unwrap_or(0);
+        Some(XdpFeatures {
+            native: has(XdpAct::Basic),
+            redirect: has(XdpAct::Redirect),
+            zero_copy: has(XdpAct::XskZerocopy),
+            multi_buffer: has(XdpAct::RxSg),
+            zero_copy_segments: device.get_xdp_zc_max_segs().ok(),
+            tx_checksum: of_sockets & XskFlags::TxChecksum as u64 != 0,
+        })
+    }
+
+    fn napis(&mut self, ifindex: u32) -> Option<Vec<Napi>> {
+        let mut request = netdev::Request::new().op_napi_get_dump();
+        request.encode().push_ifindex(ifindex);
+        let mut reply = self.socket.request(&request).ok()?;
+        let mut napis = Vec::new();
+        while let Some(napi) = reply.recv() {
+            let napi = napi.ok()?;
+            napis.push(Napi {
+                id: napi.get_id().ok()?,
+                irq: napi.get_irq().ok(),
+                defer_hard_irqs: napi.get_defer_hard_irqs().ok(),
+                gro_flush_timeout_ns: napi.get_gro_flush_timeout().ok(),
+                irq_suspend_timeout_ns: napi.get_irq_suspend_timeout().ok(),
+                ..Napi::default()
+            });
+        }
+        napis.sort_by_key(|napi| napi.id);
+        Some(napis)
+    }
+
+    /// Notes which NAPI instance serves which RX queue, and tells those that a socket is bound to.
+    fn queues(&mut self, ifindex: u32, napis: &mut [Napi]) -> Option<Vec<u32>> {
+        let mut request = netdev::Request::new().op_queue_get_dump();
+        request.encode().push_ifindex(ifindex);
+        let mut reply = self.socket.request(&request).ok()?;
+        let mut bound = Vec::new();
+        while let Some(queue) = reply.recv() {
+            let queue = queue.ok()?;
+            if queue.get_type().ok()? != QueueType::Rx as u32 {
+                continue;
+            }
+            let id = queue.get_id().ok()?;
+            if queue.get_xsk().is_ok() {
+                bound.push(id);
+            }
+            let Ok(served_by) = queue.get_napi_id() else { continue };
+            napis.iter_mut().filter(|napi| napi.id == served_by).for_each(|napi| napi.rx_queues.push(id));
+        }
+        Some(bound)
+    }
+}
+
+/// The names of the bits that are set, of a bitset that lists bits by name.
+fn set_bits(set: &IterableBitset<'_>) -> BTreeSet<String> {
+    let is_list = set.get_nomask().is_ok();
+    let Ok(bits) = set.get_bits() else { return BTreeSet::new() };
+    let named = bits.get_bit().filter(|bit| is_list || bit.get_value().is_ok());
+    named.filter_map(|bit| Some(bit.get_name().ok()?.to_string_lossy().into_owned())).collect()
+}
