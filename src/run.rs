@@ -39,7 +39,7 @@ use crate::process;
 
 /// Entries of each AF_XDP ring. Small enough that a worker's frames stay in the second-level cache, large enough for
 /// a millisecond of full load on a copying interface.
-const RING_SIZE: u32 = 2048;
+pub(crate) const RING_SIZE: u32 = 2048;
 /// Frames that may be on their way to a worker from all others: a TCP connection's window (Linux allows 6 MiB) comes
 /// without pause where its segments arrive on another queue than its worker's.
 const HANDOFF_DEPTH: usize = 4096;

@@ -3,6 +3,7 @@
 mod check;
 mod cluster;
 mod demo;
+mod doctor;
 mod explain;
 mod imagine;
 mod ipvsadm;
@@ -41,6 +42,8 @@ enum Command {
     Run(crate::run::Args),
     /// Tell every fault of a configuration (no root needed).
     Check(check::Args),
+    /// Tell what this machine and its interfaces can do for Weir, what that costs and what to change.
+    Doctor(doctor::Args),
     /// Show what a running Weir does.
     Show(show::ShowArgs),
     /// Make a running Weir read its configuration again.
@@ -107,6 +110,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => crate::run::run(&args),
             Command::Check(args) => check::run(&args),
+            Command::Doctor(args) => doctor::run(&args),
             Command::Show(args) => show::show(&args),
             Command::Reload(args) => show::reload(&args),
             Command::Ipvsadm(args) => ipvsadm::run(args),

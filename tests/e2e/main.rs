@@ -7,6 +7,7 @@ mod client_address;
 mod commands;
 mod datagrams;
 mod demo;
+mod doctor;
 mod flood;
 mod ftp;
 mod icmp;
