@@ -256,7 +256,7 @@ fn two() -> Vec<Value> {
 const ADDRESSES: [&str; 4] = ["172.30.0.41:80", "192.168.99.11:80", "1.2.3.4:80", "192.168.0.2:3001"];
 
 #[test]
-fn t08_the_external_policy_local() {
+fn t08_and_38_to_40_the_external_policy_local() {
     let objects = [balancer("Local"), slice("svc1", p80(), &two())];
     for to in ADDRESSES {
         try_all("T08", &objects, &[(POD, to, "10.180.0.1:80 10.180.2.1:80 N")]);
@@ -682,4 +682,74 @@ fn a_port_of_both_protocols_is_two() {
         (CLIENT, "192.168.0.2:3053/udp", "10.0.1.1:5454 Y"),
     ];
     try_all("1.1, 77", &objects, &flows);
+}
+
+#[test]
+fn t32_node_ports_of_every_protocol_and_address() {
+    let port = |protocol: &str| json!([{"name": "p80", "port": 80, "protocol": protocol, "nodePort": 3001}]);
+    let behind = |protocol: &str| json!([{"name": "p80", "port": 80, "protocol": protocol}]);
+    let config = CONFIG.replace("mode: nftables", "mode: ipvs");
+    let nodes = ["192.168.0.2", "192.168.1.2", "2001:db8::1"];
+    for protocol in ["TCP", "UDP", "SCTP"] {
+        for (policy, local_only) in [("Cluster", false), ("Local", true)] {
+            let spec = json!({
+                "type": "NodePort", "clusterIP": "172.30.1.1", "clusterIPs": ["172.30.1.1", "fd00:30::1"],
+                "externalTrafficPolicy": policy, "ports": port(protocol),
+            });
+            let service = service("svc1", spec, &[]);
+            let pods = [endpoint("10.180.0.1", "Rl"), endpoint("10.180.2.1", "R")];
+            let pods6 = [endpoint("fd00:10::1", "Rl"), endpoint("fd00:10::2", "R")];
+            let with = [
+                service.clone(),
+                slice("svc1", behind(protocol), &pods),
+                slice_of("IPv6", "svc1", behind(protocol), &pods6),
+            ];
+            let to = |addr: &str| format!("{addr}/{protocol}");
+            let (first, second) = (to("192.168.0.2:3001"), to("192.168.1.2:3001"));
+            let (third, cluster) = (to("[2001:db8::1]:3001"), to("172.30.1.1:80"));
+            let (served, served6) = if local_only {
+                ("10.180.0.1:80 N", "[fd00:10::1]:80 N")
+            } else {
+                ("10.180.0.1:80 10.180.2.1:80 Y", "[fd00:10::1]:80 [fd00:10::2]:80 Y")
+            };
+            let flows = [
+                (CLIENT, &*first, served),
+                (CLIENT, &*second, served),
+                ("2001:db8:7::7", &*third, served6),
+                (POD, &*cluster, "10.180.0.1:80 10.180.2.1:80 N"),
+            ];
+            try_with(&format!("32 {protocol} {policy}"), &config, &nodes, &with, &flows);
+            let flows = flows.map(|(from, to, _)| (from, to, "REJECT"));
+            try_with(&format!("32 {protocol} {policy}, no endpoints"), &config, &nodes, &[service], &flows);
+        }
+    }
+}
+
+#[test]
+fn t35_to_t37_and_44_external_ips_and_the_ports_that_have_them_in_common() {
+    let port = |number: u16| json!({"name": format!("p{number}"), "port": number, "protocol": "TCP"});
+    let of = |policy: &str, numbers: &[u16]| {
+        let ports: Vec<_> = numbers.iter().map(|number| port(*number)).collect();
+        let spec = json!({
+            "type": "NodePort", "clusterIP": "172.30.1.1", "externalIPs": ["50.60.70.81", "50.60.70.82"],
+            "externalTrafficPolicy": policy, "ports": ports,
+        });
+        service("svc1", spec, &[])
+    };
+    let pods = [endpoint("10.180.0.1", "Rl"), endpoint("10.180.2.1", "R")];
+    let slice = slice("svc1", json!([port(80), port(443)]), &pods);
+    let (both, local) = ("10.180.0.1:80 10.180.2.1:80 Y", "10.180.0.1:80 N");
+    let flows = |want| [(CLIENT, "50.60.70.81:80", want), (CLIENT, "50.60.70.82:80", want)];
+    try_all("35", &[of("Cluster", &[80])], &flows("REJECT"));
+    try_all("36", &[of("Cluster", &[80]), slice.clone()], &flows(both));
+    try_all("37", &[of("Local", &[80]), slice.clone()], &flows(local));
+    for (numbers, first, second) in [
+        (&[80, 443][..], "10.180.0.1:80 N", "10.180.0.1:443 N"),
+        (&[80], "10.180.0.1:80 N", "PASS"),
+        (&[443], "PASS", "10.180.0.1:443 N"),
+    ] {
+        let flows = [(CLIENT, "50.60.70.81:80", first), (CLIENT, "50.60.70.81:443", second)];
+        try_all(&format!("44 {numbers:?}"), &[of("Local", numbers), slice.clone()], &flows);
+    }
+    try_all("44 []", &[slice], &[(CLIENT, "50.60.70.81:80", "PASS"), (POD, "172.30.1.1:80", "PASS")]);
 }

@@ -161,6 +161,66 @@ fn an_event_touches_the_services_that_it_is_about() {
     assert_eq!((change.put.len(), &*change.remove), (0, &["ns/b/cluster".into()][..]));
 }
 
+/// 26, 29 and 60: ports come and go with their Services, and with what a Service is.
+#[test]
+fn ports_come_and_go_with_their_services() {
+    let port =
+        |name: &str, number: u16, protocol: &str| json!({"name": name, "port": number, "protocol": protocol});
+    let (tcp, udp, sctp) = (port("t", 80, "TCP"), port("u", 1234, "UDP"), port("s", 9999, "SCTP"));
+    let mut store = store();
+    let balancer = |policy: &str| {
+        json!({
+            "clusterIP": "172.30.0.3", "type": "LoadBalancer", "externalTrafficPolicy": policy,
+            "healthCheckNodePort": 345, "ports": [tcp.clone(), udp.clone()],
+        })
+    };
+    store.put(service("cluster", json!({"clusterIP": "172.30.0.1", "ports": [tcp, udp, sctp]})));
+    store.put(service("more", json!({"clusterIP": "172.30.0.2", "ports": [tcp, udp]})));
+    store.put(service("local", balancer("Local"))).sync();
+    let names = |store: &mut Store| -> (Vec<String>, Vec<String>, Vec<Option<u16>>) {
+        let Some(Output { change, health_checks, .. }) = store.take_change() else {
+            return Default::default();
+        };
+        let sorted = |names: &mut dyn Iterator<Item = String>| {
+            let mut names: Vec<_> = names.collect();
+            names.sort();
+            names
+        };
+        (
+            sorted(&mut change.put.iter().map(|service| service.name.to_string())),
+            sorted(&mut change.remove.iter().map(ToString::to_string)),
+            health_checks.into_iter().map(|c| c.check.map(|check| check.port.number())).collect(),
+        )
+    };
+    let (first, none, checks) = names(&mut store);
+    assert_eq!(
+        first,
+        [
+            "ns/cluster:s/cluster",
+            "ns/cluster:t/cluster",
+            "ns/cluster:u/cluster",
+            "ns/local:t/cluster",
+            "ns/local:u/cluster",
+            "ns/more:t/cluster",
+            "ns/more:u/cluster",
+        ]
+    );
+    assert_eq!((none.len(), &*checks), (0, &[Some(345)][..]));
+
+    store.put(service("local", balancer("Local")));
+    assert_eq!(names(&mut store), Default::default(), "60: the same again");
+    store.put(service("local", json!({"clusterIP": "172.30.0.3", "ports": [tcp, udp]})));
+    assert_eq!(names(&mut store).2, [None], "29: no health check where it is a ClusterIP again");
+
+    store.put(service("cluster", json!({"clusterIP": "172.30.0.1", "ports": [udp]})));
+    store.apply(Event::Service(Update::Deleted(key("more"))));
+    store.apply(Event::Service(Update::Deleted(key("local"))));
+    let (put, removed, _) = names(&mut store);
+    assert_eq!(put, [] as [&str; 0]);
+    let gone = ["cluster:s", "cluster:t", "local:t", "local:u", "more:t", "more:u"];
+    assert_eq!(removed, gone.map(|name| format!("ns/{name}/cluster")));
+}
+
 #[test]
 fn slices_of_a_service_are_merged_whatever_their_order() {
     let slices = [
