@@ -2,6 +2,7 @@
 //!
 //! A batch passes three stages, so that the memory of each packet is on its way while others are worked on: parse
 //! and prefetch the flow's bucket; find its tag and prefetch the entry; confirm, translate, and give the verdict.
+//! Between the last two the packets of no known flow are looked at, and what they will need is fetched.
 
 mod admit;
 mod answer;
@@ -9,6 +10,7 @@ mod cookies;
 mod defence;
 mod deliver;
 mod established;
+mod first;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::indexing_slicing, clippy::expect_used, missing_docs, reason = "a fixture may panic")]
 pub mod fixture;
@@ -37,6 +39,7 @@ mod sweep;
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
 mod tests;
+mod ways;
 
 use self::established::or_drop;
 use std::net::IpAddr;
@@ -113,8 +116,10 @@ struct Scratch {
     hash: u64,
     hit: Hit,
     lane: Lane,
-    /// The packet, where it is not plain.
+    /// The packet, where it is not plain, and where it is one that [opens a flow plainly](first::Foreseen::opens_plainly).
     parsed: Result<Packet, DropReason>,
+    /// What is foreseen of it, where it is plain and of no known flow.
+    first: first::Foreseen,
 }
 
 /// How far a packet was parsed.
@@ -129,8 +134,13 @@ enum Lane {
 }
 
 impl Scratch {
-    const EMPTY: Self =
-        Self { hash: 0, hit: Hit::NONE, lane: Lane::Parsed, parsed: Err(DropReason::Truncated) };
+    const EMPTY: Self = Self {
+        hash: 0,
+        hit: Hit::NONE,
+        lane: Lane::Parsed,
+        parsed: Err(DropReason::Truncated),
+        first: first::Foreseen::NOTHING,
+    };
 
     /// Parses a frame and has the bucket of its flow fetched.
     #[inline]
@@ -175,6 +185,7 @@ struct Core {
     /// The flow that the first fragment in hand was given, if it is for this packet alone.
     once: Option<Slot>,
     turn: plain::Turn,
+    ways: ways::Ways,
     /// Searches for a SNAT port so far: spreads them.
     attempts: u64,
     /// IP headers made so far: numbers them.
@@ -209,6 +220,7 @@ impl Engine {
                 fragments,
                 once: None,
                 turn: plain::Turn::default(),
+                ways: ways::Ways::new(),
                 attempts: 0,
                 made: 0,
                 path_mtus: path_mtu::PathMtus::new(),
@@ -231,10 +243,15 @@ impl Engine {
         for (frame, note) in frames.iter().zip(scratch.iter_mut()) {
             note.read(frame, &core.flows);
         }
+        let mut all_known = true;
         for note in scratch.iter_mut().take(frames.len()) {
             note.probe(&core.flows);
+            all_known &= note.hit != Hit::NONE;
         }
-        core.turn = plain::Turn::new(now, tables);
+        core.begin(now, tables);
+        if !all_known {
+            core.foresee(frames, scratch.as_mut_slice(), tables);
+        }
         let mut forwarded = 0;
         core.setup.stats.frames.add(frames.len() as u64);
         for ((frame, verdict), note) in frames.iter_mut().zip(verdicts).zip(scratch.iter()) {
@@ -255,10 +272,11 @@ impl Engine {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Verdict {
-        self.core.turn = plain::Turn::new(now, tables);
+        self.core.begin(now, tables);
         let mut note = Scratch::EMPTY;
         note.read(frame, &self.core.flows);
         note.probe(&self.core.flows);
+        self.core.foresee(std::slice::from_ref(frame), std::slice::from_mut(&mut note), tables);
         let verdict = self.core.decide(frame, &note, now, tables, trace);
         match verdict {
             Verdict::Drop(reason) | Verdict::Reply(Some(reason)) => trace.step(Step::Refused(reason)),
@@ -378,6 +396,13 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Verdict {
+        if note.hit == Hit::NONE
+            && note.first.opens_plainly()
+            && let Ok(packet) = &note.parsed
+            && let Some(outcome) = self.pass_first(frame, packet, note, now, tables, trace)
+        {
+            return or_drop(outcome);
+        }
         let plain;
         let packet = match (note.lane, &note.parsed) {
             (Lane::Parsed, Ok(packet)) => packet,
@@ -456,6 +481,13 @@ impl Core {
             return None;
         }
         self.setup.directory.owner(hash).filter(|owner| *owner != self.setup.worker)
+    }
+
+    /// A batch begins.
+    #[inline]
+    fn begin(&mut self, now: Tick, tables: &Snapshot) {
+        self.turn = plain::Turn::new(now, tables);
+        self.ways.begin(tables.net.epoch);
     }
 
     fn record(&self, entry: &entry::Entry, now: Tick) -> FlowRecord {

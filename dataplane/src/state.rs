@@ -69,12 +69,19 @@ impl BackendState {
     /// A flow was opened; it starts inactive.
     #[inline]
     pub fn opened(&self) {
+        self.opened_as(false);
+    }
+
+    /// A flow was opened, active or inactive.
+    #[inline]
+    pub fn opened_as(&self, active: bool) {
+        let one = if active { ACTIVE } else { INACTIVE };
         let upper = self.upper.load(Relaxed);
         if upper == 0 {
-            self.load.fetch_add(INACTIVE, Relaxed);
+            self.load.fetch_add(one, Relaxed);
         } else {
             self.update(|load| {
-                let more = load + INACTIVE;
+                let more = load + one;
                 if total(more) >= upper { more | OVERLOADED } else { more }
             });
         }

@@ -328,6 +328,17 @@ impl Entry {
         *way.of(&self.hops)
     }
 
+    /// Remembers the hop for packets on `way`, as found in this epoch of the network; forgets those of earlier ones.
+    #[inline]
+    pub fn take_hop(&mut self, way: Way, hop: HopId, epoch: u32) {
+        if self.epoch != epoch {
+            self.epoch = epoch;
+            self.hops = [NO_HOP; 2];
+        }
+        let [forward, reply] = &mut self.hops;
+        *(if way == Way::Forward { forward } else { reply }) = hop;
+    }
+
     /// Addresses and ports of an IPv4 flow's packets on this way, in the order of the wire.
     #[inline]
     fn words_v4(&self, way: Way) -> (u64, u32) {

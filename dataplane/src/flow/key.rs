@@ -1,5 +1,6 @@
 //! The five-tuple of a packet, in host order.
 
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Protocol number of TCP.
@@ -76,7 +77,7 @@ impl FlowKey {
 }
 
 /// What a service is found by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VipKey {
     /// Virtual address; an IPv4 address in the low 32 bits.
     pub addr: u128,
@@ -86,6 +87,21 @@ pub struct VipKey {
     pub proto: u8,
     /// Whether the address is IPv6.
     pub v6: bool,
+}
+
+impl Hash for VipKey {
+    /// A word of IPv4, three of IPv6.
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let rest = u64::from(self.port) | u64::from(self.proto) << 16 | u64::from(self.v6) << 24;
+        match u32::try_from(self.addr) {
+            Ok(v4) if !self.v6 => state.write_u64(u64::from(v4) << 32 | rest),
+            _ => {
+                state.write_u128(self.addr);
+                state.write_u64(rest);
+            }
+        }
+    }
 }
 
 /// An address as keys hold it: the bits and whether it is IPv6.
@@ -102,6 +118,13 @@ pub fn bits(addr: IpAddr) -> (u128, bool) {
 #[expect(clippy::cast_possible_truncation, reason = "an IPv4 address is the low 32 bits by contract")]
 pub fn address(bits: u128, v6: bool) -> IpAddr {
     if v6 { Ipv6Addr::from_bits(bits).into() } else { Ipv4Addr::from_bits(bits as u32).into() }
+}
+
+/// [`FlowKey::addresses_v4`] and [`FlowKey::ports`] of a packet from one address and port to another.
+#[inline]
+pub fn words_v4((src, sport): (u32, u16), (dst, dport): (u32, u16)) -> (u64, u32) {
+    let addresses = (u64::from(src) << 32 | u64::from(dst)).to_be();
+    (addresses, (u32::from(sport) << 16 | u32::from(dport)).to_be())
 }
 
 /// [`FlowKey::hash`] of [`FlowKey::addresses_v4`], [`FlowKey::ports`] and protocol.

@@ -6,13 +6,14 @@
 //! always, and a lookup of an unknown one reads one bucket unless something had to leave it (`Bucket::spilled`).
 
 use super::bucket::{Bucket, Reference};
-use super::entry::{Entry, Tuple, Way, Wide};
+use super::entry::{self, Entry, Tuple, Way, Wide};
 use super::extra::Extra;
 use super::key::FlowKey;
 use super::pool::{self, Pool};
 use crate::ids::{BackendId, ServiceId};
 use crate::packet::Plain;
 use crate::prefetch::prefetch;
+use crate::rewrite::nat::Deltas;
 use crate::snapshot::Mode;
 use crate::time::Tick;
 
@@ -60,6 +61,23 @@ pub struct NewFlow {
     pub service: ServiceId,
     /// Its backend.
     pub backend: BackendId,
+}
+
+/// What a flow over IPv4 is opened with, in the order of the wire.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewWords {
+    /// Addresses and ports of what arrives, by [`Way`].
+    pub(crate) words: [(u64, u32); 2],
+    /// The hashes of both.
+    pub(crate) hashes: [u64; 2],
+    /// IP protocol number.
+    pub(crate) proto: u8,
+    /// See [`NewFlow::mode`].
+    pub(crate) mode: Mode,
+    /// Its service.
+    pub(crate) service: ServiceId,
+    /// Its backend.
+    pub(crate) backend: BackendId,
 }
 
 /// The table has no slot, or no room in either bucket of a key.
@@ -131,6 +149,12 @@ impl FlowTable {
         self.live == 0
     }
 
+    /// Whether there is a slot for one more.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.live < self.capacity()
+    }
+
     /// Flows that there is room for.
     pub fn capacity(&self) -> usize {
         self.entries.len() - UNLINKED
@@ -146,6 +170,14 @@ impl FlowTable {
     pub fn prefetch(&self, hash: u64) {
         if let Some(bucket) = self.buckets.get(self.home(hash)) {
             prefetch(bucket);
+        }
+    }
+
+    /// Brings the slot into the cache that so many flows opened from now on will take, as long as slots are not used again.
+    #[inline]
+    pub fn prefetch_slot(&self, ahead: Slot) {
+        if let Some(entry) = self.entries.get(self.high.saturating_add(ahead) as usize) {
+            prefetch(entry);
         }
     }
 
@@ -176,6 +208,13 @@ impl FlowTable {
         entries.get_mut(hit.slot() as usize).filter(|entry| matches(entry, wide, key, hit.way()))
     }
 
+    /// Whether no flow has a key with this hash. `false` says nothing.
+    #[inline]
+    pub fn is_unknown(&self, hash: u64) -> bool {
+        let bucket = self.buckets.get(self.home(hash));
+        bucket.is_some_and(|bucket| bucket.spilled == 0 && bucket.matching(tag(hash)).next().is_none())
+    }
+
     /// The flow of `key`, whose hash is `hash`.
     #[inline]
     pub fn lookup(&self, hash: u64, key: &FlowKey) -> Option<Hit> {
@@ -189,6 +228,13 @@ impl FlowTable {
         }
         let other = self.buckets.get(self.other(home, tag))?;
         other.matching(tag).find(|reference| self.matches(*reference, key)).map(Hit)
+    }
+
+    /// [`Self::lookup`] of a key over IPv4: its addresses and ports, in the order of the wire.
+    #[inline(never)]
+    pub(crate) fn lookup_words(&self, hash: u64, (addresses, ports): (u64, u32), proto: u8) -> Option<Hit> {
+        let ([src, dst], [sport, dport]) = (entry::addresses(addresses), entry::ports(ports));
+        self.lookup(hash, &FlowKey { src: src.into(), dst: dst.into(), sport, dport, proto, v6: false })
     }
 
     /// The live entry in `slot`.
@@ -232,22 +278,63 @@ impl FlowTable {
 
     /// Opens a flow. Both directions are found afterwards, or nothing has changed.
     pub fn open(&mut self, new: &NewFlow, expires: Tick) -> Result<Slot, Full> {
-        if self.live >= self.capacity() {
+        self.open_hashed(new, [&new.tuple.forward, &new.tuple.reply].map(|key| self.hash(key)), expires)
+    }
+
+    /// The same where the hashes of both keys are known, by [`Way`].
+    pub(crate) fn open_hashed(
+        &mut self,
+        new: &NewFlow,
+        hashes: [u64; 2],
+        expires: Tick,
+    ) -> Result<Slot, Full> {
+        if !self.has_room() {
             return Err(Full);
         }
         let slot = self.take_slot(new)?;
-        let (forward, reply) = (&new.tuple.forward, &new.tuple.reply);
-        if !self.link(self.hash(forward), Reference::new(slot, Way::Forward)) {
-            self.give_slot_back(slot);
-            return Err(Full);
-        }
-        if new.mode.has_replies() && !self.link(self.hash(reply), Reference::new(slot, Way::Reply)) {
-            self.unlink(self.hash(forward), Reference::new(slot, Way::Forward));
-            self.give_slot_back(slot);
-            return Err(Full);
-        }
+        self.link_both(slot, hashes, new.mode)?;
         self.start(slot, new, expires);
         Ok(slot)
+    }
+
+    /// [`Self::open`] for a flow over IPv4 outside of tunnels. It has to be given a state and a time.
+    #[inline]
+    pub(crate) fn open_words(&mut self, new: &NewWords) -> Result<Slot, Full> {
+        if !self.has_room() {
+            return Err(Full);
+        }
+        let slot = self.next_slot()?;
+        let NewWords { words: [forward, reply], .. } = *new;
+        let entry = Entry {
+            addresses: [forward.0, reply.0],
+            ports: [forward.1, reply.1],
+            service: new.service,
+            backend: new.backend,
+            deltas: Deltas::of_words(forward, (reply.0.rotate_left(32), reply.1.rotate_left(16))),
+            proto: new.proto,
+            ..Entry::FREE
+        };
+        let place = self.use_slot(slot).ok_or(Full)?;
+        *place = entry;
+        place.set_live(new.mode, [false; 2]);
+        self.link_both(slot, new.hashes, new.mode)?;
+        self.live += 1;
+        Ok(slot)
+    }
+
+    /// Has the flow in `slot` found by its keys, whose hashes these are, or gives the slot back.
+    #[inline]
+    fn link_both(&mut self, slot: Slot, [forward, reply]: [u64; 2], mode: Mode) -> Result<(), Full> {
+        if !self.link(forward, Reference::new(slot, Way::Forward)) {
+            self.give_slot_back(slot);
+            return Err(Full);
+        }
+        if mode.has_replies() && !self.link(reply, Reference::new(slot, Way::Reply)) {
+            self.unlink(forward, Reference::new(slot, Way::Forward));
+            self.give_slot_back(slot);
+            return Err(Full);
+        }
+        Ok(())
     }
 
     /// Opens a flow that is not found by its keys: for one packet, also in a full table. There may be another one with the
@@ -352,22 +439,14 @@ impl FlowTable {
     fn take_slot(&mut self, new: &NewFlow) -> Result<Slot, Full> {
         let (forward, reply) = (&new.tuple.forward, &new.tuple.reply);
         let v6 = [forward.v6, reply.v6];
-        let slot = if self.free != NONE { self.free } else { self.high };
-        if slot as usize >= self.entries.len() {
-            return Err(Full);
-        }
+        let slot = self.next_slot()?;
         let wide = if v6 == [false; 2] {
             pool::NONE
         } else {
             let line = Wide { client: forward.src, vip: forward.dst, backend: reply.src, snat: reply.dst };
             self.wide.take(line).ok_or(Full)?
         };
-        let entry = self.entries.get_mut(slot as usize).ok_or(Full)?;
-        if slot == self.high {
-            self.high += 1;
-        } else {
-            self.free = Slot::try_from(*Way::Forward.of(&entry.addresses)).unwrap_or(NONE);
-        }
+        let entry = self.use_slot(slot).ok_or(Full)?;
         let addresses = |key: &FlowKey| if key.v6 { wide.into() } else { key.addresses_v4() };
         *entry = Entry {
             addresses: [forward, reply].map(addresses),
@@ -377,6 +456,25 @@ impl FlowTable {
         };
         entry.set_live(new.mode, v6);
         Ok(slot)
+    }
+
+    /// The slot that the next flow takes.
+    #[inline]
+    fn next_slot(&self) -> Result<Slot, Full> {
+        let slot = if self.free != NONE { self.free } else { self.high };
+        if (slot as usize) < self.entries.len() { Ok(slot) } else { Err(Full) }
+    }
+
+    /// Takes the [next slot](Self::next_slot) for a flow.
+    #[inline]
+    fn use_slot(&mut self, slot: Slot) -> Option<&mut Entry> {
+        let entry = self.entries.get_mut(slot as usize)?;
+        if slot == self.high {
+            self.high += 1;
+        } else {
+            self.free = Slot::try_from(*Way::Forward.of(&entry.addresses)).unwrap_or(NONE);
+        }
+        Some(entry)
     }
 
     fn give_slot_back(&mut self, slot: Slot) {

@@ -79,7 +79,22 @@ impl Core {
             return self.without_backend(frame, packet, service, Answer::PortUnreachable, tables, trace);
         };
         trace.step(Step::Scheduled(choice.backend.id));
-        match self.let_through(frame, packet, service, &choice, now, tables, trace) {
+        self.follow_choice(frame, packet, service, &choice, now, tables, trace)
+    }
+
+    /// Opens the flow that the scheduler decided on and sends its packet, also where there is no room for the flow.
+    #[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
+    pub(super) fn follow_choice(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        service: &Service,
+        choice: &Choice<'_>,
+        now: Tick,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        match self.let_through(frame, packet, service, choice, now, tables, trace) {
             Err(DropReason::FlowTableFull) => {
                 self.stateless(frame, packet, service, DropReason::FlowTableFull, now, tables, trace)
             }
@@ -211,15 +226,18 @@ impl Core {
         }
         let backend = choice.backend;
         let mode = mode_for(&packet.key, service, backend, tables)?;
-        let reply = self.reply_key(packet, service, choice, mode, tables, trace)?;
+        let hash = self.flows.hash(&packet.key);
+        let (reply, reply_hash) = self.reply_key(packet, hash, service, choice, mode, tables, trace)?;
         let tuple = Tuple { forward: packet.key, reply };
         let new = NewFlow { tuple, mode, service: service.id, backend: backend.id };
-        let open = if is_kept { FlowTable::open } else { FlowTable::open_unlinked };
-        let slot = match open(&mut self.flows, &new, now) {
+        let hashes = [hash, reply_hash];
+        let open = |flows: &mut FlowTable| match is_kept {
+            true => flows.open_hashed(&new, hashes, now),
+            false => flows.open_unlinked(&new, now),
+        };
+        let slot = match open(&mut self.flows) {
             Ok(slot) => slot,
-            Err(_) if self.make_room(now) => {
-                open(&mut self.flows, &new, now).map_err(|_| DropReason::FlowTableFull)?
-            }
+            Err(_) if self.make_room(now) => open(&mut self.flows).map_err(|_| DropReason::FlowTableFull)?,
             Err(_) => return Err(DropReason::FlowTableFull),
         };
         if !matches!(choice.keeps, Keeps::Nothing | Keeps::Announced) {
@@ -228,7 +246,7 @@ impl Core {
             self.setup.stats.opened(backend.id);
         }
         if is_kept {
-            self.publish(&tuple, mode);
+            self.publish(hashes, mode);
         }
         self.hold_template(slot, choice.template, now);
         if let Some(counts) = self.setup.state.backend(backend.id) {
@@ -267,60 +285,71 @@ impl Core {
         Ok(slot)
     }
 
-    /// What the backend's packets of the new flow will carry: decided by the forwarding mode.
+    /// What the backend's packets of the new flow, whose own key has this `hash`, will carry, and the hash of that:
+    /// decided by the forwarding mode.
+    #[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
     fn reply_key(
         &mut self,
         packet: &Packet,
+        hash: u64,
         service: &Service,
         choice: &Choice<'_>,
         mode: Mode,
         tables: &Snapshot,
         trace: &mut impl Trace,
-    ) -> Result<FlowKey, DropReason> {
+    ) -> Result<(FlowKey, u64), DropReason> {
         let key = &packet.key;
         let backend = choice.backend;
         let (src, v6) = key::bits(backend.addr);
         let reply = FlowKey { src, dst: key.src, sport: choice.port, dport: key.sport, proto: key.proto, v6 };
-        match mode {
-            Mode::Dr | Mode::Ipip | Mode::Gue | Mode::Gre => Ok(reply),
-            Mode::Nat if !choice.keeps.is_flow() || self.is_free(&reply) => Ok(reply),
-            Mode::Nat => Err(DropReason::TupleInUse),
-            Mode::FullNat => {
-                let pool = service.pool.and_then(|id| tables.services.pool(id));
-                let pool = pool.ok_or(DropReason::SnatExhausted)?;
-                // Counted by attempts, so that a retransmission after a failed one searches elsewhere.
-                self.attempts = self.attempts.wrapping_add(1);
-                let spread = self.flows.hash(key) ^ self.attempts;
-                let workers = self.setup.workers;
-                let taken = snat::Candidates::new(pool, self.setup.worker, workers, v6, spread)
-                    .map(|(address, port)| FlowKey { dst: address, dport: port, ..reply })
-                    .find(|candidate| self.is_free(candidate))
-                    .ok_or(DropReason::SnatExhausted)?;
-                trace.step(Step::SnatTaken { address: taken.destination(), port: taken.dport });
-                Ok(taken)
+        if mode != Mode::FullNat {
+            let hash = self.flows.hash(&reply);
+            let needs_to_be_free = mode == Mode::Nat && choice.keeps.is_flow();
+            if needs_to_be_free && !self.is_free(&reply, hash) {
+                return Err(DropReason::TupleInUse);
             }
+            return Ok((reply, hash));
         }
+        let pool = service.pool.and_then(|id| tables.services.pool(id));
+        let pool = pool.ok_or(DropReason::SnatExhausted)?;
+        // Counted by attempts, so that a retransmission after a failed one searches elsewhere.
+        self.attempts = self.attempts.wrapping_add(1);
+        let spread = hash ^ self.attempts;
+        let (taken, hash) = snat::Candidates::new(pool, self.setup.worker, self.setup.workers, v6, spread)
+            .map(|(address, port)| FlowKey { dst: address, dport: port, ..reply })
+            .map(|candidate| (candidate, self.flows.hash(&candidate)))
+            .find(|(candidate, hash)| self.is_free(candidate, *hash))
+            .ok_or(DropReason::SnatExhausted)?;
+        trace.step(Step::SnatTaken { address: taken.destination(), port: taken.dport });
+        Ok((taken, hash))
     }
 
-    fn is_free(&self, key: &FlowKey) -> bool {
-        self.flows.lookup(self.flows.hash(key), key).is_none()
+    #[inline]
+    fn is_free(&self, key: &FlowKey, hash: u64) -> bool {
+        self.flows.is_unknown(hash) || self.flows.lookup(hash, key).is_none()
     }
 
-    /// Tells the other workers whose flow this is.
-    fn publish(&self, tuple: &Tuple, mode: Mode) {
+    /// Tells the other workers whose flow this is, by the hashes of its keys.
+    #[inline]
+    pub(super) fn publish(&self, [forward, reply]: [u64; 2], mode: Mode) {
         if self.setup.workers < 2 {
             return;
         }
-        self.publish_key(&tuple.forward);
+        self.publish_hash(forward);
         if mode.has_replies() {
-            self.publish_key(&tuple.reply);
+            self.publish_hash(reply);
         }
     }
 
     /// Tells the other workers that packets with `key` are for this one.
     pub(super) fn publish_key(&self, key: &FlowKey) {
-        let several = self.setup.workers > 1;
-        if several && !self.setup.directory.publish(self.flows.hash(key), self.setup.worker) {
+        if self.setup.workers > 1 {
+            self.publish_hash(self.flows.hash(key));
+        }
+    }
+
+    fn publish_hash(&self, hash: u64) {
+        if !self.setup.directory.publish(hash, self.setup.worker) {
             self.setup.stats.directory_full.add(1);
         }
     }
@@ -334,7 +363,7 @@ impl Core {
 }
 
 /// Whether a packet of no flow opens one.
-fn opens(packet: &Packet, settings: &Settings) -> bool {
+pub(super) fn opens(packet: &Packet, settings: &Settings) -> bool {
     match packet.key.proto {
         key::TCP => tcp::opens(packet.tcp_flags, settings.sloppy_tcp),
         key::SCTP => sctp::opens(packet.sctp, settings.sloppy_sctp),
@@ -343,7 +372,7 @@ fn opens(packet: &Packet, settings: &Settings) -> bool {
 }
 
 /// The state of a flow that has seen nothing yet.
-fn first_state(packet: &Packet) -> State {
+pub(super) fn first_state(packet: &Packet) -> State {
     match packet.key.proto {
         key::TCP => State::None,
         key::SCTP => State::SctpNone,

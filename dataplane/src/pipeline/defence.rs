@@ -46,6 +46,12 @@ impl State {
         self.secure_tcp
     }
 
+    /// Whether any packet may open a flow, as far as defences go.
+    #[inline]
+    pub(super) fn is_open(&self, settings: &Settings) -> bool {
+        self.drop_rate == 0 && settings.new_flows_per_s == 0
+    }
+
     /// Whether `drop_packet` takes this packet, which would open a flow (`ip_vs_todrop`).
     pub(super) fn drops_packet(&mut self) -> bool {
         if self.drop_rate == 0 {

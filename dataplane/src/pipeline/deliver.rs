@@ -2,7 +2,7 @@
 
 use super::shape::Shaped;
 use super::{Core, Setup};
-use crate::flow::entry::{Entry, NO_HOP, Way};
+use crate::flow::entry::{Entry, Way};
 use crate::flow::key;
 use crate::flow::table::Slot;
 use crate::frame::{Checksum, Frame};
@@ -12,7 +12,7 @@ use crate::rewrite::encap::{self, Outer};
 use crate::rewrite::split::{Pieces, Split};
 use crate::rewrite::{family, l2, mss, nat};
 use crate::snapshot::Snapshot;
-use crate::snapshot::net::{Hop, NoHop, Path};
+use crate::snapshot::net::{Found, Hop, NoHop, Path};
 use crate::trace::{Answer, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::ipv4::{self, Ipv4};
@@ -285,12 +285,16 @@ impl Core {
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         let tuple = self.flows.tuple(entry);
         // In every mode the backend is where replies would come from.
-        let (arriving, target) = match way {
-            Way::Forward => (tuple.forward, tuple.reply.source()),
-            Way::Reply => (tuple.reply, tuple.forward.source()),
+        let (arriving, towards) = match way {
+            Way::Forward => (tuple.forward, tuple.reply),
+            Way::Reply => (tuple.reply, tuple.forward),
         };
+        let is_usual = !entry.has_extra() && !entry.mode().is_tunnel();
+        if is_usual && let Some(hop) = self.known_hop(slot, way, (towards.src, towards.v6), tables) {
+            return Ok(hop);
+        }
         let spread = u32::try_from(arriving.hash(self.setup.seed) >> 32).unwrap_or_default();
-        let (id, path) = match net.way_to(target, spread) {
+        let Found { hop: id, path, is_only } = match net.find(towards.source(), spread) {
             Ok(found) => found,
             Err(NoHop::Unresolved(neighbour)) => {
                 if self.setup.wanted.push(neighbour).is_err() {
@@ -304,13 +308,27 @@ impl Core {
         let hop = net.hop(id).ok_or(DropReason::NoNeighbour)?;
         self.follow(slot, way, path)?;
         let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
-        if entry.epoch != net.epoch {
-            entry.epoch = net.epoch;
-            entry.hops = [NO_HOP; 2];
+        entry.take_hop(way, id, net.epoch);
+        if is_only && path.mtu.is_none() {
+            self.ways.learn(way, towards.src, towards.v6, id);
         }
-        let [forward, reply] = &mut entry.hops;
-        *(if way == Way::Forward { forward } else { reply }) = id;
         Ok(hop)
+    }
+
+    /// The next hop towards an address, if it was found lately for another flow and that is all there is to know of the
+    /// way; the flow in `slot` remembers it.
+    #[inline]
+    pub(super) fn known_hop<'t>(
+        &mut self,
+        slot: Slot,
+        way: Way,
+        (addr, v6): (u128, bool),
+        tables: &'t Snapshot,
+    ) -> Option<&'t Hop> {
+        let id = self.ways.get(way, addr, v6)?;
+        let hop = tables.net.hop(id)?;
+        self.flows.entry_mut(slot)?.take_hop(way, id, tables.net.epoch);
+        Some(hop)
     }
 
     /// Has a flow remember what it needs to know of its path besides the hop: an MTU that is not the link's, and for a

@@ -8,13 +8,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Core;
 use super::established::{self, CONTROLS};
-use crate::flow::entry::Way;
+use crate::flow::entry::{Entry, Way};
 use crate::flow::state::State;
-use crate::flow::table::Hit;
+use crate::flow::table::{Hit, Slot};
 use crate::frame::Frame;
 use crate::ids::PortId;
 use crate::rewrite::nat::Deltas;
 use crate::snapshot::Snapshot;
+use crate::snapshot::net::Hop;
 use crate::time::Tick;
 use crate::trace::{Step, Trace};
 use crate::wire::checksum::Delta;
@@ -27,7 +28,7 @@ pub(super) struct Turn {
     /// When an established TCP flow ends that has a packet now.
     expires: Tick,
     /// Whether senders on any port may leave checksums unfinished.
-    has_unfinished: bool,
+    pub(super) has_unfinished: bool,
 }
 
 impl Turn {
@@ -71,6 +72,16 @@ impl Headers {
         self.macs = *macs;
         self.ttl = self.ttl.wrapping_sub(1);
         self.header_checksum = header.update(self.header_checksum);
+    }
+
+    /// What a packet of the flow on this way gets, and the MAC addresses of its hop.
+    #[inline]
+    fn give(&mut self, macs: &[u8; 12], entry: &Entry, way: Way) {
+        if entry.mode().has_replies() {
+            self.translate(macs, entry.target_v4(way), entry.deltas(way));
+        } else {
+            self.pass(macs, Delta::TTL_LESS_ONE);
+        }
     }
 
     #[inline]
@@ -122,12 +133,23 @@ impl Core {
             backend: entry.backend,
         });
         entry.count_packet(way);
-        if entry.mode().has_replies() {
-            headers.translate(macs, entry.target_v4(way), entry.deltas(way));
-        } else {
-            headers.pass(macs, Delta::TTL_LESS_ONE);
-        }
+        headers.give(macs, entry, way);
         self.setup.stats.passed(entry.backend, way, headers.len.get());
+        Some(hop.port)
+    }
+
+    /// Translates the packet that was parsed as plain TCP, has a hop left, and has just opened the flow in `slot`. `None`, with nothing
+    /// changed, where it has to be sent as any packet is.
+    #[inline]
+    pub(super) fn send_first(&mut self, frame: &mut Frame<'_>, slot: Slot, hop: &Hop) -> Option<PortId> {
+        let headers = frame.head_mut::<Headers>()?;
+        let entry = self.flows.entry(slot).filter(|entry| entry.is_plain())?;
+        let macs = hop.header.as_slice().try_into().ok()?;
+        if headers.len.get() > hop.mtu {
+            return None;
+        }
+        headers.give(macs, entry, Way::Forward);
+        self.setup.stats.passed(entry.backend, Way::Forward, headers.len.get());
         Some(hop.port)
     }
 }

@@ -2,6 +2,7 @@ mod access;
 mod conntrack;
 mod ends;
 mod errors;
+mod first;
 mod floods;
 mod fragments;
 mod ftp;

@@ -33,9 +33,21 @@ impl Deltas {
         let addresses = |key: &FlowKey| Sum::address(key.src) + Sum::address(key.dst);
         let ports = |key: &FlowKey| Sum::word(key.sport) + Sum::word(key.dport);
         let address = Delta::between(addresses(&before), addresses(&after));
-        let transport = address.and(Delta::between(ports(&before), ports(&after)));
-        entry.deltas = [(address, transport), (address.inverse(), transport.inverse())]
-            .map(|(address, transport)| Self { header: address.and(Delta::TTL_LESS_ONE), transport });
+        entry.deltas = Self::both(address, Delta::between(ports(&before), ports(&after)));
+    }
+
+    /// The same where addresses and ports before and after are words in the order of the wire.
+    #[inline]
+    pub fn of_words(before: (u64, u32), after: (u64, u32)) -> [Self; 2] {
+        let address = Delta::between_words(before.0, after.0);
+        Self::both(address, Delta::between_words(before.1.into(), after.1.into()))
+    }
+
+    #[inline]
+    fn both(address: Delta, ports: Delta) -> [Self; 2] {
+        let transport = address.and(ports);
+        [(address, transport), (address.inverse(), transport.inverse())]
+            .map(|(address, transport)| Self { header: address.and(Delta::TTL_LESS_ONE), transport })
     }
 
     /// By the addresses alone.

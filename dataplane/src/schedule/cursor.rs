@@ -61,6 +61,14 @@ impl Cursor {
         backends.split_at_checked(start).map_or((&[], backends), |(before, behind)| (behind, before))
     }
 
+    /// What `step` chooses at the position in `word`, which moves on.
+    #[inline]
+    pub(super) fn look_ahead<T>(word: &mut u64, step: impl Fn(Self) -> Option<(Self, T)>) -> Option<T> {
+        let (next, chosen) = step(Self::unpack(*word))?;
+        *word = next.pack();
+        Some(chosen)
+    }
+
     /// Moves the position in `cell` by `step`, which gives the next position and what was chosen; `None` from it
     /// leaves the position alone. `step` may be called again when another worker moved first.
     #[inline]

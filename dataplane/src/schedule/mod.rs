@@ -31,6 +31,7 @@ mod wrr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use self::cursor::Cursor;
 use crate::flow::key::FlowKey;
 use crate::ids::{BackendId, ServiceId};
 use crate::snapshot::{Backend, Service, Settings};
@@ -141,6 +142,28 @@ pub fn schedule<'a>(
         Scheduler::Ovf => ovf::heaviest_with_room(backends, state),
         Scheduler::Mh(lookup) => lookup.find(backends, state, key),
         Scheduler::Twos => twos::better(backends, state, key, &state.service(service.id)?.cursor),
+    }
+}
+
+/// What [`schedule`] will probably answer, for a scheduler that takes constant time; `None` for others. `position` is what
+/// [`ServiceState::cursor`] holds, or will; it moves on, and nothing else changes.
+#[inline]
+pub fn foresee<'a>(
+    service: &'a Service,
+    state: &State,
+    key: &FlowKey,
+    position: &mut u64,
+) -> Option<&'a Backend> {
+    let backends = &service.backends;
+    match &service.scheduler {
+        Scheduler::Rr => Cursor::look_ahead(position, |cursor| rr::step(backends, state, cursor)),
+        Scheduler::Wrr(levels) => {
+            Cursor::look_ahead(position, |cursor| wrr::step(backends, *levels, state, cursor)).flatten()
+        }
+        Scheduler::Dh(table) => table.find(backends, state, key),
+        Scheduler::Sh(table) => table.find(backends, state, key),
+        Scheduler::Mh(lookup) => lookup.find(backends, state, key),
+        _ => None,
     }
 }
 

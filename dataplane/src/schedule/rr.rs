@@ -8,15 +8,23 @@ use super::eligible;
 use crate::snapshot::Backend;
 use crate::state::State;
 
-/// Moves on to the next backend. Once around the list, the backend chosen last comes at the end.
+/// Moves on to the next backend.
 #[inline]
 pub(super) fn next<'a>(backends: &'a [Backend], state: &State, cell: &AtomicU64) -> Option<&'a Backend> {
-    Cursor::advance(cell, |cursor| {
-        let (behind, before) = cursor.split(backends);
-        let mut places = (before.len()..).zip(behind).chain((0..).zip(before));
-        let (place, backend) = places.find(|(_, backend)| eligible(backend, state))?;
-        Some((Cursor::at(place, backend.id, 0), backend))
-    })
+    Cursor::advance(cell, |cursor| step(backends, state, cursor))
+}
+
+/// The next backend. Once around the list, the backend chosen last comes at the end.
+#[inline]
+pub(super) fn step<'a>(
+    backends: &'a [Backend],
+    state: &State,
+    cursor: Cursor,
+) -> Option<(Cursor, &'a Backend)> {
+    let (behind, before) = cursor.split(backends);
+    let mut places = (before.len()..).zip(behind).chain((0..).zip(before));
+    let (place, backend) = places.find(|(_, backend)| eligible(backend, state))?;
+    Some((Cursor::at(place, backend.id, 0), backend))
 }
 
 /// The position steps back over backends that are gone, to the nearest one in front of them that is left.

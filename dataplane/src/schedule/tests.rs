@@ -568,3 +568,33 @@ fn clients_of_a_drained_mh_backend_alone_move() {
         }
     }
 }
+
+proptest! {
+    #[test]
+    fn what_is_foreseen_comes_true_unless_somebody_interferes(
+        weights in proptest::collection::vec(0..4_u32, 1..6),
+        overloaded in 0..6_u32,
+        clients in proptest::collection::vec(any::<u32>(), 1..20),
+    ) {
+        for kind in Kind::ALL.iter().copied() {
+            let service = weighted(kind, &weights);
+            let state = State::new(1, 7);
+            if let Some(counts) = state.backend(BackendId(overloaded)) {
+                counts.set_thresholds(1, 0);
+                counts.opened();
+            }
+            scheduled(&service, &state, &FlowKey::default(), NOW);
+            let keys: Vec<_> = clients.iter().map(|src| FlowKey { src: (*src).into(), ..FlowKey::default() }).collect();
+            let before = state.service(service.id).unwrap().cursor.load(Relaxed);
+            let mut position = before;
+            let foreseen: Vec<_> = keys.iter().map(|key| foresee(&service, &state, key, &mut position)).collect();
+            prop_assert_eq!(state.service(service.id).unwrap().cursor.load(Relaxed), before);
+            if matches!(kind, Kind::Rr | Kind::Wrr | Kind::Dh | Kind::Sh | Kind::Mh) {
+                let chosen: Vec<_> = keys.iter().map(|key| scheduled(&service, &state, key, NOW)).collect();
+                prop_assert_eq!(foreseen, chosen, "{:?}", kind);
+            } else {
+                prop_assert!(foreseen.iter().all(Option::is_none), "{:?}", kind);
+            }
+        }
+    }
+}

@@ -52,23 +52,31 @@ pub(super) fn next<'a>(
     state: &State,
     cell: &AtomicU64,
 ) -> Option<&'a Backend> {
-    Cursor::advance(cell, |cursor| {
-        let (behind, before) = cursor.split(backends);
-        let level = levels.clamp(cursor.level);
-        let rest_of_pass = (before.len()..).zip(behind);
-        let (level, (place, backend)) = match reaching(level, state, rest_of_pass) {
-            Some(found) => (level, found),
-            None => match highest(backends, levels, state) {
-                Some(highest) => {
-                    let level = highest.min(levels.below(level));
-                    (level, reaching(level, state, (0..).zip(backends))?)
-                }
-                None => return given_up(cursor, levels).map(|moved| (moved, None)),
-            },
-        };
-        Some((Cursor::at(place, backend.id, level), Some(backend)))
-    })
-    .flatten()
+    Cursor::advance(cell, |cursor| step(backends, levels, state, cursor)).flatten()
+}
+
+/// The next backend, if there is one. `None` where nobody is found and the position stays.
+#[inline]
+pub(super) fn step<'a>(
+    backends: &'a [Backend],
+    levels: Levels,
+    state: &State,
+    cursor: Cursor,
+) -> Option<(Cursor, Option<&'a Backend>)> {
+    let (behind, before) = cursor.split(backends);
+    let level = levels.clamp(cursor.level);
+    let rest_of_pass = (before.len()..).zip(behind);
+    let (level, (place, backend)) = match reaching(level, state, rest_of_pass) {
+        Some(found) => (level, found),
+        None => match highest(backends, levels, state) {
+            Some(highest) => {
+                let level = highest.min(levels.below(level));
+                (level, reaching(level, state, (0..).zip(backends))?)
+            }
+            None => return given_up(cursor, levels).map(|moved| (moved, None)),
+        },
+    };
+    Some((Cursor::at(place, backend.id, level), Some(backend)))
 }
 
 /// Where a search ends that finds nobody, where that is another position: the kernel walks the passes down to the

@@ -221,6 +221,21 @@ pub struct Service {
     pub options: Options,
 }
 
+impl Service {
+    /// Whether all that it wants of a packet that opens a flow is a backend: nothing that has to be asked, remembered or
+    /// changed besides.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        let Self { persistence, engine, one_packet, access, options, .. } = self;
+        *options == Options::default()
+            && persistence.is_none()
+            && engine.is_none()
+            && !one_packet
+            && access.sources.is_none()
+            && access.masquerade == Masquerade::Hairpin
+    }
+}
+
 /// Source addresses and ports for `fullnat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnatPool {

@@ -1,6 +1,7 @@
 //! Ports, routes and neighbours: where a packet with a given destination leaves, and with which layer-2 header.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -108,12 +109,35 @@ pub enum NoHop {
 }
 
 /// A neighbour's place: what ARP or neighbour discovery asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Neighbour {
     /// The kernel's index of the link.
     pub link: u32,
     /// Its IP address.
     pub addr: IpAddr,
+}
+
+impl Hash for Neighbour {
+    /// A word or two, where the derived hash would go through every field and the lengths of arrays.
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self.addr {
+            IpAddr::V4(v4) => state.write_u64(u64::from(self.link) << 32 | u64::from(v4.to_bits())),
+            IpAddr::V6(v6) => {
+                state.write_u128(v6.to_bits());
+                state.write_u32(self.link);
+            }
+        }
+    }
+}
+
+/// Where a destination is left for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found<'n> {
+    pub(crate) hop: HopId,
+    pub(crate) path: &'n Path,
+    /// Whether the path is its route's only one, so that all flows to the destination take it.
+    pub(crate) is_only: bool,
 }
 
 /// The network half of a snapshot.
@@ -169,22 +193,30 @@ impl Net {
 
     /// The same, with the path that leads there.
     pub fn way_to(&self, dst: IpAddr, hash: u32) -> Result<(HopId, &Path), NoHop> {
+        self.find(dst, hash).map(|found| (found.hop, found.path))
+    }
+
+    /// The same, with what it holds for.
+    pub(crate) fn find(&self, dst: IpAddr, hash: u32) -> Result<Found<'_>, NoHop> {
         let route = match dst {
             IpAddr::V4(v4) => self.routes4.get_lpm(&Prefix4::from_repr_len(v4.to_bits(), 32)).map(|(_, r)| r),
             IpAddr::V6(v6) => {
                 self.routes6.get_lpm(&Prefix6::from_repr_len(v6.to_bits(), 128)).map(|(_, r)| r)
             }
         };
-        let path = match route.ok_or(NoHop::NoRoute)? {
-            Route::Via(paths) => choose(paths, hash).ok_or(NoHop::NoRoute)?,
+        let (path, is_only) = match route.ok_or(NoHop::NoRoute)? {
+            Route::Via(paths) => match paths.as_slice() {
+                [path] => (path, true),
+                several => (choose(several, hash).ok_or(NoHop::NoRoute)?, false),
+            },
             Route::Local => return Err(NoHop::Local),
             Route::Refused => return Err(NoHop::NoRoute),
         };
         let neighbour = Neighbour { link: path.link, addr: path.gateway.unwrap_or(dst) };
-        if let Some(id) = self.neighbours.get(&neighbour)
-            && self.hop(*id).is_some()
+        if let Some(hop) = self.neighbours.get(&neighbour).copied()
+            && self.hop(hop).is_some()
         {
-            return Ok((*id, path));
+            return Ok(Found { hop, path, is_only });
         }
         let carried = self.links.contains_key(&path.link);
         Err(if carried { NoHop::Unresolved(neighbour) } else { NoHop::NoPort })

@@ -7,6 +7,7 @@
 mod tests;
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -19,7 +20,26 @@ use crate::ids::{BackendId, PoolId, PortId, ServiceId};
 
 type Map<K, V> = HashMap<K, V, ahash::RandomState>;
 /// An address, and whether it is IPv6.
-type Addr = (u128, bool);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Addr(u128, bool);
+
+impl Addr {
+    fn of(addr: IpAddr) -> Self {
+        let (bits, v6) = key::bits(addr);
+        Self(bits, v6)
+    }
+}
+
+impl Hash for Addr {
+    /// A word of IPv4, two of IPv6.
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match u64::try_from(self.0) {
+            Ok(low) if !self.1 => state.write_u64(low),
+            _ => state.write_u128(self.0),
+        }
+    }
+}
 
 /// The service half of a snapshot.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +64,7 @@ pub struct Services {
     /// The VIPs and SNAT addresses that Weir answers ARP, neighbour discovery and ICMP echo for, and how often each is
     /// owned.
     owned: Shards<Addr, u32>,
-    /// All VIPs, owned or the node's, and how many services have each.
+    /// All VIPs, owned or the node's, and all that is owned besides; how many services have each, and how often it is owned.
     addresses: Shards<Addr, u32>,
     locality: Arc<Locality>,
     marks: Arc<Marks>,
@@ -124,7 +144,7 @@ impl Services {
     pub fn new(list: Vec<Service>, pools: Vec<SnatPool>, owned: impl IntoIterator<Item = IpAddr>) -> Self {
         let mut tables = Self::default().with_pools(pools);
         let of_pools: Vec<_> =
-            tables.pools.by_addr.keys().map(|(bits, v6)| key::address(*bits, *v6)).collect();
+            tables.pools.by_addr.keys().map(|Addr(bits, v6)| key::address(*bits, *v6)).collect();
         owned.into_iter().chain(of_pools).for_each(|addr| tables.own(addr));
         tables.change(&[], list);
         tables
@@ -147,8 +167,8 @@ impl Services {
     pub fn with_pools(self, list: Vec<SnatPool>) -> Self {
         let mut by_addr = Map::default();
         for (id, pool) in (0u16..).map(PoolId).zip(&list) {
-            let v4 = pool.v4.iter().map(|addr| (u128::from(*addr), false));
-            let v6 = pool.v6.iter().map(|addr| (*addr, true));
+            let v4 = pool.v4.iter().map(|addr| Addr((*addr).into(), false));
+            let v6 = pool.v6.iter().map(|addr| Addr(*addr, true));
             by_addr.extend(v4.chain(v6).map(|addr| (addr, id)));
         }
         Self { pools: Arc::new(Pools { list, by_addr }), ..self }
@@ -156,12 +176,16 @@ impl Services {
 
     /// One more reason to answer for the address.
     pub fn own(&mut self, addr: IpAddr) {
-        self.owned.hold(key::bits(addr));
+        self.owned.hold(Addr::of(addr));
+        self.addresses.hold(Addr::of(addr));
     }
 
     /// One reason less to answer for the address.
     pub fn disown(&mut self, addr: IpAddr) {
-        self.owned.release(key::bits(addr));
+        if self.owned.get(&Addr::of(addr)).is_some() {
+            self.owned.release(Addr::of(addr));
+            self.addresses.release(Addr::of(addr));
+        }
     }
 
     /// Takes the services with the ids `gone` out, then puts others in or in the place of those with their ids. Services
@@ -200,7 +224,7 @@ impl Services {
                 Clients::Inside => &mut self.inside,
             };
             by_vip.insert(*vip, service.id);
-            self.addresses.hold((vip.addr, vip.v6));
+            self.addresses.hold(Addr(vip.addr, vip.v6));
         }
     }
 
@@ -216,7 +240,7 @@ impl Services {
                 Clients::Inside => &mut self.inside,
             };
             by_vip.edit(*vip, but_its);
-            self.addresses.release((vip.addr, vip.v6));
+            self.addresses.release(Addr(vip.addr, vip.v6));
         }
     }
 
@@ -333,7 +357,7 @@ impl Services {
     /// The service of a client inside, where that is one of its own.
     #[inline]
     fn inside(&self, src: u128, vip: &VipKey) -> Option<&Service> {
-        if self.inside.len() == 0 {
+        if !self.tells_clients_apart() {
             return None;
         }
         let id = self.inside.get(vip)?;
@@ -353,6 +377,21 @@ impl Services {
         let vip = key.vip();
         let marked = self.marks.mark(key, port).and_then(|mark| self.marked(mark));
         marked.or_else(|| self.exact_for(key.src, &vip)).or_else(|| self.other(key.src, vip))
+    }
+
+    /// [`Self::find`] where nothing but the address, port and protocol tells; `None` says only that more may.
+    #[inline]
+    pub fn find_plain(&self, key: &FlowKey) -> Option<&Service> {
+        if self.has_ftp() || !self.marks.rules().is_empty() {
+            return None;
+        }
+        self.exact_for(key.src, &key.vip())
+    }
+
+    /// Whether one address, port and protocol may be those of two services, for different clients.
+    #[inline]
+    pub fn tells_clients_apart(&self) -> bool {
+        self.inside.len() > 0
     }
 
     /// The service of an address that has none on this port.
@@ -448,24 +487,24 @@ impl Services {
     /// The pool that a SNAT address belongs to.
     #[inline]
     pub fn snat_pool(&self, addr: u128, v6: bool) -> Option<&SnatPool> {
-        self.pool(*self.pools.by_addr.get(&(addr, v6))?)
+        self.pool(*self.pools.by_addr.get(&Addr(addr, v6))?)
     }
 
     /// Whether Weir answers ARP, neighbour discovery and echo for the address.
     #[inline]
     pub fn owns(&self, addr: u128, v6: bool) -> bool {
-        self.owned.get(&(addr, v6)).is_some()
+        self.owned.get(&Addr(addr, v6)).is_some()
     }
 
     /// Whether the address is a VIP (owned or the node's) or a SNAT address.
     #[inline]
     pub fn is_virtual(&self, addr: u128, v6: bool) -> bool {
-        self.addresses.get(&(addr, v6)).is_some() || self.owns(addr, v6)
+        self.addresses.get(&Addr(addr, v6)).is_some()
     }
 
     /// Every address that Weir answers for.
     pub fn owned(&self) -> impl Iterator<Item = IpAddr> {
-        self.owned.iter().map(|((bits, v6), _)| key::address(bits, v6))
+        self.owned.iter().map(|(Addr(bits, v6), _)| key::address(bits, v6))
     }
 }
 

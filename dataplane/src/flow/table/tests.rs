@@ -65,3 +65,45 @@ proptest! {
         crate::flow::model::check(&operations);
     }
 }
+
+proptest! {
+    #[test]
+    fn a_flow_opened_by_words_is_the_flow_opened_by_its_tuple(
+        forward in any::<(u32, u32, u16, u16)>(),
+        reply in any::<(u32, u32, u16, u16)>(),
+        proto in prop_oneof![Just(TCP), Just(crate::flow::key::UDP)],
+        mode in prop_oneof![Just(Mode::Nat), Just(Mode::FullNat), Just(Mode::Dr)],
+    ) {
+        let key = |(src, dst, sport, dport): (u32, u32, u16, u16)| {
+            FlowKey { src: src.into(), dst: dst.into(), sport, dport, proto, v6: false }
+        };
+        let tuple = Tuple { forward: key(forward), reply: key(reply) };
+        let new = NewFlow { tuple, mode, service: ServiceId(3), backend: BackendId(4) };
+        let [mut by_tuple, mut by_words] = [(); 2].map(|()| FlowTable::new(8, 7, &Heap));
+        let slot = by_tuple.open(&new, Tick(0)).unwrap();
+        Deltas::prepare(by_tuple.entry_mut(slot).unwrap(), &tuple);
+        let keys = [tuple.forward, tuple.reply];
+        let words = NewWords {
+            words: keys.map(|key| (key.addresses_v4(), key.ports())),
+            hashes: keys.map(|key| by_words.hash(&key)),
+            proto,
+            mode,
+            service: ServiceId(3),
+            backend: BackendId(4),
+        };
+        prop_assert_eq!(by_words.open_words(&words), Ok(slot));
+        let entries = [&by_tuple, &by_words].map(|table| format!("{:?}", table.entry(slot).unwrap()));
+        prop_assert_eq!(&entries[0], &entries[1]);
+        for key in keys {
+            let [one, other] = [&by_tuple, &by_words].map(|table| table.lookup(table.hash(&key), &key));
+            prop_assert_eq!(one, other);
+            let hash = by_words.hash(&key);
+            prop_assert_eq!(by_words.lookup_words(hash, (key.addresses_v4(), key.ports()), proto), other);
+            prop_assert!(other.is_none() || !by_words.is_unknown(hash));
+        }
+        prop_assert_eq!((by_words.len(), by_words.high_water()), (1, 1));
+        by_words.close(slot);
+        prop_assert!(keys.iter().all(|key| by_words.is_unknown(by_words.hash(key))));
+        prop_assert!(by_words.is_empty());
+    }
+}

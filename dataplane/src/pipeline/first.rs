@@ -1,0 +1,379 @@
+//! The first packet of a plain flow: TCP or UDP over untagged IPv4, to a service that wants nothing but a backend. What can
+//! be asked of a packet of no known flow is many things; here a few tests say that none of them is asked of this one. Any
+//! other is left to [`Core::admit`].
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::admit::{check_source, first_state, mode_for, opens};
+use super::established::{enter, next_state};
+use super::persist::{Choice, Keeps};
+use super::{Core, Lane, Scratch};
+use crate::flow::entry::{self, NO_HOP, Way};
+use crate::flow::key::{self, FlowKey, VipKey, words_v4};
+use crate::flow::table::{Hit, NewWords, Slot};
+use crate::flow::{snat, templates};
+use crate::frame::Frame;
+use crate::ids::{BackendId, NO_BACKEND, ServiceId};
+use crate::packet::{Packet, Plain};
+use crate::schedule;
+use crate::snapshot::net::Hop;
+use crate::snapshot::{Backend, FTP, Mode, Service, Snapshot};
+use crate::time::Tick;
+use crate::trace::{Answer, Step, Trace};
+use crate::verdict::{DropReason, Verdict};
+
+/// What can be said of a packet of no known flow before the packets in front of it were decided on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Foreseen {
+    /// The service that it opens a flow of, if nothing but the scheduler has a say in it.
+    service: Option<ServiceId>,
+    /// The backend that will probably be chosen.
+    backend: BackendId,
+    /// What [`Core::attempts`] then is.
+    attempts: u64,
+    /// What the backend's packets will then carry, if that is free.
+    reply: Keyed,
+}
+
+/// Addresses and ports of a key over IPv4, in the order of the wire, and their hash.
+type Keyed = ((u64, u32), u64);
+
+impl Foreseen {
+    pub(super) const NOTHING: Self =
+        Self { service: None, backend: NO_BACKEND, attempts: 0, reply: ((0, 0), 0) };
+
+    /// Whether it opens a flow of a service, and nothing but the scheduler has a say in it.
+    #[inline]
+    pub(super) fn opens_plainly(&self) -> bool {
+        self.service.is_some()
+    }
+}
+
+/// Positions of schedulers as they will be once the packets before were decided on, by the low bits of the service's id.
+type Positions = [(Option<ServiceId>, u64); 8];
+
+impl Core {
+    /// Looks ahead at what the packets of no known flow will ask for, so that the memory for all of them is on its way at
+    /// once. What depends on nothing but packet and tables is found out here for good; the backend and its SNAT port are a
+    /// guess, which is right as long as no other worker uses the service's scheduler meanwhile.
+    #[inline(never)]
+    pub(super) fn foresee(&mut self, frames: &[Frame<'_>], notes: &mut [Scratch], tables: &Snapshot) {
+        let mut positions = Positions::default();
+        let mut last = None;
+        let (mut attempts, mut count) = (self.attempts, 0);
+        for (frame, note) in frames.iter().zip(notes) {
+            note.first = Foreseen::NOTHING;
+            if note.hit != Hit::NONE || note.lane == Lane::Parsed {
+                continue;
+            }
+            let Some(packet) = frame.head::<Plain>().map(Plain::packet) else { continue };
+            let Some(service) = self.plain_service(frame, &packet, &mut last, tables) else { continue };
+            self.flows.prefetch_slot(count);
+            count += 1;
+            note.first.service = Some(service.id);
+            if let Some(backend) = self.likely(service, &packet.key, &mut positions)
+                && is_plain(&packet.key, service, backend, tables)
+            {
+                attempts = attempts.wrapping_add((backend.mode == Mode::FullNat).into());
+                let answer = self.first_answer(&packet.key, note.hash, service, backend, attempts, tables);
+                if let Some(reply) = answer {
+                    note.first = Foreseen { backend: backend.id, attempts, reply, ..note.first };
+                    self.flows.prefetch(reply.1);
+                }
+            }
+            note.parsed = Ok(packet);
+        }
+    }
+
+    /// The backend that will probably be chosen.
+    #[inline]
+    fn likely<'t>(
+        &self,
+        service: &'t Service,
+        key: &FlowKey,
+        positions: &mut Positions,
+    ) -> Option<&'t Backend> {
+        let place = service.id.index() % positions.len();
+        let (of, position) = positions.get_mut(place)?;
+        if *of != Some(service.id) {
+            *position = self.setup.state.service(service.id)?.cursor.load(Relaxed);
+            *of = Some(service.id);
+        }
+        schedule::foresee(service, &self.setup.state, key, position)
+    }
+
+    /// What becomes of a packet of no known flow; `None`, with nothing changed, where [`Self::admit`] has to say.
+    #[inline(never)]
+    pub(super) fn pass_first(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        note: &Scratch,
+        now: Tick,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Option<Result<Verdict, DropReason>> {
+        let service = tables.services.service(note.first.service?)?;
+        let settings = &tables.settings;
+        // Packets of the same batch may have opened its flow meanwhile.
+        let is_open = self.flows.is_unknown(note.hash)
+            && self.flows.has_room()
+            && self.half_open.count() < self.half_open_bound(settings)
+            && self.defence.is_open(settings);
+        if !is_open || self.elsewhere(frame, note.hash).is_some() {
+            return None;
+        }
+        trace.step(Step::ServiceMatched(service.id));
+        trace.step(Step::FlowUnknown);
+        let key = &packet.key;
+        let Some(backend) = schedule::schedule(service, settings, &self.setup.state, key, now) else {
+            let answer = Answer::PortUnreachable;
+            return Some(self.without_backend(frame, packet, service, answer, tables, trace));
+        };
+        trace.step(Step::Scheduled(backend.id));
+        if note.first.backend != backend.id && !is_plain(key, service, backend, tables) {
+            let port = port_of(backend, key);
+            let choice = Choice { backend, port, template: templates::NONE, keeps: Keeps::Flow };
+            return Some(self.follow_choice(frame, packet, service, &choice, now, tables, trace));
+        }
+        Some(self.open_plain(frame, packet, note, service, backend, now, tables, trace))
+    }
+
+    /// The service of a packet of no known flow, if that opens one and nothing but the scheduler has a say in it. Packet and
+    /// tables alone decide; `last` is what was found last.
+    #[inline]
+    fn plain_service<'t>(
+        &self,
+        frame: &Frame<'_>,
+        packet: &Packet,
+        last: &mut Option<(VipKey, &'t Service)>,
+        tables: &'t Snapshot,
+    ) -> Option<&'t Service> {
+        let key = &packet.key;
+        let is_finished = !(self.turn.has_unfinished && tables.net.leaves_checksums(frame.port));
+        if !is_finished || packet.ttl <= 1 || key.sport == FTP - 1 || !opens(packet, &tables.settings) {
+            return None;
+        }
+        let vip = key.vip();
+        let service = match *last {
+            Some((known, service)) if known == vip => service,
+            _ => {
+                let found = tables.services.find_plain(key).filter(|service| service.is_plain())?;
+                if !tables.services.tells_clients_apart() {
+                    *last = Some((vip, found));
+                }
+                found
+            }
+        };
+        check_source(key, service, frame.port, tables).ok()?;
+        Some(service)
+    }
+
+    /// Opens the flow and sends its packet.
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
+    fn open_plain(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        note: &Scratch,
+        service: &Service,
+        backend: &Backend,
+        now: Tick,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Verdict, DropReason> {
+        let slot = match self.enlist(packet, note, service, backend, now, tables, trace) {
+            Ok(slot) => slot,
+            Err(DropReason::FlowTableFull) => {
+                return self.stateless(frame, packet, service, DropReason::FlowTableFull, now, tables, trace);
+            }
+            Err(reason) => return Err(reason),
+        };
+        let (client, backend_addr) = (packet.key.src, key::bits(backend.addr).0);
+        if backend.mode.has_replies() && self.known_hop(slot, Way::Reply, (client, false), tables).is_none() {
+            // The client's neighbour is asked for while the backend still thinks.
+            let _ = self.find_hop(slot, Way::Reply, tables);
+        }
+        let hop: &Hop = match self.known_hop(slot, Way::Forward, (backend_addr, false), tables) {
+            Some(hop) => hop,
+            None => self.find_hop(slot, Way::Forward, tables)?,
+        };
+        if packet.key.proto == key::TCP
+            && let Some(port) = self.send_first(frame, slot, hop)
+        {
+            let hop = self.flows.entry(slot).map_or(NO_HOP, |entry| entry.hop(Way::Forward));
+            trace.step(Step::NextHop(hop));
+            return Ok(Verdict::Tx(port));
+        }
+        self.send(frame, packet, slot, Way::Forward, tables, trace)
+    }
+
+    /// [`Self::open`] for a plain flow over IPv4.
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "the packet path passes its context by hand, not in a bag")]
+    fn enlist(
+        &mut self,
+        packet: &Packet,
+        note: &Scratch,
+        service: &Service,
+        backend: &Backend,
+        now: Tick,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Slot, DropReason> {
+        let key = &packet.key;
+        if key.proto == key::TCP {
+            self.half_open.tidy(&self.flows);
+        }
+        let (reply, reply_hash) = self.answered_as(key, note, service, backend, tables, trace)?;
+        let new = NewWords {
+            words: [(key.addresses_v4(), key.ports()), reply],
+            hashes: [note.hash, reply_hash],
+            proto: key.proto,
+            mode: backend.mode,
+            service: service.id,
+            backend: backend.id,
+        };
+        let slot = match self.flows.open_words(&new) {
+            Ok(slot) => slot,
+            Err(_) if self.make_room(now) => {
+                self.flows.open_words(&new).map_err(|_| DropReason::FlowTableFull)?
+            }
+            Err(_) => return Err(DropReason::FlowTableFull),
+        };
+        trace.step(Step::FlowOpened(backend.mode));
+        self.setup.stats.flows_opened.add(1);
+        self.setup.stats.opened(backend.id);
+        self.publish(new.hashes, new.mode);
+        let strictness = self.strictness();
+        let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
+        entry.count_packet(Way::Forward);
+        entry.state = first_state(packet);
+        let next = next_state(entry, Way::Forward, packet, strictness);
+        entry.set_active(next.is_active());
+        if let Some(counts) = self.setup.state.backend(backend.id) {
+            counts.opened_as(next.is_active());
+        }
+        enter(entry, slot, next, &self.setup, &mut self.half_open);
+        entry.expires = now.after_seconds(tables.timeouts.of(next));
+        Ok(slot)
+    }
+
+    /// [`Self::reply_key`] for a plain flow over IPv4.
+    #[inline]
+    fn answered_as(
+        &mut self,
+        key: &FlowKey,
+        note: &Scratch,
+        service: &Service,
+        backend: &Backend,
+        tables: &Snapshot,
+        trace: &mut impl Trace,
+    ) -> Result<Keyed, DropReason> {
+        if backend.mode == Mode::FullNat {
+            // Counted by attempts, so that a retransmission after a failed one searches elsewhere.
+            self.attempts = self.attempts.wrapping_add(1);
+        }
+        let is_free = |(words, hash): &Keyed| {
+            self.flows.is_unknown(*hash) || self.flows.lookup_words(*hash, *words, key.proto).is_none()
+        };
+        let Foreseen { backend: likely, attempts, reply, .. } = note.first;
+        let is_foreseen = likely == backend.id && attempts == self.attempts;
+        let taken = match backend.mode {
+            Mode::FullNat if is_foreseen && is_free(&reply) => reply,
+            Mode::FullNat => {
+                let from = source(backend, key);
+                let mut answers = self
+                    .candidates(note.hash, service, self.attempts, tables)
+                    .into_iter()
+                    .flatten()
+                    .map(|to| self.keyed(from, to, key.proto));
+                answers.find(is_free).ok_or(DropReason::SnatExhausted)?
+            }
+            mode => {
+                let reply = if is_foreseen { reply } else { self.untranslated(backend, key) };
+                if mode.has_replies() && !is_free(&reply) {
+                    return Err(DropReason::TupleInUse);
+                }
+                return Ok(reply);
+            }
+        };
+        let ((addresses, ports), _) = taken;
+        let ([_, address], [_, port]) = (entry::addresses(addresses), entry::ports(ports));
+        trace.step(Step::SnatTaken { address: key::address(address.into(), false), port });
+        Ok(taken)
+    }
+
+    /// What the backend's packets of a new plain flow over IPv4 will carry, unless that is taken.
+    #[inline]
+    fn first_answer(
+        &self,
+        key: &FlowKey,
+        hash: u64,
+        service: &Service,
+        backend: &Backend,
+        attempts: u64,
+        tables: &Snapshot,
+    ) -> Option<Keyed> {
+        if backend.mode != Mode::FullNat {
+            return Some(self.untranslated(backend, key));
+        }
+        let to = self.candidates(hash, service, attempts, tables)?.next()?;
+        Some(self.keyed(source(backend, key), to, key.proto))
+    }
+
+    /// The IPv4 addresses and ports that may stand for a client.
+    #[inline]
+    fn candidates<'t>(
+        &self,
+        hash: u64,
+        service: &Service,
+        attempts: u64,
+        tables: &'t Snapshot,
+    ) -> Option<impl Iterator<Item = (u32, u16)> + use<'t>> {
+        let pool = tables.services.pool(service.pool?)?;
+        let spread = hash ^ attempts;
+        let pairs = snat::Candidates::new(pool, self.setup.worker, self.setup.workers, false, spread);
+        Some(pairs.map(|(address, port)| (low(address), port)))
+    }
+
+    /// What the backend's packets carry where the client's address is kept.
+    #[inline]
+    fn untranslated(&self, backend: &Backend, key: &FlowKey) -> Keyed {
+        self.keyed(source(backend, key), (low(key.src), key.sport), key.proto)
+    }
+
+    #[inline]
+    fn keyed(&self, from: (u32, u16), to: (u32, u16), proto: u8) -> Keyed {
+        let words = words_v4(from, to);
+        (words, key::hash_v4(words.0, words.1, proto, self.setup.seed))
+    }
+}
+
+/// Where an IPv4 backend's packets of a flow come from.
+#[inline]
+fn source(backend: &Backend, key: &FlowKey) -> (u32, u16) {
+    (low(key::bits(backend.addr).0), port_of(backend, key))
+}
+
+/// The port of a flow's packets to this backend.
+#[inline]
+fn port_of(backend: &Backend, key: &FlowKey) -> u16 {
+    if backend.port == 0 { key.dport } else { backend.port }
+}
+
+/// Whether a flow to this backend is no more than one between two IPv4 addresses.
+#[inline]
+fn is_plain(key: &FlowKey, service: &Service, backend: &Backend, tables: &Snapshot) -> bool {
+    let mode = backend.mode;
+    let is_kept = mode != Mode::Nat || mode_for(key, service, backend, tables) == Ok(mode);
+    !mode.is_tunnel() && backend.addr.is_ipv4() && is_kept
+}
+
+/// An IPv4 address out of a key's.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "IPv4 addresses are the low 32 bits")]
+fn low(addr: u128) -> u32 {
+    addr as u32
+}
