@@ -14,6 +14,7 @@ mod host;
 mod ipvs;
 pub mod kubernetes;
 mod pressure;
+mod queues;
 mod reload;
 mod signals;
 
@@ -28,10 +29,12 @@ use dataplane::wanted::Wanted;
 use dataplane::worker::{WorkerHandle, WorkerPanic};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
+use xdp_prog::Counter;
 
 use self::ear::Ear;
 pub use self::host::{Host, HostError, clean_up};
 use self::pressure::Pressure;
+use self::queues::Queues;
 use self::reload::{Reloads, Waiting};
 pub use self::signals::Signal;
 use crate::admin::protocol::{Count, Drops, Reload, Reply, Request, Status};
@@ -129,6 +132,7 @@ pub struct Control<G> {
     /// Interfaces that are gone, as last looked at.
     gone: usize,
     pressure: Pressure,
+    queues: Queues,
     health: Arc<health::State>,
     numbers: metrics::control::Control,
     kubernetes: Option<kubernetes::Source>,
@@ -141,7 +145,10 @@ impl<G: Gate> Control<G> {
         let Parts { config, host, reconciler, gate, workers, wanted, health, numbers, kubernetes } = parts;
         let views = workers.iter().map(|worker| Arc::clone(&worker.handle.view));
         health.watch(views, config.settings.workers.beat_limit, Instant::now());
+        let served = host.net().ports.get(..host.scope.served.len()).unwrap_or_default();
+        let queues = Queues::new(served, config.settings.workers.count.get().into());
         Self {
+            queues,
             reloads: Reloads::new(Path::new(config.file())),
             config,
             host,
@@ -415,6 +422,12 @@ impl<G: Gate> Control<G> {
         self.gone = gone.len();
         for (what, packets) in self.pressure.news(self.reconciler.stats(), Instant::now()) {
             tracing::warn!(packets, "{what}");
+        }
+        let now = Instant::now();
+        let strays = self.gate.counts().into_iter().find(|count| count.name == Counter::NoSocket.name());
+        let strays = strays.and_then(|count| self.queues.strays(count.count, now));
+        for what in self.queues.news(now).into_iter().chain(strays) {
+            tracing::warn!("{what}");
         }
         for what in self.pressure.room(self.reconciler.in_use(), self.reconciler.state().capacity()) {
             tracing::warn!("{what}");

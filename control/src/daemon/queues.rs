@@ -1,0 +1,149 @@
+//! Looks, while Weir runs, whether the interfaces still have the queues that were there at start, and whether frames
+//! arrive on queues that no worker serves. Either may be changed under it (`ethtool -L`, `ethtool -X`), and nothing else
+//! would tell.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dataplane::snapshot::net::Port;
+use tokio::sync::oneshot;
+
+use crate::nic::judge::counted;
+use crate::nic::rx_queues;
+
+/// How often the interfaces are asked.
+const LOOK: Duration = Duration::from_secs(5);
+/// Stray frames are told of so often at most.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// An interface with its RX queues, where its driver tells.
+type Seen = (Arc<str>, u32, Option<u32>);
+
+/// What was last seen, and what was last told.
+#[derive(Debug)]
+pub(super) struct Queues {
+    workers: u32,
+    seen: Vec<Seen>,
+    /// The next answer: the kernel may take its time over a driver.
+    asked: Option<oneshot::Receiver<Vec<Seen>>>,
+    looked_at: Instant,
+    strays: u64,
+    told_at: Option<Instant>,
+}
+
+impl Queues {
+    /// As the served `ports` are now.
+    pub(super) fn new(ports: &[Port], workers: u32) -> Self {
+        let named = ports.iter().map(|port| (Arc::clone(&port.name), port.ifindex, None)).collect();
+        let (seen, looked_at) = (look(named), Instant::now());
+        Self { workers, seen, asked: None, looked_at, strays: 0, told_at: None }
+    }
+
+    /// What has changed, one sentence an interface. Asks beside the calling thread, in a tokio runtime; the answer is in
+    /// the next call's result.
+    pub(super) fn news(&mut self, now: Instant) -> Vec<String> {
+        if let Some(asked) = &mut self.asked {
+            let Ok(seen) = asked.try_recv() else { return Vec::new() };
+            self.asked = None;
+            let before = std::mem::replace(&mut self.seen, seen);
+            let pairs = before.iter().zip(&self.seen);
+            return pairs.filter_map(|(before, after)| changed(before, after, self.workers)).collect();
+        }
+        if now.saturating_duration_since(self.looked_at) >= LOOK {
+            self.looked_at = now;
+            let (sender, receiver) = oneshot::channel();
+            let seen = self.seen.clone();
+            tokio::task::spawn_blocking(move || {
+                // Where Weir has ended meanwhile nobody waits for it.
+                let _ = sender.send(look(seen));
+            });
+            self.asked = Some(receiver);
+        }
+        Vec::new()
+    }
+
+    /// What is to be said of frames for Weir that came on queues without a worker, of which there were so many.
+    pub(super) fn strays(&mut self, count: u64, now: Instant) -> Option<String> {
+        let news = count.saturating_sub(self.strays);
+        if news == 0 || self.told_at.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL) {
+            return None;
+        }
+        (self.strays, self.told_at) = (count, Some(now));
+        Some(format!(
+            "{news} frames for Weir came on queues that no worker serves, and went to the kernel: give the interfaces as many \
+             queues as there are workers, or have their tables use those alone (ethtool -X INTERFACE equal {})",
+            self.workers
+        ))
+    }
+}
+
+fn look(mut ports: Vec<Seen>) -> Vec<Seen> {
+    for (_, ifindex, queues) in &mut ports {
+        *queues = rx_queues(*ifindex);
+    }
+    ports
+}
+
+/// The sentence on an interface whose queues are others than before.
+fn changed(before: &Seen, after: &Seen, workers: u32) -> Option<String> {
+    let (name, _, queues) = after;
+    let (was, is) = (before.2?, (*queues)?);
+    if was == is {
+        return None;
+    }
+    let begin = format!("{name} has {is} RX queues now and had {was}, for {}", counted(workers));
+    Some(match is.cmp(&workers) {
+        std::cmp::Ordering::Less => {
+            format!("{begin}: those from {is} on get no more frames of it until it has them again")
+        }
+        std::cmp::Ordering::Equal => begin,
+        std::cmp::Ordering::Greater => format!(
+            "{begin}: what arrives on queues {workers} and up passes Weir by (ethtool -L {name}, or ethtool -X {name} \
+             equal {workers})"
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_number_of_queues_is_told_with_what_it_means() {
+        let seen = |queues| (Arc::from("eth1"), 3, queues);
+        for (before, after, want) in [
+            (Some(2), Some(2), None),
+            (None, Some(2), None),
+            (Some(2), None, None),
+            (
+                Some(2),
+                Some(4),
+                Some("eth1 has 4 RX queues now and had 2, for 2 workers: what arrives on queues 2 and up"),
+            ),
+            (
+                Some(2),
+                Some(1),
+                Some("eth1 has 1 RX queues now and had 2, for 2 workers: those from 1 on get no more"),
+            ),
+            (Some(4), Some(2), Some("eth1 has 2 RX queues now and had 4, for 2 workers")),
+        ] {
+            let told = changed(&seen(before), &seen(after), 2);
+            match want {
+                None => assert_eq!(told, None, "{before:?} {after:?}"),
+                Some(want) => assert!(told.as_ref().is_some_and(|told| told.starts_with(want)), "{told:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn stray_frames_are_told_of_once_a_minute_with_all_since() {
+        let mut queues = Queues::new(&[], 2);
+        let start = Instant::now();
+        let mut told = |count, second| queues.strays(count, start + Duration::from_secs(second));
+        assert_eq!(told(0, 0), None);
+        assert!(told(3, 1).is_some_and(|told| told.starts_with("3 frames")));
+        assert_eq!(told(5, 30), None);
+        assert!(told(7, 61).is_some_and(|told| told.starts_with("4 frames")));
+        assert_eq!(told(7, 200), None);
+    }
+}
