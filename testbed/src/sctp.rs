@@ -16,6 +16,8 @@ use crate::namespace::Namespace;
 const SCTP: i32 = 132;
 /// How soon a server sees that it is to end.
 const BEAT: Duration = Duration::from_millis(100);
+/// How long either side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A server that greets each client with its name and then sends back what it gets, until this goes out of scope.
 #[derive(Debug)]
@@ -63,8 +65,8 @@ impl Drop for Greeter {
 /// When there is no association within 10 s, or something else comes back.
 pub fn ask(client: &Namespace, from: IpAddr, to: SocketAddr, bytes: usize) -> Result<String> {
     let mut socket = client.enter(|| bound(SocketAddr::new(from, 0)))??;
-    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
-    socket.connect_timeout(&to.into(), Duration::from_secs(10)).context("SCTP association")?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect_timeout(&to.into(), PATIENCE).context("SCTP association")?;
     let mut name = [0; 64];
     let len = socket.read(&mut name).context("the server's name")?;
     let sent: Vec<u8> = (0..=250).cycle().take(bytes).collect();
@@ -76,6 +78,8 @@ pub fn ask(client: &Namespace, from: IpAddr, to: SocketAddr, bytes: usize) -> Re
 }
 
 fn greet(mut peer: Socket, name: &str) -> std::io::Result<()> {
+    // It has the listener's, by which a client that pauses would be given up.
+    peer.set_read_timeout(Some(PATIENCE))?;
     peer.write_all(name.as_bytes())?;
     let mut message = vec![0; 65_536];
     loop {
