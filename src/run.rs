@@ -19,6 +19,9 @@ use control::config::{self, Config, Settings};
 use control::daemon::{Control, Host, Parts, Served};
 use control::http::{self, health};
 use control::metrics::{self, Metrics};
+use control::nic::judge::Wish;
+use control::nic::tuning::{self, Profile, Tuned};
+use control::nic::{Machine, Nic};
 use control::reconcile::Reconciler;
 use dataplane::flow::directory::Directory;
 use dataplane::ids::WorkerId;
@@ -60,8 +63,33 @@ pub(crate) struct Args {
     /// Workers spin for ever instead of sleeping when idle: lowest latency, one whole core each.
     #[arg(long)]
     busy_poll: bool,
+    /// Settings of the served interfaces while Weir runs. They are put back at the end, or by the next start.
+    #[arg(long, value_enum, default_value_t)]
+    tuning: Tuning,
     #[command(flatten)]
     kube_proxy: KubeProxyFlags,
+}
+
+/// What `--tuning` names.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Tuning {
+    /// Interrupts are deferred longer, and those of each queue go to its worker's core.
+    Gateway,
+    /// Interrupts are deferred for a moment under load.
+    Shared,
+    /// Everything stays as it is.
+    #[default]
+    Off,
+}
+
+impl From<Tuning> for Profile {
+    fn from(tuning: Tuning) -> Self {
+        match tuning {
+            Tuning::Gateway => Self::Gateway,
+            Tuning::Shared => Self::Shared,
+            Tuning::Off => Self::Off,
+        }
+    }
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -105,14 +133,29 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         eprintln!("{}", host.faults);
         return Ok(ExitCode::from(EXIT_USAGE));
     }
+    let settings = config.settings.clone();
     let (control, http) = start(config, feed, args.busy_poll, proxy.listen().hard_fail)?;
+    let tuned = tune(args.tuning.into(), &settings)?;
     let ending = control.run();
-    drop(http);
+    drop((http, tuned));
     for panic in &ending.panics {
         tracing::error!("{panic}");
     }
     ending.result?;
     Ok(if ending.panics.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Puts back what a killed Weir has set, and sets what `profile` says. To be called once the admin socket is this
+/// process's, so that there is no other, and the sockets are open, which is when drivers make their queues anew.
+fn tune(profile: Profile, settings: &Settings) -> anyhow::Result<Option<Tuned>> {
+    let record = tuning::record(&settings.socket);
+    tuning::restore(&record);
+    if profile == Profile::Off {
+        return Ok(None);
+    }
+    let is_served = |name: &str| settings.interfaces.iter().any(|served| served.as_str() == name);
+    let wish = Wish::new(settings, &Machine::read());
+    Ok(Some(Tuned::apply(profile, &Nic::read(is_served)?, &wish.cores, record)?))
 }
 
 /// Takes away what a killed Weir has left.
@@ -121,6 +164,7 @@ fn clean_up(config: Option<&Config>) -> anyhow::Result<ExitCode> {
     for what in control::daemon::clean_up(socket)? {
         tracing::info!("removed {what}");
     }
+    tuning::restore(&tuning::record(socket));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -30,11 +30,19 @@ impl Weir {
     /// # Errors
     /// When it does not start, with what it wrote.
     pub fn start(topology: &Topology, binary: &Path, config: &str) -> Result<Self> {
+        Self::start_with(topology, binary, config, &[])
+    }
+
+    /// [`Self::start`] with further arguments.
+    ///
+    /// # Errors
+    /// When it does not start, with what it wrote.
+    pub fn start_with(topology: &Topology, binary: &Path, config: &str, args: &[&str]) -> Result<Self> {
         let scratch = topology.scratch();
         let file = scratch.join("weir.yaml");
         fs::write(&file, config)?;
         let mut command = topology.gateway.command(binary);
-        command.arg("run").arg("--config").arg(&file);
+        command.arg("run").arg("--config").arg(&file).args(args);
         let process = Process::spawn("weir", command, scratch.join("weir.log"))?;
         let (binary, socket) = (binary.to_owned(), scratch.join("weir.sock"));
         let mut weir = Self { process, binary: binary.clone(), config: file, socket: socket.clone() };

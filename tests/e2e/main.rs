@@ -24,6 +24,7 @@ mod sctp;
 mod show;
 mod start;
 mod traffic;
+mod tuning;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -98,7 +99,7 @@ impl KeptAlive {
         self.0.write_all(b"GET / HTTP/1.1\r\nHost: weir\r\n\r\n")?;
         let mut answer = [0; 1024];
         let length = self.0.read(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer[..length]);
+        let answer = String::from_utf8_lossy(answer.get(..length).unwrap_or_default());
         answer.lines().last().map(str::to_owned).context("no answer")
     }
 }

@@ -7,7 +7,7 @@
 //! machine -> Machine (facts) ---------------+
 //! ```
 //!
-//! Nothing here changes anything, and nothing needs a privilege. What a driver or an older kernel does not tell is
+//! Nothing of this changes anything or needs a privilege; only [`tuning`] does. What a driver or an older kernel does not tell is
 //! `None`, and nothing is concluded from it.
 
 mod device;
@@ -15,6 +15,7 @@ pub mod judge;
 mod link;
 mod machine;
 mod offer;
+pub mod tuning;
 
 use std::collections::BTreeSet;
 use std::io;

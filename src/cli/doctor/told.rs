@@ -122,7 +122,7 @@ impl Display for Features<'_> {
         if xdp.multi_buffer {
             f.write_str(", multi-buffer")?;
         }
-        if let Some(segments) = xdp.zero_copy_segments {
+        if let Some(segments) = xdp.zero_copy_segments.filter(|segments| *segments > 1) {
             write!(f, " ({segments} buffers a frame in zero-copy mode)")?;
         }
         if xdp.tx_checksum { f.write_str(", TX checksums") } else { Ok(()) }

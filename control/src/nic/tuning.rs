@@ -1,0 +1,411 @@
+//! Settings of the kernel that suit a load balancer, made for as long as it runs.
+//!
+//! What is changed is written down first, beside the admin socket, so that the next start can put it back where a killed
+//! Weir could not. What somebody else has changed meanwhile is left as it is.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Nic;
+
+/// What is set on interfaces that Weir serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// Nothing.
+    #[default]
+    Off,
+    /// For machines that do other work besides: interrupts are put off for a moment under load.
+    Shared,
+    /// For machines whose cores are the workers': longer, and each queue's interrupt goes to its worker's core.
+    Gateway,
+}
+
+impl Profile {
+    /// How often a queue is polled without work before its interrupt comes back, and after how many nanoseconds each time.
+    fn deferral(self) -> Option<(u32, u32)> {
+        match self {
+            Self::Off => None,
+            Self::Shared => Some((1, 20_000)),
+            Self::Gateway => Some((2, 50_000)),
+        }
+    }
+}
+
+/// Why settings could not be kept track of.
+#[derive(Debug, thiserror::Error)]
+pub enum TuningError {
+    /// The record cannot be written: then nothing is changed.
+    #[error("cannot write {path}, where what tuning changes is recorded: {source}")]
+    Record {
+        /// The record.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A setting that Weir may change. The kernel's file follows from it, so a record names no file of anybody's choice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+enum Setting {
+    /// Empty polls before a queue's interrupt comes back.
+    NapiDeferHardIrqs(Interface),
+    /// Nanoseconds between them.
+    GroFlushTimeout(Interface),
+    /// The cores that an interrupt may go to.
+    IrqCores(u32),
+}
+
+/// An interface by its name, which is another one if it has another index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Interface {
+    name: String,
+    ifindex: u32,
+}
+
+/// A setting with its values.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    setting: Setting,
+    before: String,
+    after: String,
+}
+
+/// Where the kernel keeps settings: `/sys/class/net` and `/proc/irq`.
+#[derive(Clone, Debug)]
+struct Places {
+    class_net: PathBuf,
+    irq: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { class_net: "/sys/class/net".into(), irq: "/proc/irq".into() }
+    }
+}
+
+/// What was changed. Put back when dropped.
+#[derive(Debug)]
+pub struct Tuned {
+    places: Places,
+    record: PathBuf,
+    changes: Vec<Change>,
+}
+
+/// The record that belongs to an admin socket.
+pub fn record(socket: &Path) -> PathBuf {
+    let mut name = socket.file_name().unwrap_or_default().to_owned();
+    name.push(".tuning");
+    socket.with_file_name(name)
+}
+
+impl Tuned {
+    /// Makes the profile's settings for `nics`, whose queue *n* the worker on `cores[n]` serves, and says so in the log. A
+    /// setting that an interface does not have or does not take is passed over, with a warning.
+    pub fn apply(
+        profile: Profile,
+        nics: &[Nic],
+        cores: &[u16],
+        record: PathBuf,
+    ) -> Result<Self, TuningError> {
+        Self::apply_at(Places::default(), profile, nics, cores, record)
+    }
+
+    fn apply_at(
+        places: Places,
+        profile: Profile,
+        nics: &[Nic],
+        cores: &[u16],
+        record: PathBuf,
+    ) -> Result<Self, TuningError> {
+        let mut tuned = Self { places, record, changes: Vec::new() };
+        let mut wanted = Vec::new();
+        for nic in nics {
+            let interface = || Interface { name: nic.name.clone(), ifindex: nic.ifindex };
+            if let Some((polls, timeout_ns)) = profile.deferral() {
+                // The timer first: polls that are put off without one would not come at all.
+                wanted.push((Setting::GroFlushTimeout(interface()), timeout_ns.to_string()));
+                wanted.push((Setting::NapiDeferHardIrqs(interface()), polls.to_string()));
+            }
+            if profile == Profile::Gateway {
+                wanted.extend(affinities(nic, cores));
+            }
+        }
+        for (setting, after) in wanted {
+            let before = match tuned.places.read(&setting) {
+                Ok(before) if before == after => continue,
+                Ok(before) => before,
+                Err(error) => {
+                    tracing::warn!("{} stays: {error}", setting.name());
+                    continue;
+                }
+            };
+            let change = Change { setting, before, after };
+            tuned.changes.push(change.clone());
+            tuned.write_record()?;
+            let (name, Change { setting, before, after }) = (change.setting.name(), &change);
+            match tuned.places.write(setting, after) {
+                Ok(()) => tracing::info!("{name} is {after} while Weir runs, and was {before}"),
+                Err(error) => {
+                    tuned.changes.pop();
+                    tracing::warn!("{name} stays {before}: {error}");
+                }
+            }
+        }
+        Ok(tuned)
+    }
+
+    fn write_record(&self) -> Result<(), TuningError> {
+        let refused = |source| TuningError::Record { path: self.record.clone(), source };
+        let text = serde_json::to_string(&self.changes).map_err(|error| refused(error.into()))?;
+        let mut part = self.record.clone().into_os_string();
+        part.push(".part");
+        fs::write(&part, text).and_then(|()| fs::rename(&part, &self.record)).map_err(refused)
+    }
+}
+
+impl Drop for Tuned {
+    fn drop(&mut self) {
+        for change in self.changes.drain(..).rev() {
+            self.places.put_back(&change);
+        }
+        // It may not have been needed.
+        let _ = fs::remove_file(&self.record);
+    }
+}
+
+/// Puts back what a Weir that was killed has recorded, if it has.
+pub fn restore(record: &Path) {
+    restore_at(&Places::default(), record);
+}
+
+/// Whether there was a record.
+fn restore_at(places: &Places, record: &Path) -> bool {
+    let text = match fs::read_to_string(record) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
+        Err(error) => {
+            tracing::warn!("what tuning had changed stays: cannot read {}: {error}", record.display());
+            return false;
+        }
+    };
+    match serde_json::from_str::<Vec<Change>>(&text) {
+        Ok(changes) => changes.iter().rev().for_each(|change| places.put_back(change)),
+        Err(error) => {
+            tracing::warn!("what tuning had changed stays: {} is no record of it: {error}", record.display());
+        }
+    }
+    if let Err(error) = fs::remove_file(record) {
+        tracing::warn!("cannot remove {}: {error}", record.display());
+    }
+    true
+}
+
+/// The interrupt of each queue to the core of its worker.
+fn affinities(nic: &Nic, cores: &[u16]) -> Vec<(Setting, String)> {
+    let of_queue = |queue: u32| {
+        let core = cores.get(usize::try_from(queue).ok()?)?;
+        let napi = nic.napis.iter().find(|napi| napi.rx_queues.contains(&queue))?;
+        Some((Setting::IrqCores(napi.irq.filter(|irq| *irq > 0)?), core.to_string()))
+    };
+    (0u32..).zip(cores).filter_map(|(queue, _)| of_queue(queue)).collect()
+}
+
+impl Setting {
+    /// What messages call it.
+    fn name(&self) -> String {
+        match self {
+            Self::NapiDeferHardIrqs(interface) => format!("napi_defer_hard_irqs of {}", interface.name),
+            Self::GroFlushTimeout(interface) => format!("gro_flush_timeout of {}", interface.name),
+            Self::IrqCores(irq) => format!("the cores of interrupt {irq}"),
+        }
+    }
+}
+
+impl Places {
+    fn read(&self, setting: &Setting) -> io::Result<String> {
+        Ok(fs::read_to_string(self.file(setting)?)?.trim().to_owned())
+    }
+
+    fn write(&self, setting: &Setting, value: &str) -> io::Result<()> {
+        fs::write(self.file(setting)?, value)
+    }
+
+    /// The kernel's file. An interface's name is looked up anew, for another may have it now, or sysfs show another network
+    /// namespace.
+    fn file(&self, setting: &Setting) -> io::Result<PathBuf> {
+        let (interface, file) = match setting {
+            Setting::IrqCores(irq) => return Ok(self.irq.join(irq.to_string()).join("smp_affinity_list")),
+            Setting::NapiDeferHardIrqs(interface) => (interface, "napi_defer_hard_irqs"),
+            Setting::GroFlushTimeout(interface) => (interface, "gro_flush_timeout"),
+        };
+        let Interface { name, ifindex } = interface;
+        if name.is_empty() || name.contains('/') || name.starts_with('.') {
+            return Err(io::Error::other(format!("{name:?} is no interface's name")));
+        }
+        let folder = self.class_net.join(name);
+        if fs::read_to_string(folder.join("ifindex"))?.trim() != ifindex.to_string() {
+            return Err(io::Error::other(format!("{name} is another interface in sysfs")));
+        }
+        Ok(folder.join(file))
+    }
+
+    fn put_back(&self, change: &Change) {
+        let (name, Change { setting, before, after }) = (change.setting.name(), change);
+        let done = match self.read(setting) {
+            Ok(now) if now == *after => self.write(setting, before),
+            Ok(now) if now == *before => return,
+            Ok(now) => {
+                tracing::warn!(
+                    "{name} stays {now}: somebody has changed it since Weir set {after} for {before}"
+                );
+                return;
+            }
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(()) => tracing::info!("{name} is {before} again"),
+            Err(error) => tracing::warn!("{name} cannot be put back to {before}: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::nic::Napi;
+
+    /// A folder in the kernel's place, with the settings of `eth1` and two interrupts.
+    struct Kernel(TempDir);
+
+    impl Kernel {
+        fn new() -> Self {
+            let kernel = Self(TempDir::new().unwrap());
+            let (nic, irq) = (kernel.0.path().join("net/eth1"), kernel.0.path().join("irq"));
+            fs::create_dir_all(&nic).unwrap();
+            for (file, value) in [("ifindex", "7"), ("napi_defer_hard_irqs", "0"), ("gro_flush_timeout", "0")]
+            {
+                fs::write(nic.join(file), format!("{value}\n")).unwrap();
+            }
+            for number in ["30", "31"] {
+                fs::create_dir_all(irq.join(number)).unwrap();
+                fs::write(irq.join(number).join("smp_affinity_list"), "0-3\n").unwrap();
+            }
+            kernel
+        }
+
+        fn places(&self) -> Places {
+            Places { class_net: self.0.path().join("net"), irq: self.0.path().join("irq") }
+        }
+
+        fn record(&self) -> PathBuf {
+            record(&self.0.path().join("weir.sock"))
+        }
+
+        fn set(&self, file: &str, value: &str) {
+            fs::write(self.0.path().join(file), value).unwrap();
+        }
+
+        /// Polls, timer and the cores of both interrupts.
+        fn settings(&self) -> [String; 4] {
+            let read = |file: &str| fs::read_to_string(self.0.path().join(file)).unwrap().trim().to_owned();
+            [
+                read("net/eth1/napi_defer_hard_irqs"),
+                read("net/eth1/gro_flush_timeout"),
+                read("irq/30/smp_affinity_list"),
+                read("irq/31/smp_affinity_list"),
+            ]
+        }
+
+        fn apply(&self, profile: Profile) -> Tuned {
+            let napi = |(irq, queue)| Napi { irq: Some(irq), rx_queues: vec![queue], ..Napi::default() };
+            let nic = Nic {
+                name: "eth1".to_owned(),
+                ifindex: 7,
+                napis: [(30, 0), (31, 1)].map(napi).into(),
+                ..Nic::default()
+            };
+            Tuned::apply_at(self.places(), profile, &[nic], &[2, 3], self.record()).unwrap()
+        }
+    }
+
+    const UNTOUCHED: [&str; 4] = ["0", "0", "0-3", "0-3"];
+
+    #[test]
+    fn each_profile_sets_its_own_and_puts_all_back() {
+        for (profile, want) in [
+            (Profile::Off, UNTOUCHED),
+            (Profile::Shared, ["1", "20000", "0-3", "0-3"]),
+            (Profile::Gateway, ["2", "50000", "2", "3"]),
+        ] {
+            let kernel = Kernel::new();
+            let tuned = kernel.apply(profile);
+            assert_eq!(kernel.settings(), want, "{profile:?}");
+            assert_eq!(kernel.record().exists(), profile != Profile::Off, "{profile:?}");
+            drop(tuned);
+            assert_eq!((kernel.settings(), kernel.record().exists()), (UNTOUCHED.map(str::to_owned), false));
+        }
+    }
+
+    #[test]
+    fn what_a_killed_weir_has_changed_is_put_back_by_the_next() {
+        let kernel = Kernel::new();
+        std::mem::forget(kernel.apply(Profile::Gateway));
+        assert!(restore_at(&kernel.places(), &kernel.record()));
+        assert_eq!(kernel.settings(), UNTOUCHED);
+        assert!(!restore_at(&kernel.places(), &kernel.record()), "there is no record any more");
+    }
+
+    #[test]
+    fn what_somebody_else_has_changed_stays() {
+        let kernel = Kernel::new();
+        let tuned = kernel.apply(Profile::Gateway);
+        kernel.set("net/eth1/gro_flush_timeout", "7000");
+        kernel.set("irq/31/smp_affinity_list", "0");
+        drop(tuned);
+        assert_eq!(kernel.settings(), ["0", "7000", "0-3", "0"]);
+    }
+
+    #[test]
+    fn another_interface_of_the_name_is_not_touched() {
+        let kernel = Kernel::new();
+        std::mem::forget(kernel.apply(Profile::Shared));
+        kernel.set("net/eth1/ifindex", "8");
+        assert!(restore_at(&kernel.places(), &kernel.record()));
+        assert_eq!(kernel.settings()[..2], ["1", "20000"]);
+    }
+
+    #[test]
+    fn a_record_that_is_none_changes_nothing() {
+        let outside = r#"[{"setting": {"gro_flush_timeout": {"name": "../irq/30", "ifindex": 7}}, "before": "9", "after": "0-3"}]"#;
+        for text in [
+            "",
+            "{}",
+            "[{\"setting\": {\"file\": \"/etc/passwd\"}, \"before\": \"\", \"after\": \"\"}]",
+            outside,
+        ] {
+            let kernel = Kernel::new();
+            fs::write(kernel.record(), text).unwrap();
+            assert!(restore_at(&kernel.places(), &kernel.record()), "{text}");
+            assert_eq!(kernel.settings(), UNTOUCHED, "{text}");
+            assert!(!kernel.record().exists(), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_changed_that_cannot_be_recorded() {
+        let kernel = Kernel::new();
+        let nic = Nic { name: "eth1".to_owned(), ifindex: 7, ..Nic::default() };
+        let nowhere = kernel.0.path().join("not-there/weir.sock.tuning");
+        let refused = Tuned::apply_at(kernel.places(), Profile::Shared, &[nic], &[0], nowhere).unwrap_err();
+        assert!(refused.to_string().contains("not-there/weir.sock.tuning"), "{refused}");
+        assert_eq!(kernel.settings(), UNTOUCHED);
+    }
+}
