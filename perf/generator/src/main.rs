@@ -1,11 +1,17 @@
-//! Traffic generator, sink and bare forwarder over AF_XDP by xsk-rs: what Weir is measured with and against. It
+//! Traffic generators, sink and bare forwarder over AF_XDP by xsk-rs: what Weir is measured with and against. It
 //! shares no code with Weir, so that the meter does not have the faults of what it measures.
 //!
 //! Each command prints one JSON object on standard output when it ends, and the line `ready` on standard error once
 //! its sockets are bound.
 
+mod answer;
 mod checksum;
+mod clock;
+mod connect;
+mod flows;
 mod forward;
+mod latency;
+mod loss;
 mod packet;
 mod send;
 mod sink;
@@ -29,6 +35,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Open TCP connections, and close them again.
+    Connect(connect::ConnectArgs),
     /// Move frames between two interfaces, unchanged.
     Forward(forward::ForwardArgs),
     /// Send UDP or TCP frames of many flows.
@@ -54,6 +62,7 @@ fn run(command: &Command) -> Result<serde_json::Value> {
     skip_dispatcher();
     let stop = thread::Stop::on_signals()?;
     match command {
+        Command::Connect(args) => connect::run(args, &stop),
         Command::Forward(args) => forward::run(args, &stop),
         Command::Send(args) => send::run(args, &stop),
         Command::Sink(args) => sink::run(args, &stop),

@@ -1,4 +1,5 @@
-//! The generator: frames of many flows, at a rate or as fast as the interface takes them.
+//! The generator: frames of many flows, at a rate or as fast as the interface takes them. The loop is open: nothing that
+//! comes back slows it down.
 
 use std::fs;
 use std::net::IpAddr;
@@ -9,6 +10,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use serde::Serialize;
 
+use crate::clock;
+use crate::flows::{Flow, FlowArgs};
+use crate::packet::Packet;
 use crate::station::{Attach, BATCH, Options, SocketReport, Station};
 use crate::tag::{Protocol, Shape, Tag, Writer};
 use crate::thread::{self, Cpu, Stop};
@@ -16,15 +20,52 @@ use crate::thread::{self, Cpu, Stop};
 /// Sends generated frames, one thread a queue.
 #[derive(Args, Debug)]
 pub(crate) struct SendArgs {
+    #[command(flatten)]
+    port: PortArgs,
+    #[command(flatten)]
+    flows: FlowArgs,
+    /// What the packets are.
+    #[arg(long, value_enum, default_value_t = Protocol::Udp)]
+    protocol: Protocol,
+    /// Bytes of a frame, Ethernet header included, frame check sequence not; or `imix`: of twelve frames seven of 60
+    /// bytes, four of 590, one of 1514.
+    #[arg(long, default_value = "60")]
+    size: Size,
+    /// Frames a second, all threads together; as fast as possible where none is given.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// When the first frame is due, in nanoseconds of the monotonic clock.
+    #[arg(long, value_name = "NS")]
+    start_ns: Option<u64>,
+    /// Spin while no frame is due rather than sleep for some 100 us.
+    #[arg(long)]
+    spin: bool,
+    /// Ask the sink to answer each frame, and count the answers.
+    #[arg(long)]
+    answers: bool,
+    /// Frames of each thread at most.
+    #[arg(long, default_value_t = u32::MAX)]
+    count: u32,
+    /// Seconds at most.
+    #[arg(long)]
+    seconds: Option<f64>,
+}
+
+/// Where generated packets leave, and their addresses.
+#[derive(Args, Debug)]
+pub(crate) struct PortArgs {
     /// Interface to send by.
     #[arg(long, value_name = "IF")]
-    interface: String,
-    /// Queues, from 0 on; one thread each.
+    pub(crate) interface: String,
+    /// Queues; one thread each.
     #[arg(long, default_value_t = 1)]
-    queues: u16,
+    pub(crate) queues: u16,
+    /// The first of these queues.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) first_queue: u16,
     /// Core of each thread; unbound where none is given.
     #[arg(long, value_delimiter = ',')]
-    cores: Vec<usize>,
+    pub(crate) cores: Vec<usize>,
     /// Source MAC address; the interface's where none is given.
     #[arg(long)]
     src_mac: Option<Mac>,
@@ -34,50 +75,107 @@ pub(crate) struct SendArgs {
     /// First source address.
     #[arg(long)]
     src: IpAddr,
-    /// Destination address.
+    /// First destination address.
     #[arg(long)]
     dst: IpAddr,
+    /// How many destination addresses there are; a flow's number counts through them.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    dsts: u32,
     /// First source port: flows count through the ports from here to 65535, then through the addresses.
     #[arg(long, default_value_t = 1024)]
     sport: u16,
     /// Destination port.
     #[arg(long, default_value_t = 80)]
-    dport: u16,
-    /// What the packets are.
-    #[arg(long, value_enum, default_value_t = Protocol::Udp)]
-    protocol: Protocol,
-    /// Bytes of a frame, Ethernet header included, frame check sequence not.
-    #[arg(long, default_value_t = 60)]
-    size: usize,
-    /// Flows of each thread. No two threads send the same flow.
-    #[arg(long, default_value_t = 1)]
-    flows: u32,
-    /// Visit the flows in random order rather than one after the other.
-    #[arg(long)]
-    random: bool,
-    /// Frames a second, all threads together; as fast as possible where none is given.
-    #[arg(long)]
-    rate: Option<u64>,
-    /// Frames of each thread at most.
-    #[arg(long, default_value_t = u32::MAX)]
-    count: u32,
-    /// Seconds at most.
-    #[arg(long)]
-    seconds: Option<f64>,
+    pub(crate) dport: u16,
     /// Entries of each ring.
     #[arg(long, default_value_t = 4096)]
     ring: u32,
+}
+
+impl PortArgs {
+    /// A writer of such frames, of one size.
+    pub(crate) fn writer(&self, protocol: Protocol, size: usize) -> Result<Writer> {
+        ensure!(self.queues > 0 && self.queues <= Tag::STREAMS, "from 1 to {} queues", Tag::STREAMS);
+        let src_mac = self.src_mac.map_or_else(|| own_mac(&self.interface), Ok)?;
+        Writer::new(Shape {
+            src_mac: src_mac.0,
+            dst_mac: self.dst_mac.0,
+            src: self.src,
+            dst: self.dst,
+            dsts: self.dsts,
+            sport: self.sport,
+            dport: self.dport,
+            protocol,
+            size,
+        })
+    }
+
+    /// A writer of SYNs as short as can be.
+    pub(crate) fn syn_writer(&self) -> Result<Writer> {
+        const LEAST: usize = 60;
+        const LEAST_V6: usize = 74;
+        self.writer(Protocol::TcpSyn, if self.src.is_ipv4() { LEAST } else { LEAST_V6 })
+    }
+
+    /// A station for each thread, with the thread's number.
+    pub(crate) fn stations(&self, attach: Attach) -> Result<Vec<(u16, Station)>> {
+        let options = Options { attach, ring: self.ring };
+        (0..self.queues)
+            .map(|stream| {
+                let queue = u32::from(self.first_queue) + u32::from(stream);
+                Ok((stream, Station::open(&[&self.interface], queue, options)?))
+            })
+            .collect()
+    }
+}
+
+/// How long frames are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    Bytes(usize),
+    Imix,
+}
+
+/// Shares of twelve frames and their bytes without the frame check sequence: the mix that the field calls simple IMIX.
+const IMIX: [(usize, usize); 3] = [(7, 60), (4, 590), (1, 1514)];
+
+impl Size {
+    /// A writer for each place in a cycle of frames.
+    fn writers(self, port: &PortArgs, protocol: Protocol) -> Result<Vec<Writer>> {
+        match self {
+            Self::Bytes(size) => Ok(vec![port.writer(protocol, size)?]),
+            Self::Imix => IMIX
+                .iter()
+                .flat_map(|(share, size)| std::iter::repeat_n(*size, *share))
+                .map(|size| port.writer(protocol, size))
+                .collect(),
+        }
+    }
+}
+
+impl FromStr for Size {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "imix" => Ok(Self::Imix),
+            _ => text.parse().map(Self::Bytes).with_context(|| format!("not a size: {text}")),
+        }
+    }
 }
 
 #[derive(Serialize)]
 struct SendReport {
     command: &'static str,
     interface: String,
-    size: usize,
-    flows: u64,
+    flows: u32,
+    /// From the time that the first frame was due to the last one sent.
     seconds: f64,
     sent: u64,
+    bytes: u64,
     rate_pps: f64,
+    /// Answers that came back.
+    answered: u64,
     threads: Vec<ThreadReport>,
 }
 
@@ -86,128 +184,206 @@ struct ThreadReport {
     /// The number that the thread's frames carry.
     stream: u16,
     sent: u32,
+    answered: u64,
     sockets: Vec<SocketReport>,
     cpu: Cpu,
 }
 
+/// What writes the frames of a run.
+struct Writers {
+    /// For each place in a cycle of frames.
+    cycle: Vec<Writer>,
+    /// For the first frames of new flows, where they are others.
+    first: Option<Writer>,
+}
+
+impl Writers {
+    fn new(args: &SendArgs) -> Result<Self> {
+        let syns = args.flows.new_per_mille > 0 && matches!(args.protocol, Protocol::TcpAck);
+        let first = syns.then(|| args.port.syn_writer()).transpose()?;
+        Ok(Self { cycle: args.size.writers(&args.port, args.protocol)?, first })
+    }
+
+    /// The only one, if all frames are of one kind.
+    fn single(&self) -> Option<&Writer> {
+        match (self.cycle.as_slice(), &self.first) {
+            ([writer], None) => Some(writer),
+            _ => None,
+        }
+    }
+
+    fn of(&self, sequence: u32, flow: Flow) -> Option<&Writer> {
+        let first = self.first.as_ref().filter(|_| flow.new);
+        first.or_else(|| self.cycle.get(sequence as usize % self.cycle.len()))
+    }
+}
+
+/// What a thread has done.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    sent: u32,
+    bytes: u64,
+    answered: u64,
+}
+
 /// Sends until the count or the time is reached, or until it is stopped.
 pub(crate) fn run(args: &SendArgs, stop: &Stop) -> Result<serde_json::Value> {
-    ensure!(args.queues > 0 && args.flows > 0, "at least one queue and one flow");
-    let src_mac = args.src_mac.map_or_else(|| own_mac(&args.interface), Ok)?;
-    let writer = Writer::new(Shape {
-        src_mac: src_mac.0,
-        dst_mac: args.dst_mac.0,
-        src: args.src,
-        dst: args.dst,
-        sport: args.sport,
-        dport: args.dport,
-        protocol: args.protocol,
-        size: args.size,
-    })?;
-    let flows = u64::from(args.queues) * u64::from(args.flows);
-    ensure!(flows <= writer.flow_limit(), "more flows than source addresses and ports");
-    let options = Options { attach: Attach::None, ring: args.ring };
-    let jobs = (0..args.queues)
-        .map(|stream| Ok((stream, Station::open(&[&args.interface], u32::from(stream), options)?)))
-        .collect::<Result<Vec<_>>>()?;
+    ensure!(args.flows.flows > 0, "at least one flow");
+    let writers = Writers::new(args)?;
+    let limit = writers.cycle.first().map_or(0, Writer::flow_limit);
+    ensure!(
+        args.flows.end(args.port.queues, args.count) <= limit,
+        "more flows than source addresses and ports"
+    );
+    let attach = if args.answers { Attach::Native } else { Attach::None };
+    let jobs = args.port.stations(attach)?;
     crate::say_ready();
-    let done = thread::run_all(jobs, &args.cores, stop, |(stream, mut station)| {
-        let sent = send(&mut station, &writer, stream, args, stop)?;
-        Ok((stream, sent, station))
+    let start = args.start_ns.map_or_else(|| Ok(Instant::now()), clock::instant)?;
+    let done = thread::run_all(jobs, &args.port.cores, stop, |(stream, mut station)| {
+        let counts = send(&mut station, &writers, stream, args, start, stop)?;
+        Ok((stream, counts, station))
     })?;
-    let seconds = done.iter().map(|thread| thread.elapsed.as_secs_f64()).fold(0.0, f64::max);
+    let seconds = start.elapsed().as_secs_f64();
     let threads = done
         .iter()
         .map(|thread| {
-            let (stream, sent, station) = &thread.value;
-            Ok(ThreadReport { stream: *stream, sent: *sent, sockets: station.report()?, cpu: thread.cpu })
+            let (stream, counts, station) = &thread.value;
+            Ok(ThreadReport {
+                stream: *stream,
+                sent: counts.sent,
+                answered: counts.answered,
+                sockets: station.report()?,
+                cpu: thread.cpu,
+            })
         })
         .collect::<Result<Vec<_>>>()?;
     let sent: u64 = threads.iter().map(|thread| u64::from(thread.sent)).sum();
     Ok(serde_json::to_value(SendReport {
         command: "send",
-        interface: args.interface.clone(),
-        size: args.size,
-        flows,
+        interface: args.port.interface.clone(),
+        flows: args.flows.flows,
         seconds,
         sent,
+        bytes: done.iter().map(|thread| thread.value.1.bytes).sum(),
         rate_pps: sent as f64 / seconds,
+        answered: done.iter().map(|thread| thread.value.1.answered).sum(),
         threads,
     })?)
 }
 
-fn send(station: &mut Station, writer: &Writer, stream: u16, args: &SendArgs, stop: &Stop) -> Result<u32> {
-    station.each_free(args.size, |frame| writer.prepare(frame));
-    let mut flows = Flows::new(u64::from(stream) * u64::from(args.flows), args.flows, args.random);
-    let pace = Pace::new(args.rate.map(|rate| rate as f64 / f64::from(args.queues)), args.seconds);
-    let mut sent = 0;
-    while sent < args.count && !stop.is_raised() {
-        let Some(due) = pace.due(sent) else { break };
-        let left = usize::try_from(args.count - sent)?;
+fn send(
+    station: &mut Station,
+    writers: &Writers,
+    stream: u16,
+    args: &SendArgs,
+    start: Instant,
+    stop: &Stop,
+) -> Result<Counts> {
+    // Frames of one kind are written once but for what differs. Of several kinds a chunk can hold any, and where answers
+    // are received, chunks hold these.
+    let single = writers.single().filter(|_| !args.answers);
+    if let Some(writer) = single {
+        station.each_free(writer.size(), |frame| writer.prepare(frame));
+    }
+    let flow = |sequence| args.flows.of(args.port.queues, stream, sequence);
+    let pace = Pace::new(start, args);
+    let mut counts = Counts::default();
+    while counts.sent < args.count && !stop.is_raised() {
+        if args.answers {
+            counts.answered += collect(station, stream);
+        }
+        let Some(due) = pace.due(counts.sent) else { break };
+        let left = usize::try_from(args.count - counts.sent)?;
         let wanted = due.min(left).min(BATCH).min(station.room(0));
-        let taken = station.take(wanted, args.size);
+        let mut sequence = counts.sent;
+        let taken = station.take(wanted, || {
+            let writer = single.or_else(|| writers.of(sequence, flow(sequence)));
+            let size = writer.map_or(0, Writer::size);
+            sequence += 1;
+            size
+        });
         if taken == 0 {
             station.refill();
             pace.rest();
             continue;
         }
-        let mut sequence = sent;
+        let mut sequence = counts.sent;
         station.each(|frame| {
+            let flow = flow(sequence);
+            let Some(writer) = writers.of(sequence, flow) else { return };
+            if single.is_none() {
+                writer.prepare(frame);
+            }
             // The frame has the writer's size, so this cannot fail.
-            writer.write(frame, flows.next(), Tag { stream, sequence });
+            writer.write(frame, flow.number, Tag { stream, sequence, answer: args.answers });
+            counts.bytes += frame.len() as u64;
             sequence += 1;
         });
-        sent += u32::try_from(station.send(0)?)?;
+        counts.sent += u32::try_from(station.send(0)?)?;
         station.refill();
     }
-    // What is still in the ring would be lost with the socket.
+    drain(station)?;
+    if args.answers {
+        counts.answered += collect_rest(station, stream, u64::from(counts.sent) - counts.answered, stop)?;
+    }
+    Ok(counts)
+}
+
+/// Waits until the ring is empty: what is still in it would be lost with the socket.
+pub(crate) fn drain(station: &mut Station) -> Result<()> {
     let patience = Instant::now();
     while !station.is_drained()? {
         ensure!(patience.elapsed() < Duration::from_secs(2), "the interface does not take the last frames");
     }
-    Ok(sent)
+    Ok(())
 }
 
-/// The flow of the next frame.
-struct Flows {
-    first: u64,
-    count: u32,
-    random: bool,
-    position: u32,
-    state: u64,
-}
-
-impl Flows {
-    fn new(first: u64, count: u32, random: bool) -> Self {
-        Self { first, count, random, position: 0, state: first | 1 }
+/// Takes what has been received, and returns how many answers to frames of this thread are in it.
+fn collect(station: &mut Station, stream: u16) -> u64 {
+    let mut answers = 0;
+    while station.receive(0) > 0 {
+        station.each(|frame| {
+            let tag = Packet::find(frame).and_then(|packet| Tag::read(frame, &packet));
+            answers += u64::from(tag.is_some_and(|tag| tag.answer && tag.stream == stream));
+        });
+        station.discard();
+        station.refill();
     }
+    answers
+}
 
-    fn next(&mut self) -> u64 {
-        if self.random {
-            // Knuth's MMIX generator; the high bits are the good ones.
-            self.state =
-                self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let point = self.state >> 32;
-            self.position = ((point * u64::from(self.count)) >> 32) as u32;
-            self.first + u64::from(self.position)
+/// Waits for `open` more answers, but not much longer than they come.
+fn collect_rest(station: &mut Station, stream: u16, open: u64, stop: &Stop) -> Result<u64> {
+    const PATIENCE: Duration = Duration::from_millis(300);
+    let (mut answers, mut last) = (0, Instant::now());
+    while answers < open && last.elapsed() < PATIENCE && !stop.is_raised() {
+        let more = collect(station, stream);
+        if more > 0 {
+            (answers, last) = (answers + more, Instant::now());
         } else {
-            let flow = self.first + u64::from(self.position);
-            self.position = if self.position + 1 == self.count { 0 } else { self.position + 1 };
-            flow
+            station.wait(10)?;
         }
     }
+    Ok(answers)
 }
 
 /// How many frames the clock allows.
-struct Pace {
+pub(crate) struct Pace {
     start: Instant,
     rate: Option<f64>,
     limit: Option<Duration>,
+    spin: bool,
 }
 
 impl Pace {
-    fn new(rate: Option<f64>, seconds: Option<f64>) -> Self {
-        Self { start: Instant::now(), rate, limit: seconds.map(Duration::from_secs_f64) }
+    fn new(start: Instant, args: &SendArgs) -> Self {
+        let queues = f64::from(args.port.queues);
+        Self {
+            start,
+            rate: args.rate.map(|rate| rate / queues),
+            limit: args.seconds.map(Duration::from_secs_f64),
+            spin: args.spin,
+        }
     }
 
     /// Frames that are due beyond those `sent`; `None` once the time is up.
@@ -218,6 +394,7 @@ impl Pace {
             return None;
         }
         Some(match self.rate {
+            // The first one is due at once, and frame n so many n-ths of a second later.
             Some(rate) => ((elapsed.as_secs_f64() * rate) as usize).saturating_sub(sent as usize),
             None => usize::MAX,
         })
@@ -225,7 +402,7 @@ impl Pace {
 
     /// Lets the core go while nothing is due, for less time than makes a burst overflow a ring.
     fn rest(&self) {
-        if self.rate.is_some() {
+        if self.rate.is_some() && !self.spin {
             std::thread::sleep(Duration::from_micros(50));
         }
     }
@@ -233,7 +410,7 @@ impl Pace {
 
 /// A MAC address as `xx:xx:xx:xx:xx:xx`.
 #[derive(Clone, Copy, Debug)]
-struct Mac([u8; 6]);
+pub(crate) struct Mac([u8; 6]);
 
 impl FromStr for Mac {
     type Err = anyhow::Error;

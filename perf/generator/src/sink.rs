@@ -1,4 +1,5 @@
-//! The sink: receives generated frames and says how many are missing, out of order, doubled or damaged.
+//! The sink: receives generated frames and says how many are missing, out of order or damaged, which flows lack some,
+//! and how long they were under way. It can answer for the far end.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,6 +8,11 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
+use crate::answer::answer;
+use crate::clock;
+use crate::flows::FlowArgs;
+use crate::latency::{Latencies, LatencyReport, Schedule};
+use crate::loss::{self, FlowLoss, Seen};
 use crate::packet::Packet;
 use crate::station::{Attach, Options, SocketReport, Station};
 use crate::tag::Tag;
@@ -30,6 +36,30 @@ pub(crate) struct SinkArgs {
     /// Seconds at most; until it is stopped where none are given.
     #[arg(long)]
     seconds: Option<f64>,
+    /// Answer what asks for it: datagrams of `send --answers`, and connections.
+    #[arg(long)]
+    answer: bool,
+    /// The generator's flows are those of its options of the same names: tell how many lack frames.
+    #[arg(long)]
+    by_flow: bool,
+    #[command(flatten)]
+    flows: FlowArgs,
+    /// Threads of the generator, for `--by-flow` and `--start-ns`.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    streams: u16,
+    /// When the generator's first frame was due, in nanoseconds of the monotonic clock: tell how long frames were under
+    /// way from the time that they were due.
+    #[arg(long, value_name = "NS", requires = "rate")]
+    start_ns: Option<u64>,
+    /// The generator's rate.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Run before all programs that are not realtime ones (SCHED_FIFO), so that frames are seen when they come.
+    #[arg(long)]
+    realtime: bool,
+    /// Empty turns before a thread sleeps until a frame arrives.
+    #[arg(long, default_value_t = 1000)]
+    spins: u32,
     /// Entries of each ring.
     #[arg(long, default_value_t = 4096)]
     ring: u32,
@@ -48,8 +78,13 @@ struct SinkReport {
     missing: u64,
     late: u64,
     damaged: u64,
+    /// Frames that came before.
+    doubled: u64,
     /// Frames without a mark: other traffic.
     other: u64,
+    answered: u64,
+    flow_loss: Option<FlowLoss>,
+    latency: Option<LatencyReport>,
     streams: BTreeMap<u16, Stream>,
     threads: Vec<ThreadReport>,
 }
@@ -72,16 +107,18 @@ struct Stream {
     late: u64,
     /// Frames with a wrong IPv4, TCP or UDP checksum.
     damaged: u64,
+    doubled: u64,
 }
 
 impl Stream {
-    fn count(&mut self, sequence: u32, bytes: usize, intact: bool) {
+    fn count(&mut self, sequence: u32, bytes: usize, intact: bool, doubled: bool) {
         let sequence = u64::from(sequence);
         self.received += 1;
         self.bytes += bytes as u64;
         self.late += u64::from(sequence < self.next);
         self.next = self.next.max(sequence + 1);
         self.damaged += u64::from(!intact);
+        self.doubled += u64::from(doubled);
     }
 
     /// One stream as two queues saw it.
@@ -92,14 +129,17 @@ impl Stream {
             next: self.next.max(other.next),
             late: self.late + other.late,
             damaged: self.damaged + other.damaged,
+            doubled: self.doubled + other.doubled,
         }
     }
 }
 
-#[derive(Default)]
+/// What a thread has seen.
 struct Counts {
-    streams: BTreeMap<u16, Stream>,
+    streams: BTreeMap<u16, (Stream, Seen)>,
     other: u64,
+    answered: u64,
+    latencies: Latencies,
     span: Option<(Instant, Instant)>,
 }
 
@@ -109,51 +149,84 @@ pub(crate) fn run(args: &SinkArgs, stop: &Stop) -> Result<serde_json::Value> {
     let stations = (0..args.queues)
         .map(|queue| Station::open(&[&args.interface], queue, options))
         .collect::<Result<Vec<_>>>()?;
+    let schedule = args
+        .start_ns
+        .zip(args.rate)
+        .map(|(start_ns, rate)| Schedule { start_ns, rate_pps: rate / f64::from(args.streams) });
     crate::say_ready();
     let limit = args.seconds.map(Duration::from_secs_f64);
     let done = thread::run_all(stations, &args.cores, stop, |mut station| {
-        let counts = receive(&mut station, limit, stop)?;
+        if args.realtime {
+            thread::run_first()?;
+        }
+        let counts = receive(&mut station, args, schedule, limit, stop)?;
         Ok((counts, station))
     })?;
-    let mut streams: BTreeMap<u16, Stream> = BTreeMap::new();
+    let mut all: BTreeMap<u16, (Stream, Seen)> = BTreeMap::new();
+    let mut latencies = Latencies::new()?;
     let mut threads = Vec::new();
     for thread in &done {
         let (counts, station) = &thread.value;
-        for (id, stream) in &counts.streams {
-            let whole = streams.entry(*id).or_default();
-            *whole = whole.merge(*stream);
+        for (id, (stream, seen)) in &counts.streams {
+            let whole = all.entry(*id).or_default();
+            whole.0 = whole.0.merge(*stream);
+            whole.1.merge(seen);
         }
-        let received = counts.streams.values().map(|stream| stream.received).sum();
+        latencies.add(&counts.latencies)?;
+        let received = counts.streams.values().map(|(stream, _)| stream.received).sum();
         threads.push(ThreadReport { received, sockets: station.report()?, cpu: thread.cpu });
     }
+    let streams: BTreeMap<_, _> = all.iter().map(|(id, (stream, _))| (*id, *stream)).collect();
     let total = streams.values().fold(Stream::default(), |sum, stream| sum.merge(*stream));
     let seconds = span(done.iter().filter_map(|thread| thread.value.0.span)).as_secs_f64();
+    let seen = all.iter().map(|(id, (stream, seen))| (*id, seen, stream.next));
     Ok(serde_json::to_value(SinkReport {
         command: "sink",
         interface: args.interface.clone(),
         seconds,
         received: total.received,
         rate_pps: if seconds > 0.0 { total.received as f64 / seconds } else { 0.0 },
-        missing: streams.values().map(|stream| stream.next.saturating_sub(stream.received)).sum(),
+        missing: streams
+            .values()
+            .map(|stream| (stream.next + stream.doubled).saturating_sub(stream.received))
+            .sum(),
         late: total.late,
         damaged: total.damaged,
+        doubled: total.doubled,
         other: done.iter().map(|thread| thread.value.0.other).sum(),
+        answered: done.iter().map(|thread| thread.value.0.answered).sum(),
+        flow_loss: args.by_flow.then(|| loss::by_flow(&args.flows, args.streams, seen)),
+        latency: latencies.report(),
         streams,
         threads,
     })?)
 }
 
-fn receive(station: &mut Station, limit: Option<Duration>, stop: &Stop) -> Result<Counts> {
-    const SPINS: u32 = 1000;
+fn receive(
+    station: &mut Station,
+    args: &SinkArgs,
+    schedule: Option<Schedule>,
+    limit: Option<Duration>,
+    stop: &Stop,
+) -> Result<Counts> {
     const SLEEP_MS: u8 = 20;
     let start = Instant::now();
-    let mut counts = Counts::default();
+    let mut counts =
+        Counts { streams: BTreeMap::new(), other: 0, answered: 0, latencies: Latencies::new()?, span: None };
     let mut idle = 0;
     while !stop.is_raised() && limit.is_none_or(|limit| start.elapsed() < limit) {
         if station.receive(0) > 0 {
+            let timed =
+                schedule.map(|schedule| Ok::<_, anyhow::Error>((schedule, clock::now_ns()?))).transpose()?;
             let mut marked = false;
-            station.each(|frame| marked |= count(&mut counts, frame));
-            station.discard();
+            station.retain(|frame| {
+                let packet = Packet::find(frame);
+                marked |= count(&mut counts, frame, packet.as_ref(), timed);
+                args.answer && packet.is_some_and(|packet| answer(frame, &packet).is_some())
+            });
+            if args.answer {
+                counts.answered += station.send(0)? as u64;
+            }
             station.refill();
             if marked {
                 let now = Instant::now();
@@ -162,7 +235,7 @@ fn receive(station: &mut Station, limit: Option<Duration>, stop: &Stop) -> Resul
             idle = 0;
         } else {
             idle += 1;
-            if idle > SPINS {
+            if idle > args.spins {
                 station.wait(SLEEP_MS)?;
             }
         }
@@ -171,13 +244,17 @@ fn receive(station: &mut Station, limit: Option<Duration>, stop: &Stop) -> Resul
 }
 
 /// Counts a frame. Returns whether it was a generated one.
-fn count(counts: &mut Counts, frame: &[u8]) -> bool {
-    let found = Packet::find(frame).and_then(|packet| Some((packet, Tag::read(frame, &packet)?)));
-    let Some((packet, tag)) = found else {
+fn count(counts: &mut Counts, frame: &[u8], packet: Option<&Packet>, timed: Option<(Schedule, u64)>) -> bool {
+    let Some((packet, tag)) = packet.and_then(|packet| Some((packet, Tag::read(frame, packet)?))) else {
         counts.other += 1;
         return false;
     };
-    counts.streams.entry(tag.stream).or_default().count(tag.sequence, frame.len(), packet.is_intact(frame));
+    let (stream, seen) = counts.streams.entry(tag.stream).or_default();
+    let doubled = seen.note(tag.sequence);
+    stream.count(tag.sequence, frame.len(), packet.is_intact(frame), doubled);
+    if let Some((schedule, now_ns)) = timed {
+        counts.latencies.record(now_ns.saturating_sub(schedule.due_ns(u64::from(tag.sequence))));
+    }
     true
 }
 
@@ -195,10 +272,11 @@ mod tests {
     fn gaps_and_late_frames_are_told_apart() {
         let mut stream = Stream::default();
         for sequence in [0, 1, 4, 3] {
-            stream.count(sequence, 60, sequence != 4);
+            stream.count(sequence, 60, sequence != 4, sequence == 3);
         }
-        assert_eq!(stream, Stream { received: 4, bytes: 240, next: 5, late: 1, damaged: 1 });
-        let other = Stream { received: 1, bytes: 60, next: 3, late: 0, damaged: 0 };
-        assert_eq!(stream.merge(other), Stream { received: 5, bytes: 300, next: 5, late: 1, damaged: 1 });
+        let want = Stream { received: 4, bytes: 240, next: 5, late: 1, damaged: 1, doubled: 1 };
+        assert_eq!(stream, want);
+        let other = Stream { received: 1, bytes: 60, next: 3, ..Stream::default() };
+        assert_eq!(stream.merge(other), Stream { received: 5, bytes: 300, ..want });
     }
 }

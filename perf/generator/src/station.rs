@@ -116,14 +116,14 @@ impl Station {
         count
     }
 
-    /// Moves free frames into the empty batch, `count` at most, each `len` bytes long. Returns how many.
-    pub(crate) fn take(&mut self, count: usize, len: usize) -> usize {
+    /// Moves free frames into the empty batch, `count` at most; `len` gives the bytes of the next one. Returns how many.
+    pub(crate) fn take(&mut self, count: usize, mut len: impl FnMut() -> usize) -> usize {
         debug_assert!(self.batch.is_empty());
         let left = self.free.len().saturating_sub(count.min(BATCH));
         self.batch.extend(self.free.drain(left..));
         for desc in &mut self.batch {
             // SAFETY: the batch owns the frame, and it is of this memory.
-            unsafe { self.umem.data_mut(desc) }.cursor().set_pos(len);
+            unsafe { self.umem.data_mut(desc) }.cursor().set_pos(len());
         }
         self.batch.len()
     }
@@ -157,6 +157,24 @@ impl Station {
         self.batch.clear();
         port.kick(&mut self.free)?;
         Ok(sent)
+    }
+
+    /// Frees the frames of the batch that `keep`, which may change them, does not keep. It sees them as long as on a
+    /// wire: what the kernel has forwarded lacks the padding.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&mut [u8]) -> bool) {
+        let Self { batch, free, umem, .. } = self;
+        batch.retain_mut(|desc| {
+            const LEAST: usize = 60;
+            // SAFETY: the batch owns the frame, and it is of this memory.
+            let mut data = unsafe { umem.data_mut(desc) };
+            let len = data.contents().len();
+            data.cursor().set_pos(len.max(LEAST));
+            let kept = keep(data.contents_mut());
+            if !kept {
+                free.push(*desc);
+            }
+            kept
+        });
     }
 
     /// Frees the batch.

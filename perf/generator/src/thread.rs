@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -99,6 +100,15 @@ pub(crate) fn run_all<J: Send, T: Send>(
             .map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     })
+}
+
+/// Has the calling thread run before all threads that are not realtime ones.
+#[expect(unsafe_code, reason = "no safe wrapper sets the policy of a thread")]
+pub(crate) fn run_first() -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: `parameters` is valid for reads until the call returns.
+    let status = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+    Errno::result(status).context("SCHED_FIFO").map(drop)
 }
 
 fn measured<T>(core: Option<usize>, work: impl FnOnce() -> Result<T>) -> Result<Done<T>> {

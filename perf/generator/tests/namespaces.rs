@@ -185,6 +185,68 @@ fn nothing_is_lost_or_damaged_at_a_low_rate() {
     }
 }
 
+/// What all generators of these tests have in common.
+const SENDER: [&str; 10] =
+    ["--interface", "c0", "--dst-mac", SERVER_MAC, "--src", "10.1.0.1", "--dst", "10.0.0.2", "--dsts", "3"];
+
+#[test]
+fn datagrams_of_all_sizes_are_answered_timed_and_told_by_flow() {
+    if !is_root("datagrams_of_all_sizes_are_answered_timed_and_told_by_flow") {
+        return;
+    }
+    let lab = Lab::new("answers");
+    let forwarder = lab.forward();
+    let start_ns = (Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap())
+        + Duration::from_secs(2))
+    .as_nanos()
+    .to_string();
+    let flows = ["--flows", "50", "--random", "--new-per-mille", "100"];
+    let pace = ["--rate", "10000", "--start-ns", &start_ns];
+    let sink = ["sink", "--interface", "s0", "--queues", QUEUES, "--answer", "--by-flow"];
+    let sink = Tool::start(&lab.server, &[&sink[..], &flows, &pace].concat());
+    let send = ["send", "--size", "imix", "--answers", "--count", "1200"];
+    let generator = Tool::start(&lab.client, &[&send[..], &SENDER, &flows, &pace].concat());
+    let sent = generator.report();
+    // Of twelve frames seven of 60 bytes, four of 590, one of 1514.
+    assert_eq!((&sent["sent"], &sent["bytes"]), (&1200.into(), &429_400.into()));
+    assert_eq!(sent["answered"], 1200, "{sent}");
+    let report = sink.stop();
+    let none_lacks = serde_json::json!({"flows": 0, "most": 0});
+    assert_eq!((&report["received"], &report["flow_loss"]), (&1200.into(), &none_lacks), "{report}");
+    // Frame n is due n / 10,000 s after the start, and none can come before it is due.
+    let latency = &report["latency"];
+    assert_eq!(latency["count"], 1200);
+    assert!((1000..1_000_000_000).contains(&latency["p50_ns"].as_u64().unwrap()), "{latency}");
+    drop(forwarder);
+}
+
+#[test]
+fn connections_are_opened_used_and_closed() {
+    if !is_root("connections_are_opened_used_and_closed") {
+        return;
+    }
+    let lab = Lab::new("connect");
+    let forwarder = lab.forward();
+    let sink = Tool::start(&lab.server, &["sink", "--interface", "s0", "--queues", QUEUES, "--answer"]);
+    let connect = |more: &[&str]| {
+        let args = ["connect", "--connections", "500", "--rate", "5000"];
+        Tool::start(&lab.client, &[&args[..], &SENDER, more].concat()).report()
+    };
+    let report = connect(&[]);
+    for (field, want) in [("started", 500), ("opened", 500), ("closed", 500), ("strange", 0)] {
+        assert_eq!(report[field], want, "{field}: {report}");
+    }
+    assert_eq!(report["latency"]["count"], 500);
+    let report = connect(&["--open", "--first-flow", "500"]);
+    for (field, want) in [("started", 500), ("opened", 500), ("closed", 0), ("strange", 0)] {
+        assert_eq!(report[field], want, "{field}: {report}");
+    }
+    drop(forwarder);
+    let report = connect(&[]);
+    assert_eq!((&report["started"], &report["opened"]), (&500.into(), &0.into()), "{report}");
+    drop(sink);
+}
+
 #[test]
 fn tcp_passes_with_checksum_offload_left_on() {
     const BYTES: usize = 16 << 20;
