@@ -2,7 +2,8 @@
 # make test    every test; what needs namespaces runs as root
 # make test-vm what this machine's kernel lacks (tunnels, SCTP), in a guest that has it
 # make lint    formatting, lints, documentation, dependencies
-# make bench   the engine's cost, and iperf3 beside a bare forwarder
+# make bench   the engine's cost, iperf3 beside a bare forwarder, and the lab in its short form
+# make lab     Weir beside its peers: CPU a packet, throughput, connections, latency, scaling; says how long it takes
 # make deps    installs what all of these need; each of them asks for its own part first
 
 SHELL := /bin/bash
@@ -68,6 +69,16 @@ bench: deps-build+net+bench
 	cargo build --release --package testbed --example iperf
 	mkdir -p perf/results
 	$(SUDO) target/release/examples/iperf --store perf/results/iperf-$$(git rev-parse --short=12 HEAD).json
+	cargo build --release --package lab
+	$(SUDO) nice -n -20 target/release/weir-lab run --short --no-store
+
+# What else runs on the machine disturbs the less the higher the lab's own priority is.
+.PHONY: lab
+lab: deps-build+net+bench
+	cargo build --release --bin weir
+	cargo build --release --manifest-path perf/generator/Cargo.toml
+	cargo build --release --package lab
+	$(SUDO) nice -n -20 target/release/weir-lab run $(LAB_ARGS)
 
 # The seeds, then so many seconds of each target. Stable Rust suffices: the flags of coverage are let through. Without a
 # sanitizer, which finds nothing in safe Rust: checks of bounds and overflow are on, and there are several times as many runs.

@@ -8,7 +8,7 @@
 # check  what checks metrics and manifests; tests say where it is missing
 # lint   cargo-deny
 # fuzz   cargo-fuzz
-# bench  what the benches and the traffic generator need besides
+# bench  what the benches, the traffic generator and the lab's peers need besides
 # vm     an emulator, for a guest with another kernel
 set -euo pipefail
 
@@ -41,6 +41,9 @@ check  kubectl                kubernetes-client
 bench  llc                    llvm
 bench  m4                     m4
 bench  valgrind               valgrind
+bench  nft                    nftables
+bench  iptables-legacy        iptables
+bench  ipvsadm                ipvsadm
 vm     qemu-system-x86_64     qemu-system-x86
 vm     busybox                busybox-static
 vm     cpio                   cpio

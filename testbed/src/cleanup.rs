@@ -1,4 +1,5 @@
-//! What must not outlive the process: namespaces with all that runs in them, and scratch directories.
+//! What must not outlive the process: namespaces with all that runs in them, scratch directories, programs, and changes
+//! to the machine that a command undoes.
 //!
 //! Names begin with `weir-PID-`, so that what a killed process left behind can be told from what is in use.
 
@@ -21,6 +22,10 @@ pub(crate) enum Mess {
     Directory(PathBuf),
     /// By name, as `ip netns` has it.
     Namespace(String),
+    /// A change, by the command that takes it back and the environment that this needs.
+    Change(Vec<String>, Vec<(String, String)>),
+    /// By process id, with the name of its program: the id may have gone to another one.
+    Process(u32, String),
 }
 
 impl Mess {
@@ -31,6 +36,28 @@ impl Mess {
             Self::Namespace(name) => {
                 end_processes(name);
                 drop(quiet(Command::new("ip").args(["netns", "delete", name])));
+            }
+            Self::Change(undo, environment) => {
+                if let Some((program, args)) = undo.split_first() {
+                    let mut command = Command::new(program);
+                    drop(quiet(command.args(args).envs(environment.iter().map(|(key, value)| (key, value)))));
+                }
+            }
+            Self::Process(pid, program) => {
+                let runs = || {
+                    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+                    comm.is_ok_and(|comm| comm.trim() == program)
+                };
+                for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+                    let grace = Instant::now() + Duration::from_secs(1);
+                    if runs() {
+                        // It may have ended meanwhile.
+                        let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+                    }
+                    while runs() && Instant::now() < grace {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                }
             }
         }
     }
@@ -56,6 +83,35 @@ pub(crate) fn register(mess: Mess) {
         remove_on_signal();
     });
     live().insert(mess);
+}
+
+/// A program, or a change to the machine, that must not outlive the process: ended, or undone, when this goes out of scope
+/// or a signal ends the process.
+#[derive(Debug)]
+pub struct Undo(Mess);
+
+impl Undo {
+    /// A change that `command` takes back, run with `environment` besides the own one. To be called before the change is made.
+    pub fn change(command: &[&str], environment: &[(String, String)]) -> Self {
+        let command = command.iter().map(|word| (*word).to_owned()).collect();
+        Self::register(Mess::Change(command, environment.to_vec()))
+    }
+
+    /// A running program by its process id and its name (the kernel's, 15 bytes at most).
+    pub fn process(pid: u32, program: &str) -> Self {
+        Self::register(Mess::Process(pid, program.to_owned()))
+    }
+
+    fn register(mess: Mess) -> Self {
+        register(mess.clone());
+        Self(mess)
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
 }
 
 /// Removes what was registered.

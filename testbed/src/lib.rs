@@ -30,6 +30,7 @@ pub mod topology;
 pub mod tunnels;
 mod weir;
 
+pub use cleanup::Undo;
 pub use config::{Service, config};
 pub use http::{Load, load, load_for};
 pub use namespace::Namespace;
@@ -37,7 +38,7 @@ pub use namespace::Namespace;
 pub use nix::sys::signal::Signal;
 pub use process::{Process, Said, run};
 pub use raw::Raw;
-pub use topology::Topology;
+pub use topology::{Scratch, Topology};
 pub use weir::Weir;
 
 /// Whether this process may make namespaces.

@@ -17,6 +17,14 @@ pub struct Namespace {
 }
 
 impl Namespace {
+    /// A new namespace, as by [`Namespace::add`], whose name tells this process and `role`.
+    ///
+    /// # Errors
+    /// Without root, without `ip`, or when this process has one with this role.
+    pub fn of_role(role: &str) -> Result<Self> {
+        Self::add(format!("{}{role}", cleanup::prefix()))
+    }
+
     /// A new namespace whose loopback interface is up and whose addresses are usable at once: duplicate address
     /// detection is off.
     ///

@@ -152,7 +152,7 @@ impl Topology {
 
     /// A directory for configurations, sockets and logs that is removed with the rest.
     pub fn scratch(&self) -> &Path {
-        self.scratch.0.path()
+        self.scratch.path()
     }
 
     fn connect(&self) -> Result<()> {
@@ -207,11 +207,25 @@ pub fn veth(near: &Namespace, near_name: &str, far: &Namespace, far_name: &str, 
     far.ip(&format!("link set {far_name} up\n"))
 }
 
-/// A directory that others than root can read, for servers that give up their privileges.
+/// A directory that others than root can read, for servers that give up their privileges. Removed when it goes out of
+/// scope or a signal ends the process.
 #[derive(Debug)]
-struct Scratch(TempDir);
+pub struct Scratch(TempDir);
 
 impl Scratch {
+    /// One with a name of its own.
+    ///
+    /// # Errors
+    /// When the directory for temporary files cannot be written to.
+    pub fn new() -> Result<Self> {
+        Self::make(&cleanup::prefix())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
     fn make(prefix: &str) -> Result<Self> {
         let readable = Permissions::from_mode(0o755);
         let made = tempfile::Builder::new().prefix(prefix).permissions(readable).tempdir();

@@ -13,6 +13,8 @@ mod forward;
 mod latency;
 mod loss;
 mod packet;
+#[expect(unsafe_code, reason = "the two ends are processes, and share a counter in a mapped file")]
+mod progress;
 mod send;
 mod sink;
 #[expect(unsafe_code, reason = "xsk-rs leaves the ownership of frames to its caller")]

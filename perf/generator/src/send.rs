@@ -1,8 +1,9 @@
 //! The generator: frames of many flows, at a rate or as fast as the interface takes them. The loop is open: nothing that
-//! comes back slows it down.
+//! comes back slows it down. With a window it is closed: what is measured then has always something to do.
 
 use std::fs;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use serde::Serialize;
 use crate::clock;
 use crate::flows::{Flow, FlowArgs};
 use crate::packet::Packet;
+use crate::progress::Progress;
 use crate::station::{Attach, BATCH, Options, SocketReport, Station};
 use crate::tag::{Protocol, Shape, Tag, Writer};
 use crate::thread::{self, Cpu, Stop};
@@ -34,6 +36,13 @@ pub(crate) struct SendArgs {
     /// Frames a second, all threads together; as fast as possible where none is given.
     #[arg(long)]
     rate: Option<f64>,
+    /// Closed loop instead of a rate: at most so many frames are under way at once. Nothing is then lost for want of room, and
+    /// nothing waits for a clock.
+    #[arg(long, conflicts_with_all = ["rate", "start_ns"], requires = "progress")]
+    window: Option<u64>,
+    /// The file by which the sink tells how many frames have come.
+    #[arg(long, value_name = "FILE")]
+    progress: Option<PathBuf>,
     /// When the first frame is due, in nanoseconds of the monotonic clock.
     #[arg(long, value_name = "NS")]
     start_ns: Option<u64>,
@@ -185,6 +194,8 @@ struct ThreadReport {
     stream: u16,
     sent: u32,
     answered: u64,
+    /// Of the CPU time: seconds of waiting for the window to open.
+    waited_s: f64,
     sockets: Vec<SocketReport>,
     cpu: Cpu,
 }
@@ -224,6 +235,8 @@ struct Counts {
     sent: u32,
     bytes: u64,
     answered: u64,
+    /// CPU time spent on waiting for the window to open.
+    waited: Duration,
 }
 
 /// Sends until the count or the time is reached, or until it is stopped.
@@ -252,6 +265,7 @@ pub(crate) fn run(args: &SendArgs, stop: &Stop) -> Result<serde_json::Value> {
                 stream: *stream,
                 sent: counts.sent,
                 answered: counts.answered,
+                waited_s: counts.waited.as_secs_f64(),
                 sockets: station.report()?,
                 cpu: thread.cpu,
             })
@@ -288,11 +302,18 @@ fn send(
     let flow = |sequence| args.flows.of(args.port.queues, stream, sequence);
     let pace = Pace::new(start, args);
     let mut counts = Counts::default();
+    let mut window = match (args.window, &args.progress) {
+        (Some(size), Some(file)) => Some(Window::open(size, file)?),
+        _ => None,
+    };
     while counts.sent < args.count && !stop.is_raised() {
         if args.answers {
             counts.answered += collect(station, stream);
         }
-        let Some(due) = pace.due(counts.sent) else { break };
+        let Some(mut due) = pace.due(counts.sent) else { break };
+        if let Some(window) = &mut window {
+            due = window.room(counts.sent)?;
+        }
         let left = usize::try_from(args.count - counts.sent)?;
         let wanted = due.min(left).min(BATCH).min(station.room(0));
         let mut sequence = counts.sent;
@@ -323,6 +344,7 @@ fn send(
         station.refill();
     }
     drain(station)?;
+    counts.waited = window.map_or(Duration::ZERO, |window| window.waited);
     if args.answers {
         counts.answered += collect_rest(station, stream, u64::from(counts.sent) - counts.answered, stop)?;
     }
@@ -365,6 +387,45 @@ fn collect_rest(station: &mut Station, stream: u16, open: u64, stop: &Stop) -> R
         }
     }
     Ok(answers)
+}
+
+/// A limit of the frames under way.
+struct Window {
+    size: u64,
+    progress: Progress,
+    /// Frames that are counted as lost, since nothing came for so long.
+    lost: u64,
+    waited: Duration,
+}
+
+impl Window {
+    fn open(size: u64, file: &Path) -> Result<Self> {
+        ensure!(size > 0, "a window of one frame at least");
+        Ok(Self { size, progress: Progress::open(file)?, lost: 0, waited: Duration::ZERO })
+    }
+
+    /// How many frames may be sent beyond those `sent`, at least some: waits until the window is half open, and lets others
+    /// have the core meanwhile. Frames of which nothing is heard for long no longer count as being under way.
+    fn room(&mut self, sent: u32) -> Result<usize> {
+        const PATIENCE: Duration = Duration::from_millis(20);
+        let sent = u64::from(sent);
+        let room = |window: &Self| {
+            let under_way = sent.saturating_sub(window.progress.count() + window.lost);
+            window.size.saturating_sub(under_way)
+        };
+        let enough = self.size.div_ceil(2);
+        if room(self) < enough {
+            let (begun, start) = (Instant::now(), thread::cpu_time()?);
+            while room(self) < enough && begun.elapsed() < PATIENCE {
+                std::thread::yield_now();
+            }
+            if room(self) < enough {
+                self.lost = sent.saturating_sub(self.progress.count());
+            }
+            self.waited += thread::cpu_time()?.saturating_sub(start);
+        }
+        Ok(usize::try_from(room(self))?)
+    }
 }
 
 /// How many frames the clock allows.

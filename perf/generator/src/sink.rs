@@ -2,6 +2,7 @@
 //! and how long they were under way. It can answer for the far end.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -14,6 +15,7 @@ use crate::flows::FlowArgs;
 use crate::latency::{Latencies, LatencyReport, Schedule};
 use crate::loss::{self, FlowLoss, Seen};
 use crate::packet::Packet;
+use crate::progress::Progress;
 use crate::station::{Attach, Options, SocketReport, Station};
 use crate::tag::Tag;
 use crate::thread::{self, Cpu, Stop};
@@ -54,6 +56,9 @@ pub(crate) struct SinkArgs {
     /// The generator's rate.
     #[arg(long)]
     rate: Option<f64>,
+    /// A file by which the generator learns how many frames have come, for `send --window`.
+    #[arg(long, value_name = "FILE")]
+    progress: Option<PathBuf>,
     /// Run before all programs that are not realtime ones (SCHED_FIFO), so that frames are seen when they come.
     #[arg(long)]
     realtime: bool,
@@ -78,6 +83,8 @@ struct SinkReport {
     missing: u64,
     late: u64,
     damaged: u64,
+    /// The first of the damaged ones, in hexadecimal digits.
+    first_damaged: Option<String>,
     /// Frames that came before.
     doubled: u64,
     /// Frames without a mark: other traffic.
@@ -139,6 +146,7 @@ struct Counts {
     streams: BTreeMap<u16, (Stream, Seen)>,
     other: u64,
     answered: u64,
+    first_damaged: Option<String>,
     latencies: Latencies,
     span: Option<(Instant, Instant)>,
 }
@@ -153,13 +161,14 @@ pub(crate) fn run(args: &SinkArgs, stop: &Stop) -> Result<serde_json::Value> {
         .start_ns
         .zip(args.rate)
         .map(|(start_ns, rate)| Schedule { start_ns, rate_pps: rate / f64::from(args.streams) });
+    let progress = args.progress.as_deref().map(Progress::create).transpose()?;
     crate::say_ready();
     let limit = args.seconds.map(Duration::from_secs_f64);
     let done = thread::run_all(stations, &args.cores, stop, |mut station| {
         if args.realtime {
             thread::run_first()?;
         }
-        let counts = receive(&mut station, args, schedule, limit, stop)?;
+        let counts = receive(&mut station, args, schedule, progress.as_ref(), limit, stop)?;
         Ok((counts, station))
     })?;
     let mut all: BTreeMap<u16, (Stream, Seen)> = BTreeMap::new();
@@ -192,6 +201,7 @@ pub(crate) fn run(args: &SinkArgs, stop: &Stop) -> Result<serde_json::Value> {
             .sum(),
         late: total.late,
         damaged: total.damaged,
+        first_damaged: done.iter().find_map(|thread| thread.value.0.first_damaged.clone()),
         doubled: total.doubled,
         other: done.iter().map(|thread| thread.value.0.other).sum(),
         answered: done.iter().map(|thread| thread.value.0.answered).sum(),
@@ -206,16 +216,24 @@ fn receive(
     station: &mut Station,
     args: &SinkArgs,
     schedule: Option<Schedule>,
+    progress: Option<&Progress>,
     limit: Option<Duration>,
     stop: &Stop,
 ) -> Result<Counts> {
     const SLEEP_MS: u8 = 20;
     let start = Instant::now();
-    let mut counts =
-        Counts { streams: BTreeMap::new(), other: 0, answered: 0, latencies: Latencies::new()?, span: None };
+    let mut counts = Counts {
+        streams: BTreeMap::new(),
+        other: 0,
+        answered: 0,
+        first_damaged: None,
+        latencies: Latencies::new()?,
+        span: None,
+    };
     let mut idle = 0;
     while !stop.is_raised() && limit.is_none_or(|limit| start.elapsed() < limit) {
-        if station.receive(0) > 0 {
+        let received = station.receive(0);
+        if received > 0 {
             let timed =
                 schedule.map(|schedule| Ok::<_, anyhow::Error>((schedule, clock::now_ns()?))).transpose()?;
             let mut marked = false;
@@ -228,6 +246,9 @@ fn receive(
                 counts.answered += station.send(0)? as u64;
             }
             station.refill();
+            if let Some(progress) = progress {
+                progress.add(received as u64);
+            }
             if marked {
                 let now = Instant::now();
                 counts.span = Some((counts.span.map_or(now, |(first, _)| first), now));
@@ -251,7 +272,11 @@ fn count(counts: &mut Counts, frame: &[u8], packet: Option<&Packet>, timed: Opti
     };
     let (stream, seen) = counts.streams.entry(tag.stream).or_default();
     let doubled = seen.note(tag.sequence);
-    stream.count(tag.sequence, frame.len(), packet.is_intact(frame), doubled);
+    let intact = packet.is_intact(frame);
+    stream.count(tag.sequence, frame.len(), intact, doubled);
+    if !intact && counts.first_damaged.is_none() {
+        counts.first_damaged = Some(frame.iter().map(|byte| format!("{byte:02x}")).collect());
+    }
     if let Some((schedule, now_ns)) = timed {
         counts.latencies.record(now_ns.saturating_sub(schedule.due_ns(u64::from(tag.sequence))));
     }

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -100,6 +101,11 @@ pub(crate) fn run_all<J: Send, T: Send>(
             .map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     })
+}
+
+/// CPU time of the calling thread.
+pub(crate) fn cpu_time() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("clock")?.into())
 }
 
 /// Has the calling thread run before all threads that are not realtime ones.

@@ -1,0 +1,129 @@
+//! Under which circumstances something was measured.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::network::Topology;
+use crate::traffic::Cores;
+
+/// Circumstances of a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Conditions {
+    /// When it began, in seconds since 1970.
+    pub(crate) unix_s: u64,
+    pub(crate) commit: String,
+    /// Whether the sources differed from the commit.
+    pub(crate) modified: bool,
+    pub(crate) cpu: String,
+    pub(crate) cores: usize,
+    /// Who has which of them.
+    pub(crate) assigned: Cores,
+    pub(crate) kernel: String,
+    pub(crate) topology: Topology,
+    /// Driver of each interface that is not a veth of the lab's own, and what it says about itself.
+    pub(crate) nics: Vec<String>,
+    /// Modes of Weir's sockets, as the kernel said; nothing where Weir was not measured.
+    pub(crate) weir_interfaces: Value,
+    /// Measurements of each figure.
+    pub(crate) repeats: usize,
+}
+
+impl Conditions {
+    /// Those of this machine now.
+    pub(crate) fn now(root: &Path, topology: &Topology, assigned: &Cores, repeats: usize) -> Result<Self> {
+        let git = |args: &[&str]| said("git", &[&["-C", &root.to_string_lossy()], args].concat());
+        let cpus = fs::read_to_string("/proc/cpuinfo")?;
+        let cpu =
+            cpus.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == "model name");
+        Ok(Self {
+            unix_s: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+            commit: git(&["rev-parse", "--short=12", "HEAD"])?,
+            modified: !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty(),
+            cpu: cpu.map(|(_, name)| name.trim().to_owned()).unwrap_or_default(),
+            cores: std::thread::available_parallelism()?.get(),
+            assigned: assigned.clone(),
+            kernel: said("uname", &["-r"])?,
+            topology: topology.clone(),
+            nics: nics(topology),
+            weir_interfaces: Value::Null,
+            repeats,
+        })
+    }
+
+    /// Lines for people.
+    pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
+        let modified = if self.modified { ", with changes" } else { "" };
+        let Cores { generator, sink, device } = &self.assigned;
+        let topology = match &self.topology {
+            Topology::Namespaces => "network namespaces and veth pairs".to_owned(),
+            Topology::Wires(wires) => format!("generator {}, sink {}", wires.generator, wires.sink),
+        };
+        let mut lines = vec![
+            ("Commit", format!("{}{modified}", self.commit)),
+            ("CPU", format!("{}, {} cores", self.cpu, self.cores)),
+            ("Kernel", self.kernel.clone()),
+            ("Topology", topology),
+            ("Cores", format!("generator {generator:?}, sink {sink:?}, device {device:?}")),
+            ("Repeats", self.repeats.to_string()),
+        ];
+        if !self.nics.is_empty() {
+            lines.push(("NICs", self.nics.join("; ")));
+        }
+        if let Some(ports) = self.weir_interfaces.as_array() {
+            lines.push(("Weir's sockets", ports.iter().map(socket).collect::<Vec<_>>().join("; ")));
+        }
+        lines
+    }
+
+    #[cfg(test)]
+    pub(crate) fn example() -> Self {
+        Self {
+            unix_s: 1_700_000_000,
+            commit: "0123456789ab".to_owned(),
+            modified: false,
+            cpu: "Example <1>".to_owned(),
+            cores: 2,
+            assigned: Cores { generator: vec![0], sink: vec![0], device: vec![1] },
+            kernel: "6.18".to_owned(),
+            topology: Topology::Namespaces,
+            nics: Vec::new(),
+            weir_interfaces: Value::Null,
+            repeats: 3,
+        }
+    }
+}
+
+/// An interface of `weir show interfaces`: its name, how XDP is attached, and the modes of its sockets.
+fn socket(port: &Value) -> String {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let queues = port["queues"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let modes: Vec<String> = queues.iter().map(|queue| text(&queue["mode"])).collect();
+    format!("{} XDP {}, {}", text(&port["name"]), text(&port["xdp"]), modes.join(", "))
+}
+
+fn nics(topology: &Topology) -> Vec<String> {
+    let Topology::Wires(wires) = topology else { return Vec::new() };
+    let mut names = vec![&wires.generator, &wires.sink];
+    names.extend(wires.device.iter().flatten());
+    names.sort();
+    names.dedup();
+    let driver = |name: &String| {
+        let info = said("ethtool", &["-i", name]).unwrap_or_default();
+        let wanted = |line: &&str| {
+            ["driver", "version", "firmware-version"].contains(&line.split(':').next().unwrap_or_default())
+        };
+        format!("{name}: {}", info.lines().filter(wanted).collect::<Vec<_>>().join(", "))
+    };
+    names.into_iter().map(driver).collect()
+}
+
+fn said(program: &str, args: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(args).output().with_context(|| format!("running {program}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}

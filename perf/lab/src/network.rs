@@ -1,0 +1,246 @@
+//! Where generator, device under test and sink are, and how they are connected.
+//!
+//! ```text
+//! generator gen0 ------ in  device  out ------ snk0 sink
+//! ```
+//!
+//! Clients are 10.64.0.0/12 behind the generator, backends 10.128.0.0/9 behind the sink; routes and permanent neighbours
+//! lead there, so nothing is asked for while something is measured.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use testbed::{Namespace, Scratch, Undo, run};
+
+use crate::LIMIT;
+
+/// First client.
+pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 1);
+/// First VIP.
+pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+/// First backend.
+pub(crate) const BACKEND: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 1);
+/// What translates sources takes these addresses.
+pub(crate) const SNAT: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 2, 0, 200), Ipv4Addr::new(10, 2, 0, 203)];
+/// Port of the services.
+pub(crate) const PORT: u16 = 80;
+/// Port of the backends.
+pub(crate) const BACKEND_PORT: u16 = 8080;
+
+/// The interfaces of a laboratory that is not made of namespaces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Wires {
+    /// The generator's.
+    pub(crate) generator: String,
+    /// The sink's; the generator's own where one port and a switch serve both.
+    pub(crate) sink: String,
+    /// The device's two, where it is on this machine.
+    pub(crate) device: Option<[String; 2]>,
+    /// The MAC address to send to, where the device is elsewhere.
+    pub(crate) device_mac: Option<String>,
+}
+
+/// How it is all connected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Topology {
+    /// Namespaces of this machine and veth pairs, made for the purpose.
+    Namespaces,
+    /// Interfaces that there are.
+    Wires(Wires),
+}
+
+/// Where something runs.
+#[derive(Debug)]
+pub(crate) enum Place {
+    Namespace(Namespace),
+    /// The namespace that the lab itself runs in.
+    Here,
+}
+
+impl Place {
+    /// A command that runs there; the process id is the program's own.
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        match self {
+            Self::Namespace(namespace) => namespace.command(program),
+            Self::Here => Command::new(program),
+        }
+    }
+
+    /// What a program says that ends by itself. An error with what it wrote where it fails.
+    pub(crate) fn said(&self, words: &[&str]) -> Result<String> {
+        let (program, args) = words.split_first().context("an empty command")?;
+        let said = run(self.command(program).args(args), LIMIT)?;
+        ensure!(said.status.success(), "{}: {}", words.join(" "), said.err.trim());
+        Ok(said.out)
+    }
+
+    fn ip(&self, line: &str) -> Result<()> {
+        let words: Vec<&str> = std::iter::once("ip").chain(line.split_whitespace()).collect();
+        self.said(&words).map(drop)
+    }
+}
+
+/// An interface.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub(crate) name: String,
+    pub(crate) mac: String,
+}
+
+impl Port {
+    fn find(place: &Place, name: &str) -> Result<Self> {
+        let path = format!("/sys/class/net/{name}/address");
+        let mac = place.said(&["cat", &path]).with_context(|| format!("no interface {name}"))?;
+        Ok(Self { name: name.to_owned(), mac: mac.trim().to_owned() })
+    }
+}
+
+/// The device's side, where it is on this machine.
+#[derive(Debug)]
+pub(crate) struct Middle {
+    pub(crate) place: Place,
+    /// Towards the generator, towards the sink.
+    pub(crate) ports: [Port; 2],
+}
+
+/// A connected laboratory, gone when dropped.
+#[derive(Debug)]
+pub(crate) struct Network {
+    /// Generator.
+    pub(crate) near: Place,
+    pub(crate) near_port: Port,
+    /// Sink.
+    pub(crate) far: Place,
+    pub(crate) far_port: Port,
+    /// The device under test, if there is one on this machine.
+    pub(crate) middle: Option<Middle>,
+    /// A device elsewhere: where to send to.
+    pub(crate) device_mac: Option<String>,
+    /// For configurations, sockets and logs.
+    pub(crate) scratch: Scratch,
+    /// Before the interfaces: the last field is dropped last, and undoing needs them.
+    _changes: Vec<Undo>,
+}
+
+impl Network {
+    /// Generator and sink with a place for a device between them, and so many queues on each side of it.
+    pub(crate) fn with_device(topology: &Topology, near: usize, far: usize) -> Result<Self> {
+        match topology {
+            Topology::Namespaces => Self::namespaces(true, near, far),
+            Topology::Wires(wires) => Self::wires(wires),
+        }
+    }
+
+    /// Generator and sink with nothing between them: what they cost by themselves. `None` where the wires are fixed.
+    pub(crate) fn direct(topology: &Topology) -> Result<Option<Self>> {
+        match topology {
+            Topology::Namespaces => Self::namespaces(false, 1, 1).map(Some),
+            Topology::Wires(_) => Ok(None),
+        }
+    }
+
+    fn namespaces(device: bool, near_queues: usize, far_queues: usize) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let [near, far] = [Namespace::of_role("generator")?, Namespace::of_role("sink")?];
+        let middle = device.then(|| Namespace::of_role("device")).transpose()?;
+        let veth = |from: &Namespace, name: &str, to: &Namespace, peer: &str, queues: usize| {
+            let queues = format!("numtxqueues {queues} numrxqueues {queues}");
+            from.ip(&format!(
+                "link add {name} {queues} type veth peer name {peer} netns {} {queues}\n",
+                to.name()
+            ))
+        };
+        match &middle {
+            Some(middle) => {
+                veth(&near, "gen0", middle, "in", near_queues)?;
+                veth(middle, "out", &far, "snk0", far_queues)?;
+            }
+            None => veth(&near, "gen0", &far, "snk0", near_queues)?,
+        }
+        near.ip("link set gen0 addrgenmode none up\n")?;
+        far.ip("link set snk0 addrgenmode none up\n")?;
+        let (near, far) = (Place::Namespace(near), Place::Namespace(far));
+        let (near_port, far_port) = (Port::find(&near, "gen0")?, Port::find(&far, "snk0")?);
+        let middle = match middle {
+            Some(namespace) => {
+                let place = Place::Namespace(namespace);
+                let ports = [Port::find(&place, "in")?, Port::find(&place, "out")?];
+                Some(Middle { place, ports })
+            }
+            None => None,
+        };
+        if let Some(middle) = &middle {
+            address(middle, &near_port, &far_port, false)?;
+        }
+        Ok(Self { near, near_port, far, far_port, middle, device_mac: None, scratch, _changes: Vec::new() })
+    }
+
+    fn wires(wires: &Wires) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let (near_port, far_port) =
+            (Port::find(&Place::Here, &wires.generator)?, Port::find(&Place::Here, &wires.sink)?);
+        let mut changes = Vec::new();
+        let middle = match &wires.device {
+            Some([first, second]) => {
+                let ports = [Port::find(&Place::Here, first)?, Port::find(&Place::Here, second)?];
+                let middle = Middle { place: Place::Here, ports };
+                changes = address(&middle, &near_port, &far_port, true)?;
+                Some(middle)
+            }
+            None => None,
+        };
+        Ok(Self {
+            near: Place::Here,
+            near_port,
+            far: Place::Here,
+            far_port,
+            middle,
+            device_mac: wires.device_mac.clone(),
+            scratch,
+            _changes: changes,
+        })
+    }
+}
+
+/// Gives the device addresses, neighbours and routes. What is to be undone, where the place outlives the lab.
+fn address(middle: &Middle, near: &Port, far: &Port, undo: bool) -> Result<Vec<Undo>> {
+    let Middle { place, ports: [first, second] } = middle;
+    let mut changes = Vec::new();
+    for (subnet, port, peer, networks) in
+        [(1, first, near, ["10.64.0.0/12"].as_slice()), (2, second, far, &["10.128.0.0/9"])]
+    {
+        let name = &port.name;
+        let mut change = |what: &str, add: &str, back: &str| -> Result<()> {
+            if undo {
+                let back: Vec<&str> = ["ip"].into_iter().chain(back.split_whitespace()).collect();
+                changes.push(Undo::change(&back, &[]));
+            }
+            place.ip(add).with_context(|| format!("{what} of {name}"))
+        };
+        let (own, next) = (format!("10.{subnet}.0.1/24"), format!("10.{subnet}.0.2"));
+        if !undo {
+            change("state", &format!("link set {name} addrgenmode none up"), "")?;
+        }
+        change(
+            "address",
+            &format!("address add {own} dev {name}"),
+            &format!("address del {own} dev {name}"),
+        )?;
+        change(
+            "neighbour",
+            &format!("neighbour replace {next} lladdr {} dev {name} nud permanent", peer.mac),
+            &format!("neighbour del {next} dev {name}"),
+        )?;
+        for network in networks {
+            change(
+                "route",
+                &format!("route add {network} via {next} dev {name}"),
+                &format!("route del {network} via {next} dev {name}"),
+            )?;
+        }
+    }
+    Ok(changes)
+}

@@ -1,0 +1,196 @@
+//! The report as one HTML file that needs no other.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::report::svg::{Series, bars, escape, lines};
+use crate::report::table::{Table, tables};
+use crate::results::{Figure, Key, Quantity, Report, number};
+use crate::targets;
+
+const STYLE: &str = "body{font-family:sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
+    table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{border:1px solid #ccc;padding:.25rem .6rem;text-align:left}\
+    .met{color:#047857}.missed{color:#b91c1c}svg{display:block;max-width:100%;margin:.5rem 0 1.5rem}";
+
+/// The whole file.
+pub(crate) fn write(report: &Report) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = document(report, &mut text);
+    text
+}
+
+fn document(report: &Report, text: &mut String) -> std::fmt::Result {
+    writeln!(
+        text,
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Weir's lab, {commit}</title>\
+         <style>{STYLE}</style></head><body>\n<h1>Weir beside its peers</h1>\n<table>",
+        commit = escape(&report.conditions.commit),
+    )?;
+    for (name, value) in report.conditions.lines() {
+        writeln!(text, "<tr><th>{}</th><td>{}</td></tr>", escape(name), escape(&value))?;
+    }
+    for (name, reason) in &report.absent {
+        writeln!(text, "<tr><th>Not measured</th><td>{}: {}</td></tr>", escape(name), escape(reason))?;
+    }
+    writeln!(text, "</table>\n<h2>Targets</h2>\n<table>")?;
+    for target in targets::all(report) {
+        let (class, verdict) = match target.met {
+            Some(true) => ("met", "met"),
+            Some(false) => ("missed", "missed"),
+            None => ("", "not measured"),
+        };
+        let ratio = target.ratio.map_or("-".to_owned(), number);
+        writeln!(
+            text,
+            "<tr><td>{}</td><td>{ratio}</td><td class=\"{class}\">{verdict}</td></tr>",
+            escape(&target.text)
+        )?;
+    }
+    writeln!(text, "</table>")?;
+    plots(report, text)?;
+    writeln!(text, "<h2>All figures</h2>\n<p>Medians; &plusmn; is half of what repeats differ by.</p>")?;
+    for Table { title, columns, rows } in tables(report) {
+        write!(text, "<h3>{}</h3>\n<table><tr><th></th>", escape(&title))?;
+        columns.iter().try_for_each(|column| write!(text, "<th>{}</th>", escape(column)))?;
+        writeln!(text, "</tr>")?;
+        for (name, cells) in rows {
+            write!(text, "<tr><th>{}</th>", escape(&name))?;
+            cells
+                .iter()
+                .try_for_each(|cell| write!(text, "<td>{}</td>", escape(cell.as_deref().unwrap_or(""))))?;
+            writeln!(text, "</tr>")?;
+        }
+        writeln!(text, "</table>")?;
+    }
+    writeln!(text, "</body></html>")
+}
+
+fn plots(report: &Report, text: &mut String) -> std::fmt::Result {
+    for (quantity, packets) in [
+        (Quantity::Cost, "established"),
+        (Quantity::Cost, "new"),
+        (Quantity::Throughput, "established"),
+        (Quantity::Connections, "connections"),
+    ] {
+        let usual =
+            |key: &Key| key.services == 1000 && key.flows <= 1000 && key.size == "60" && key.workers == 1;
+        let fits = |figure: &&Figure| {
+            figure.key.quantity == quantity && figure.key.packets == packets && usual(&figure.key)
+        };
+        let rows: Vec<_> = report
+            .figures
+            .iter()
+            .filter(fits)
+            .map(|figure| (figure.key.device.clone(), figure.median().max(0.0)))
+            .collect();
+        if !rows.is_empty() {
+            let unit = quantity.unit();
+            writeln!(text, "<h2>{}, {packets}</h2>\n{}", escape(quantity.title()), bars(&rows, unit))?;
+        }
+    }
+    latency(report, text)?;
+    scaling(
+        report,
+        text,
+        "CPU a packet against services",
+        "services",
+        |key| key.services,
+        |key| key.flows <= 1000,
+    )?;
+    scaling(report, text, "CPU a packet against flows", "flows", |key| key.flows, |key| key.services == 1000)
+}
+
+/// Percentiles at each load.
+fn latency(report: &Report, text: &mut String) -> std::fmt::Result {
+    for percent in [10, 50, 90] {
+        let series: Vec<_> = report
+            .figures
+            .iter()
+            .filter(|figure| {
+                figure.key.quantity == Quantity::LatencyP99 && figure.key.load_percent == Some(percent)
+            })
+            .filter_map(|figure| {
+                let times = figure.samples.last()?.latency?;
+                // One in so many frames takes longer.
+                let points = [
+                    (2.0, times.p50_ns),
+                    (10.0, times.p90_ns),
+                    (100.0, times.p99_ns),
+                    (1000.0, times.p999_ns),
+                    (10_000.0, times.p9999_ns),
+                ];
+                let points = points.map(|(x, ns)| (x, ns as f64 / Quantity::LatencyP99.scale())).into();
+                Some(Series { name: figure.key.device.clone(), points })
+            })
+            .collect();
+        if !series.is_empty() {
+            let plot = lines(&series, "one frame in so many takes longer", "us");
+            writeln!(text, "<h2>Latency at {percent} % of the device's own throughput</h2>\n{plot}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Costs against what is varied, for established and for new flows, where there is more than one point.
+fn scaling(
+    report: &Report,
+    text: &mut String,
+    title: &str,
+    across: &str,
+    varied: fn(&Key) -> u32,
+    fits: fn(&Key) -> bool,
+) -> std::fmt::Result {
+    for packets in ["established", "new"] {
+        let mut series: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
+        for figure in &report.figures {
+            let key = &figure.key;
+            if key.quantity == Quantity::Cost
+                && key.packets == packets
+                && key.size == "60"
+                && fits(key)
+                && varied(key) > 0
+            {
+                series
+                    .entry(&key.device)
+                    .or_default()
+                    .push((f64::from(varied(key)), figure.median().max(1.0)));
+            }
+        }
+        series.retain(|_, points| points.len() > 1);
+        if series.is_empty() {
+            continue;
+        }
+        let series: Vec<_> = series
+            .into_iter()
+            .map(|(name, mut points)| {
+                points.sort_by(|one, other| one.0.total_cmp(&other.0));
+                Series { name: name.to_owned(), points }
+            })
+            .collect();
+        writeln!(text, "<h2>{title}, {packets}</h2>\n{}", lines(&series, across, "ns"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::tests::{figure, report};
+
+    #[test]
+    fn the_file_has_everything_in_it_and_its_text_is_escaped() {
+        let mut many = figure(Quantity::Cost, "weir-fullnat", "established", &[470.0]);
+        many.key.services = 50_000;
+        let text = write(&report(vec![
+            figure(Quantity::Cost, "bare", "established", &[400.0]),
+            figure(Quantity::Cost, "weir-fullnat", "established", &[480.0]),
+            many,
+        ]));
+        assert_eq!(text.matches("<svg").count(), 2, "costs, and costs against services");
+        assert!(text.contains("Example &lt;1&gt;") && !text.contains("Example <1>"));
+        assert!(text.contains("<td>1.20</td><td class=\"missed\">missed</td>"));
+        assert!(!text.contains("src=") && !text.contains("href="), "nothing is fetched");
+        assert_eq!(text.matches("<table>").count(), text.matches("</table>").count());
+    }
+}

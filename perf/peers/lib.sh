@@ -1,0 +1,70 @@
+# What the scripts of peers have in common; README.md has the contract.
+set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
+
+need() {
+    local program
+    for program in "$@"; do
+        command -v "$program" >/dev/null || { echo "$program is not installed"; exit 1; }
+    done
+}
+
+# Sets a kernel parameter, named by its path below /proc/sys, and notes what it was.
+set_parameter() {
+    local file=/proc/sys/$1
+    printf '%s %s\n' "$1" "$(<"$file")" >>"$LAB_STATE/parameters"
+    echo "$2" >"$file"
+}
+
+# Sets them back, the last first.
+restore_parameters() {
+    [ -e "$LAB_STATE/parameters" ] || return 0
+    local name value
+    tac "$LAB_STATE/parameters" | while read -r name value; do echo "$value" >"/proc/sys/$name"; done
+    rm "$LAB_STATE/parameters"
+}
+
+# Forwarding as a router does.
+forward() {
+    set_parameter net/ipv4/ip_forward 1
+    set_parameter net/ipv4/conf/all/rp_filter 0
+    set_parameter "net/ipv4/conf/$LAB_IN/rp_filter" 0
+    set_parameter "net/ipv4/conf/$LAB_OUT/rp_filter" 0
+}
+
+# The kernel's connection tracking, with checks of TCP windows off: the sequence numbers of generated segments are marks,
+# which fit no window.
+track() {
+    set_parameter net/netfilter/nf_conntrack_tcp_be_liberal 1
+}
+
+# An awk library: addresses as numbers and back.
+addresses='
+function number(text,  part) { split(text, part, "."); return ((part[1] * 256 + part[2]) * 256 + part[3]) * 256 + part[4] }
+function dotted(n) { return int(n / 16777216) "." int(n / 65536) % 256 "." int(n / 256) % 256 "." n % 256 }'
+
+# Runs an awk program with what is to be balanced as variables.
+generate() {
+    awk -v services="$LAB_SERVICES" -v endpoints="$LAB_BACKENDS" -v vip="$LAB_VIP" -v backend="$LAB_BACKEND" \
+        -v port="$LAB_PORT" -v target="$LAB_BACKEND_PORT" -v proto="$LAB_PROTOCOL" "$addresses BEGIN { $1 }"
+}
+
+# Compiles an XDP program of this directory and attaches it in the driver to an interface.
+attach_xdp() {
+    local source=$1 interface=$2 object
+    shift 2
+    object=$LAB_STATE/$(basename "$source" .c).$interface.o
+    clang -O2 -g -target bpf "-I/usr/include/$(uname -m)-linux-gnu" "$@" -c "$(dirname "$0")/$source" -o "$object"
+    ip link set dev "$interface" xdpdrv obj "$object" sec xdp
+}
+
+# Calls what the script defines for its argument.
+run() {
+    case ${1-} in
+        kind | check | setup | teardown) "$1" ;;
+        *)
+            echo "usage: $0 kind|check|setup|teardown" >&2
+            exit 2
+            ;;
+    esac
+}
