@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::duration::GoDuration;
 use super::flags::Ports;
+use super::meaning::ProxyMode;
 use crate::source::kubernetes::object::sloppy;
 
 /// The only known version.
@@ -222,6 +223,15 @@ impl Document {
     /// As a file has it.
     pub fn to_yaml(&self) -> Result<String, Unwritable> {
         Ok(serde_saphyr::to_string(self)?)
+    }
+
+    /// `minSyncPeriod` of the block that a mode goes by.
+    pub(super) fn min_sync_period(&self, mode: ProxyMode) -> GoDuration {
+        match mode {
+            ProxyMode::Iptables => self.iptables.min_sync_period,
+            ProxyMode::Ipvs => self.ipvs.min_sync_period,
+            ProxyMode::Nftables => self.nftables.min_sync_period,
+        }
     }
 
     /// Fills in kube-proxy's defaults for what is left out: for v1alpha1 that is also an empty string, and a zero where

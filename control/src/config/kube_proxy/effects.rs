@@ -341,10 +341,12 @@ impl Teller<'_> {
 
     /// The two periods of a mode.
     fn periods(&self, mode: ProxyMode, sync: &'static str, min: &'static str) -> Group {
-        let (sync_told, min_told) = (
-            honoured("/healthz fails when a change has waited twice as long"),
-            honoured("changes are gathered so long before they are published"),
-        );
+        let sync_told = honoured("/healthz fails when a change has waited twice as long");
+        let min_told = if self.proxy.meaning.min_sync_period.is_zero() {
+            mapped("nothing is said: changes are published at once")
+        } else {
+            honoured("changes are gathered so long before they are published")
+        };
         vec![
             (sync, unless("sync_s", self.section.sync_period.is_some(), self.only(mode, sync_told))),
             (min, unless("min_sync_ms", self.section.min_sync_period.is_some(), self.only(mode, min_told))),

@@ -32,6 +32,7 @@ use super::fault::{Fault, Faults, Mark, Sink};
 use super::reader::Field;
 use super::tree::{self, Node, Value};
 use document::Logging;
+use duration::GoDuration;
 use flags::Ports;
 use meaning::{Findings, Meaning, understand};
 use read::Given;
@@ -181,7 +182,12 @@ impl KubeProxy {
         document.set_defaults(ports);
         effects::retain_said(&mut given, &said, &document);
         let mut found = Findings::default();
-        let meaning = understand(&document, &mut found);
+        let mut meaning = understand(&document, &mut found);
+        // The second that kube-proxy waits by default spares it work that Weir does not have; to its documentation, 0 means
+        // at once.
+        if said.min_sync_period(meaning.mode).is_zero() {
+            meaning.min_sync_period = GoDuration::ZERO;
+        }
         let read = Self {
             document,
             given,

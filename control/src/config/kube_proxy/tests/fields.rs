@@ -180,7 +180,21 @@ fn the_mode_selects_whose_periods_and_masquerading_count() {
         assert_eq!(settings.sync_period, Duration::from_secs(sync), "{mode}");
         assert_eq!(settings.min_sync_period, Duration::from_secs(min), "{mode}");
     }
-    assert_eq!(settings_of("mode: ipvs").min_sync_period, Duration::ZERO);
+}
+
+#[test]
+fn changes_are_gathered_only_where_a_period_is_said() {
+    for (fields, min_ms) in [
+        ("mode: ipvs", 0),
+        ("mode: iptables", 0),
+        ("mode: nftables", 0),
+        ("mode: nftables\nnftables: {minSyncPeriod: 0s}", 0),
+        ("mode: nftables\niptables: {minSyncPeriod: 1s}", 0),
+        ("mode: nftables\nnftables: {minSyncPeriod: 1s}", 1000),
+        ("mode: iptables\niptables: {minSyncPeriod: 100ms}", 100),
+    ] {
+        assert_eq!(settings_of(fields).min_sync_period, Duration::from_millis(min_ms), "{fields}");
+    }
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn the_config_map_of_kubeadm_loads_without_a_word() {
     assert_eq!(settings.node_port_addresses, NodePortAddresses::All);
     assert_eq!((settings.profile, settings.masquerade_all), (Profile::Ipvs, false));
     assert_eq!(settings.sync_period, Duration::from_secs(30));
-    assert_eq!(settings.min_sync_period, Duration::from_secs(1));
+    assert_eq!(settings.min_sync_period, Duration::ZERO);
     assert_eq!(
         read.client(),
         Client {
