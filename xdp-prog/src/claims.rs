@@ -163,8 +163,8 @@ pub(crate) struct Claims {
 pub(crate) struct Touched {
     /// Those that are new, and those that nobody claims any more.
     pub(crate) held: Vec<Held>,
-    /// What addresses were used for before and are now.
-    pub(crate) addresses: BTreeMap<Address, (Use, Use)>,
+    /// What addresses were used for before and are now, in order.
+    pub(crate) addresses: Vec<(Address, (Use, Use))>,
     /// Words of the bitmap of NodePorts.
     pub(crate) words: BTreeSet<u32>,
 }
@@ -175,8 +175,7 @@ impl Claims {
         let mut claims = Self::default();
         let mut all: Vec<_> = new.iter().filter_map(Held::of).collect();
         all.sort_unstable();
-        let count = |same: &[Held]| Some((*same.first()?, u32::try_from(same.len()).unwrap_or(u32::MAX)));
-        claims.held = all.chunk_by(|a, b| a == b).filter_map(count).collect();
+        claims.held = counted(&all);
         let held: Vec<_> = claims.held.keys().copied().collect();
         held.iter().for_each(|held| claims.tally(*held, true));
         claims.addresses = held.chunk_by(|a, b| a.addr() == b.addr()).count();
@@ -191,21 +190,34 @@ impl Claims {
     /// Carries a change out.
     pub(crate) fn change(&mut self, gone: &[Claim], new: &[Claim]) -> Touched {
         let mut touched = Touched::default();
+        let held = [gone, new].map(|claims| {
+            let mut held: Vec<_> = claims.iter().filter_map(Held::of).collect();
+            held.sort_unstable();
+            held
+        });
+        let mut about: Vec<_> = held.iter().flatten().map(|held| held.addr()).collect();
+        about.sort_unstable();
+        about.dedup();
+        let before = self.used_for_each(&about);
+        let [gone_held, new_held] = held;
+        gone_held.into_iter().for_each(|held| self.count(held, false, &mut touched));
+        if new_held.len() > self.held.len() {
+            self.count_many(&new_held, &mut touched);
+        } else {
+            new_held.into_iter().for_each(|held| self.count(held, true, &mut touched));
+        }
         for (claims, is_new) in [(gone, false), (new, true)] {
             for claim in claims {
-                match (claim, Held::of(claim)) {
-                    (_, Some(held)) => self.count(held, is_new, &mut touched),
-                    (Claim::NodePort(proto, port), None) => {
-                        if step(&mut self.node_ports, (*proto, *port), is_new) {
-                            touched.words.insert(word_of(*proto, *port));
-                        }
-                    }
-                    (_, None) => {}
+                if let Claim::NodePort(proto, port) = claim
+                    && step(&mut self.node_ports, (*proto, *port), is_new)
+                {
+                    touched.words.insert(word_of(*proto, *port));
                 }
             }
         }
-        for (addr, (before, after)) in &mut touched.addresses {
-            *after = self.used_for(*addr);
+        let after = self.used_for_each(&about);
+        touched.addresses = about.into_iter().zip(before.into_iter().zip(after)).collect();
+        for (_, (before, after)) in &touched.addresses {
             let [was, is] = [before, after].map(|purpose| usize::from(*purpose != Use::default()));
             self.addresses = self.addresses + is - was;
         }
@@ -213,11 +225,25 @@ impl Claims {
     }
 
     fn count(&mut self, held: Held, is_new: bool, touched: &mut Touched) {
-        let addr = held.addr();
-        touched.addresses.entry(addr).or_insert_with(|| (self.used_for(addr), Use::default()));
         if step(&mut self.held, held, is_new) {
             touched.held.push(held);
             self.tally(held, is_new);
+        }
+    }
+
+    /// Counts those that are new, in order, where they are more than there are: another map is made faster of them than
+    /// each is put into this one, and is smaller.
+    fn count_many(&mut self, new: &[Held], touched: &mut Touched) {
+        let first = touched.held.len();
+        let same = new.chunk_by(|a, b| a == b);
+        let unknown = same.filter_map(|same| same.first()).filter(|held| !self.held.contains_key(held));
+        touched.held.extend(unknown);
+        for held in touched.held.iter().skip(first) {
+            self.tally(*held, true);
+        }
+        let before = std::mem::replace(&mut self.held, counted(new));
+        for (held, count) in before {
+            *self.held.entry(held).or_default() += count;
         }
     }
 
@@ -275,6 +301,19 @@ impl Claims {
         purpose
     }
 
+    /// [`Self::used_for`] each of them, in order: all that is claimed is passed over once where they are most of it.
+    fn used_for_each(&self, addresses: &[Address]) -> Vec<Use> {
+        if addresses.len() < self.held.len() / 8 {
+            return addresses.iter().map(|addr| self.used_for(*addr)).collect();
+        }
+        let mut uses = self.uses().peekable();
+        let used_for = |addr: &Address| {
+            while uses.next_if(|(other, _)| other < addr).is_some() {}
+            uses.next_if(|(other, _)| other == addr).map_or_else(Use::default, |(_, purpose)| purpose)
+        };
+        addresses.iter().map(used_for).collect()
+    }
+
     /// A word of the bitmap of NodePorts.
     pub(crate) fn word(&self, index: u32) -> u64 {
         let first = (index % NODE_PORT_WORDS) * u64::BITS;
@@ -285,6 +324,12 @@ impl Claims {
         let taken = self.node_ports.range((proto, low)..=(proto, low | 63));
         taken.fold(0, |word, ((_, port), _)| word | 1 << (u32::from(*port) % u64::BITS))
     }
+}
+
+/// How often each is there, of some that are in order.
+fn counted(held: &[Held]) -> BTreeMap<Held, u32> {
+    let count = |same: &[Held]| Some((*same.first()?, u32::try_from(same.len()).unwrap_or(u32::MAX)));
+    held.chunk_by(|a, b| a == b).filter_map(count).collect()
 }
 
 /// Which word of the bitmap has the NodePort.
@@ -441,6 +486,27 @@ mod tests {
             ]
         };
         addresses.into_iter().flat_map(of).collect()
+    }
+
+    #[test]
+    fn many_claims_at_once_are_those_made_in_one_go() {
+        let some = some_claims();
+        let many: Vec<_> = some.iter().chain(&some[3..]).copied().collect();
+        for few in 0..8 {
+            let (known, gone) = some[..few].split_at(few / 2);
+            let mut claims = Claims::first(&some[..few]);
+            let before: BTreeMap<_, _> = claims.uses().collect();
+            let touched = claims.change(gone, &many);
+            assert_eq!(claims, Claims::first(&[known, &many].concat()), "{few} before");
+            let new: BTreeSet<_> =
+                some.iter().filter(|claim| !known.contains(claim)).filter_map(Held::of).collect();
+            let met: BTreeSet<_> = touched.held.into_iter().collect();
+            assert!(met.is_superset(&new), "{few} before");
+            for (addr, (was, is)) in touched.addresses {
+                assert_eq!(was, before.get(&addr).copied().unwrap_or_default());
+                assert_eq!(is, claims.used_for(addr));
+            }
+        }
     }
 
     #[test]

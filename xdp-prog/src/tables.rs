@@ -148,6 +148,7 @@ impl Tables {
         let Self { maps, claims, lag, node_ports, .. } = self;
         let mut report = SyncReport::default();
         // An address opens the way to the sets of its ports: shut first, opened last.
+        let mut lagging = Vec::new();
         for (addr, (before, after)) in touched.addresses.iter().filter(|_| !lag.all) {
             let written = lag.addresses.get(addr).map_or(*before, |(written, _)| *written);
             let shared = written.common(after);
@@ -157,14 +158,14 @@ impl Tables {
             if shared == *after {
                 lag.addresses.remove(addr);
             } else {
-                lag.addresses.insert(*addr, (shared, *after));
+                lagging.push((*addr, (shared, *after)));
             }
         }
-        for held in touched.held.iter().filter(|_| !lag.all) {
-            if claims.has(*held) {
-                lag.held.insert(*held);
-                continue;
-            }
+        lag.addresses.append(&mut lagging.into_iter().collect());
+        let (new, gone): (Vec<Held>, Vec<Held>) =
+            touched.held.iter().filter(|_| !lag.all).partition(|held| claims.has(**held));
+        lag.held.append(&mut new.into_iter().collect());
+        for held in &gone {
             lag.held.remove(held);
             if let Some((map, key)) = maps.place(*held) {
                 map.delete(key.as_bytes(), &mut report)?;
