@@ -9,6 +9,8 @@ use std::os::fd::AsFd;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use libbpf_rs::query::{MapInfo, MapInfoIter};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 use support::{
     Bench, TCP, enter_namespace, framed, ifindex, ip, ip_packet, monotonic_ns, shift, transport, veth_pair,
     xdp_socket,
@@ -326,4 +328,60 @@ fn a_full_map_is_named_before_anything_changes() {
     assert_eq!(shift(&mut xdp, &vips([4, 5, 6]), &Ours::default()), SyncReport { written: 0, deleted: 4 });
     let zero = Xdp::load(&Limits { nat_backends: 0, ..limits });
     assert!(matches!(zero, Err(LoadError::ZeroLimit("backends"))), "{zero:?}");
+}
+
+/// The map of this name that was made for so many entries, as others of the machine have it.
+fn map_of(name: &str, limit: u32) -> MapHandle {
+    let ours = |map: &MapInfo| map.name.as_encoded_bytes() == name.as_bytes() && map.max_entries == limit;
+    let mut found = MapInfoIter::default().filter(ours);
+    let map = found.next().expect("the map");
+    assert!(found.next().is_none(), "only one has this limit");
+    MapHandle::from_map_id(map.id).expect("a map")
+}
+
+#[test]
+fn what_the_kernel_refuses_in_the_middle_is_put_right_by_the_next_call() {
+    if !enter_namespace("a refusal") {
+        return;
+    }
+    let before = Ours { snat: [(SNAT, 1000..=2000)].into(), ..vips([80, 81]) };
+    let after = Ours { snat: [(SNAT, 1500..=3000)].into(), ..vips([81, 82, 83]) };
+    // No other test has maps of this size.
+    let limits = Limits { vips: 4919, ..Limits::default() };
+    let mut bench = Bench::with_limits(&before, &limits).made_patient();
+    let frames = [80, 81, 82, 83].map(|port| tcp_to(VIP, port));
+    let snat = [1400, 1600, 2400].map(|port| tcp_to(SNAT, port));
+    let seen = |bench: &mut Bench| {
+        (frames.clone().map(|frame| bench.judge(&frame)), snat.clone().map(|frame| bench.judge(&frame)))
+    };
+    let at_first = ([Vip, Vip, NotOurs, NotOurs], [Snat, Snat, NotOurs]);
+    assert_eq!(seen(&mut bench), at_first);
+
+    // Somebody fills the map, but for the place of the one that goes.
+    let others = map_of("vips", limits.vips);
+    let key = |number: u32| {
+        let mut key = vec![0xee; others.key_size() as usize];
+        key.splice(..4, number.to_ne_bytes());
+        key
+    };
+    for number in 0..limits.vips - 2 {
+        others.update(&key(number), &[1], MapFlags::ANY).expect("room");
+    }
+    bench.xdp.begin(&Delta::between(&before, &after)).expect("nothing is put in yet");
+    let refused = bench.xdp.finish();
+    assert!(matches!(refused, Err(SyncError::Kernel { map: "vips", .. })), "{refused:?}");
+    let (vips_seen, snat_seen) = seen(&mut bench);
+    assert_eq!((vips_seen[0], vips_seen[1]), (NotOurs, Vip), "what went is gone, what stays is there");
+    assert_eq!(snat_seen, [NotOurs, Snat, NotOurs], "no more than what is in both");
+    // A change that begins meanwhile is refused, and is as if it had not been asked for.
+    let refused = bench.xdp.begin(&Delta::between(&after, &before));
+    assert!(matches!(refused, Err(SyncError::Kernel { map: "vips", .. })), "{refused:?}");
+    for number in 0..limits.vips - 2 {
+        others.delete(&key(number)).expect("it is there");
+    }
+    bench.xdp.finish().expect("there is room again");
+    assert_eq!(seen(&mut bench), ([NotOurs, Vip, Vip, Vip], [NotOurs, Snat, Snat]));
+    shift(&mut bench.xdp, &after, &before);
+    assert_eq!(seen(&mut bench), at_first);
+    assert_eq!(others.keys().count(), 2, "nothing is left over");
 }

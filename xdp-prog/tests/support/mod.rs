@@ -79,8 +79,12 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(ours: &Ours) -> Self {
+        Self::with_limits(ours, &Limits::default())
+    }
+
+    pub(crate) fn with_limits(ours: &Ours, limits: &Limits) -> Self {
         let ifindex = veth_pair("in0", "out0");
-        let mut xdp = Xdp::load(&Limits::default()).expect("load");
+        let mut xdp = Xdp::load(limits).expect("load");
         xdp.attach(0, ifindex, false).expect("attach");
         let socket = xdp_socket();
         xdp.register_socket(0, 0, socket.as_fd()).expect("register");
@@ -92,9 +96,12 @@ impl Bench {
 
     /// [`Self::new`] with a worker that stays alive however long the test takes.
     pub(crate) fn patient(ours: &Ours) -> Self {
-        let bench = Self::new(ours);
-        bench.xdp.set_beat_limit(std::time::Duration::from_secs(3600)).expect("set");
-        bench
+        Self::new(ours).made_patient()
+    }
+
+    pub(crate) fn made_patient(self) -> Self {
+        self.xdp.set_beat_limit(std::time::Duration::from_secs(3600)).expect("set");
+        self
     }
 
     /// What the program does with a frame on queue 0: the one counter that moved. Its verdict must agree.
