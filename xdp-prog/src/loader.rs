@@ -27,7 +27,8 @@ pub const DEFAULT_BEAT_LIMIT: Duration = Duration::from_secs(1);
 /// The beat limits that make sense: above the workers' own turn, below anybody's patience.
 const BEAT_LIMITS: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 
-/// How much the maps can hold. The kernel takes the memory at once: about 100 bytes an entry.
+/// How much the maps can hold. For each entry of the limits the kernel takes 16 to 32 bytes at once, and some 100 for each
+/// that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// VIPs, each with port and protocol.
@@ -39,7 +40,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Room for a large cluster in some 20 MB.
+    /// Room for a large cluster.
     fn default() -> Self {
         Self { vips: 65_536, nat_backends: 65_536, addresses: 65_536 }
     }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use zerocopy::IntoBytes;
@@ -17,6 +18,9 @@ use crate::rules;
 
 /// Entries that one system call writes at most.
 const BATCH: usize = 4096;
+/// How often a write is tried again that the kernel has no memory for, and after how long.
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// How many changes the kernel's maps took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -327,7 +331,7 @@ impl Table {
     }
 
     fn write(&self, key: &[u8], value: &[u8], report: &mut SyncReport) -> Result<(), SyncError> {
-        self.map.update(key, value, MapFlags::ANY).map_err(|source| self.refused(source))?;
+        self.patiently(|| self.map.update(key, value, MapFlags::ANY))?;
         report.written += 1;
         Ok(())
     }
@@ -338,8 +342,7 @@ impl Table {
         if count == 0 {
             return Ok(());
         }
-        let done = self.map.update_batch(keys, values, count, MapFlags::ANY, MapFlags::ANY);
-        done.map_err(|source| self.refused(source))?;
+        self.patiently(|| self.map.update_batch(keys, values, count, MapFlags::ANY, MapFlags::ANY))?;
         report.written += count as usize;
         Ok(())
     }
@@ -351,6 +354,17 @@ impl Table {
         }
         report.deleted += 1;
         Ok(())
+    }
+
+    /// Writes, a few times if need be: the kernel takes an entry's memory from a small stock, which it fills up behind it.
+    fn patiently(&self, write: impl Fn() -> libbpf_rs::Result<()>) -> Result<(), SyncError> {
+        for _ in 0..ATTEMPTS {
+            match write() {
+                Err(error) if error.kind() == ErrorKind::OutOfMemory => std::thread::sleep(PAUSE),
+                done => return done.map_err(|source| self.refused(source)),
+            }
+        }
+        write().map_err(|source| self.refused(source))
     }
 
     fn refused(&self, source: libbpf_rs::Error) -> SyncError {

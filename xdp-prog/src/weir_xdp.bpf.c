@@ -24,11 +24,12 @@ const enum weir_counter abi_counter = WEIR_NOT_OURS;
 const enum weir_flag abi_flag = WEIR_NODE;
 const enum weir_proto abi_proto = WEIR_TCP;
 
-/* ---- layout: the loader sets max_entries of the hashes ---- */
+/* ---- layout: the loader sets max_entries of the hashes, whose entries take memory as they come ---- */
 
 /* Services by VIP, port and protocol: a set. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1);
 	__type(key, struct weir_endpoint);
 	__type(value, __u8);
@@ -37,6 +38,7 @@ struct {
 /* Backends in `nat` mode by address, port and protocol: a set. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1);
 	__type(key, struct weir_endpoint);
 	__type(value, __u8);
@@ -45,6 +47,7 @@ struct {
 /* Every address that some rule knows. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1);
 	__type(key, struct weir_address);
 	__type(value, struct weir_use);
