@@ -2,7 +2,7 @@
 # make test    every test; what needs namespaces runs as root
 # make test-vm what this machine's kernel lacks (tunnels, SCTP), in a guest that has it
 # make lint    formatting, lints, documentation, dependencies
-# make bench   the engine's cost, iperf3 beside a bare forwarder, and the lab in its short form
+# make bench   the engine's cost, what changes cost, iperf3 beside a bare forwarder, and the lab in its short form
 # make lab     Weir beside its peers: CPU a packet, throughput, connections, latency, scaling; says how long it takes
 # make deps    installs what all of these need; each of them asks for its own part first
 
@@ -64,6 +64,7 @@ lint: deps-build+lint
 .PHONY: bench
 bench: deps-build+net+bench
 	cargo bench --bench engine
+	cargo $(RUNNER) bench --bench control
 	cargo build --release --bin weir
 	cargo build --release --manifest-path perf/generator/Cargo.toml
 	cargo build --release --package testbed --example iperf

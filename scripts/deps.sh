@@ -40,6 +40,7 @@ check  promtool               prometheus
 check  kubectl                kubernetes-client
 bench  llc                    llvm
 bench  m4                     m4
+bench  nft                    nftables
 bench  valgrind               valgrind
 bench  nft                    nftables
 bench  iptables-legacy        iptables

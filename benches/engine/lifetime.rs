@@ -2,14 +2,15 @@
 //!
 //! The memory is what the process has resident, so each size has a process of its own.
 
-use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use dataplane::snapshot::Mode;
 use serde::{Deserialize, Serialize};
 
+use crate::child::child;
 use crate::frames::Chunks;
+use crate::machine::resident;
 use crate::measure::{Meter, Random};
 use crate::world::{Direction, Shape, World};
 
@@ -36,10 +37,7 @@ pub(crate) struct Lifetime {
 impl Lifetime {
     /// Measures in a new process.
     pub(crate) fn measure(flows: u32) -> Result<Self> {
-        let output =
-            Command::new(std::env::current_exe()?).args(["--lifetime", &flows.to_string()]).output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Ok(serde_json::from_slice(&output.stdout)?)
+        child("--lifetime", flows)
     }
 
     /// What such a process does and prints.
@@ -81,12 +79,4 @@ impl Lifetime {
             self.flows, self.bytes_a_flow, self.resident_mib, self.open_ns, self.find_ns, self.forget_ns
         );
     }
-}
-
-/// Resident bytes of this process.
-fn resident() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib * 1024)
 }

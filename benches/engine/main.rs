@@ -20,9 +20,13 @@
 )]
 
 mod bare;
+#[path = "../shared/child.rs"]
+mod child;
 mod frames;
 mod instructions;
 mod lifetime;
+#[path = "../shared/machine.rs"]
+mod machine;
 mod measure;
 #[expect(unsafe_code, reason = "advice about memory has no safe wrapper")]
 mod memory;

@@ -1,27 +1,20 @@
 //! Results as they are stored, shown and compared.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::lifetime::Lifetime;
+use crate::machine::{self, Origin, change};
 use crate::measure::Summary;
 
 /// One run of the bench.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// Commit that was checked out.
-    commit: String,
-    /// Whether the sources differed from it.
-    modified: bool,
-    /// When, in seconds since 1970.
-    unix_s: u64,
-    cpu: String,
-    kernel: String,
+    #[serde(flatten)]
+    origin: Origin,
     /// Bytes of a frame over IPv4; 20 more over IPv6.
     frame_bytes: u32,
     batch: usize,
@@ -55,33 +48,9 @@ pub(crate) struct Count {
 impl Report {
     /// An empty report about this checkout and this machine.
     pub(crate) fn new(frame_bytes: u32, batch: usize) -> Result<Self> {
-        let cpus = fs::read_to_string("/proc/cpuinfo")?;
-        let field = |name: &str| {
-            let fields = cpus.lines().filter_map(|line| line.split_once(':'));
-            let value = fields.map(|(key, value)| (key.trim(), value.trim())).find(|(key, _)| *key == name);
-            value.map_or("unknown", |(_, value)| value)
-        };
+        let paths = ["Cargo.toml", "Cargo.lock", "dataplane/src", "benches"];
         Ok(Self {
-            commit: git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into()),
-            modified: git(&[
-                "status",
-                "--porcelain",
-                "--",
-                "Cargo.toml",
-                "Cargo.lock",
-                "dataplane/src",
-                "benches",
-            ])
-            .is_none_or(|changes| !changes.is_empty()),
-            unix_s: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
-            // Virtual machines often hide the name; family and model still tell two processors apart.
-            cpu: format!(
-                "{} (family {}, model {})",
-                field("model name"),
-                field("cpu family"),
-                field("model")
-            ),
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            origin: Origin::here(&paths)?,
             frame_bytes,
             batch,
             cases: Vec::new(),
@@ -107,16 +76,7 @@ impl Report {
 
     /// Prints all numbers, with the differences from `last`.
     pub(crate) fn print(&self, last: Option<&Self>) {
-        println!("\n{}\nLinux {}, commit {}{}", self.cpu, self.kernel, self.commit, self.mark());
-        match last {
-            Some(last) if last.cpu == self.cpu => {
-                println!("compared with commit {}{}", last.commit, last.mark())
-            }
-            Some(last) => {
-                println!("compared with commit {}{} ON ANOTHER CPU: {}", last.commit, last.mark(), last.cpu)
-            }
-            None => println!("no earlier result to compare with"),
-        }
+        self.origin.print(last.map(|last| &last.origin));
         println!(
             "\n{:<44} {:>10} {:>8} {:>15} {:>6} {:>8}",
             "case", "flows", "ns", "p10 to p90", "ratio", "change"
@@ -146,15 +106,12 @@ impl Report {
         self.lifetimes.iter().for_each(Lifetime::print);
     }
 
-    fn mark(&self) -> &'static str {
-        if self.modified { " with changes" } else { "" }
-    }
-
-    /// Stores the report among the results. One commit has one file; with changes, another.
+    /// Stores the report among the results.
     pub(crate) fn store(&self) -> Result<PathBuf> {
-        let suffix = if self.modified { "-modified" } else { "" };
-        let path = folder().join(format!("engine-{}{suffix}.json", self.commit));
-        fs::create_dir_all(folder())?;
+        let path = self.origin.path("engine");
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
         fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
             .with_context(|| path.display().to_string())?;
         Ok(path)
@@ -162,29 +119,7 @@ impl Report {
 
     /// The newest stored report.
     pub(crate) fn newest() -> Result<Option<Self>> {
-        let Ok(files) = fs::read_dir(folder()) else { return Ok(None) };
-        let mut reports = Vec::new();
-        for file in files {
-            let path = file?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("engine-")) {
-                let text = fs::read_to_string(&path)?;
-                let report: Self = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-                reports.push(report);
-            }
-        }
-        Ok(reports.into_iter().max_by_key(|report| report.unix_s))
+        let reports: Vec<Self> = machine::stored("engine")?;
+        Ok(reports.into_iter().max_by_key(|report| report.origin.unix_s))
     }
-}
-
-fn change(before: Option<f64>, now: f64) -> String {
-    before.map_or_else(String::new, |before| format!("{:+.1} %", (now / before - 1.0) * 100.0))
-}
-
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("perf/results")
-}
-
-fn git(arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

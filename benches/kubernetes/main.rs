@@ -1,10 +1,12 @@
 //! From the API server to workers: how long it takes to read a cluster, and a change to be seen.
 //!
-//! `cargo bench --bench kubernetes`. The API server's double is in the same process, over TLS on the loopback interface.
+//! `cargo bench --bench kubernetes`. The API server's double is a process of its own, over TLS on the loopback interface.
 //! A worker is a thread that looks which tables are in force; the XDP program is left out. Two times are told of each
-//! change: until control is asked for it, and until the worker sees it.
+//! change: until control is asked for it, and until the worker sees it. Processor times are those of the source's
+//! thread and of control's, which is the main one.
 
 #![allow(
+    clippy::cast_possible_truncation,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
@@ -13,12 +15,21 @@
     reason = "a bench stops by panicking when something is not as it has to be"
 )]
 
+mod double;
+#[path = "../shared/machine.rs"]
+mod machine;
+#[path = "../shared/percentiles.rs"]
+mod percentiles;
+mod results;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use control::admin::protocol::Count;
 use control::config::kube_proxy::{Flags, KubeProxy, settings};
@@ -36,9 +47,19 @@ use dataplane::ids::WorkerId;
 use dataplane::snapshot::Net;
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
-use testbed::apiserver::objects::{node, numbered, numbered_endpoint, slice};
-use testbed::apiserver::{ApiServer, Fault, Options, Verb};
+use dataplane::worker::monotonic_ns;
+use serde::{Deserialize, Serialize};
 use xdp_prog::{Delta, SyncError};
+
+use double::Double;
+use machine::resident;
+use percentiles::Percentiles;
+use results::Report;
+
+/// Name of the own Node.
+const NODE: &str = "node-0";
+/// How long nothing happens.
+const IDLE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -57,9 +78,56 @@ struct Args {
     /// The server has no watches that begin with all: lists in pages.
     #[arg(long)]
     pages: bool,
+    /// Leave the stored results as they are.
+    #[arg(long)]
+    no_store: bool,
+    /// Fail where a target is missed.
+    #[arg(long)]
+    check: bool,
+    /// Be the API server.
+    #[arg(long, hide = true)]
+    double: bool,
     /// Cargo says so.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+/// Processor time of the source's thread and of control's, in what unit is said where it stands.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Cpu {
+    source: f64,
+    control: f64,
+}
+
+impl Cpu {
+    /// Milliseconds so far.
+    fn now() -> Result<Self> {
+        let mut source = 0.0;
+        for task in std::fs::read_dir("/proc/self/task")? {
+            let path = task?.path();
+            // A thread may end meanwhile.
+            if std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "kubernetes") {
+                source += milliseconds(&path.join("schedstat"))?;
+            }
+        }
+        Ok(Self { source, control: milliseconds("/proc/self/schedstat".as_ref())? })
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self { source: self.source - before.source, control: self.control - before.control }
+    }
+
+    fn percent_of(self, wall: Duration) -> Self {
+        let percent = |ms: f64| ms / wall.as_secs_f64() / 10.0;
+        Self { source: percent(self.source), control: percent(self.control) }
+    }
+}
+
+/// What a thread has had of the processor.
+fn milliseconds(schedstat: &std::path::Path) -> Result<f64> {
+    let text = std::fs::read_to_string(schedstat)?;
+    let running: f64 = text.split(' ').next().context("an empty schedstat")?.parse()?;
+    Ok(running / 1e6)
 }
 
 /// What would be the XDP program.
@@ -83,30 +151,59 @@ impl Gate for Open {
     }
 }
 
-fn main() {
+fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    let api = ApiServer::start(Options::default()).unwrap();
-    api.access().allow_token("token", "system:kube-proxy");
-    for object in (0..args.services).flat_map(|number| numbered(number, args.endpoints)) {
-        api.cluster().put(object).unwrap();
+    if args.double {
+        double::serve(&args)?;
+        return Ok(ExitCode::SUCCESS);
     }
-    api.cluster().put(node("node-0", &[[192, 168, 0, 2].into()], &[])).unwrap();
-    if args.pages {
-        api.faults().set(None, Verb::WatchList, Fault::Status(500));
+    let changes = args.rate * args.seconds;
+    ensure!(changes <= args.services, "{changes} changes of {} Services: each is to have one", args.services);
+    let mut report = Report::new(&args)?;
+    let last = report.newest()?;
+    measure(&args, &mut report)?;
+    report.print(last.as_ref());
+    let met = targets(&report);
+    if !args.no_store {
+        println!("\nstored in {}", report.store()?.display());
     }
-    let directory = tempfile::tempdir().unwrap();
-    let kubeconfig = directory.path().join("kubeconfig");
-    std::fs::write(&kubeconfig, api.kubeconfig("token")).unwrap();
+    Ok(if met || !args.check { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
 
-    let config = "interfaces: [{name: eth0}]\nsnat_pools: [{name: pool, addresses: [192.168.0.200]}]\n";
-    let config = parse("bench.yaml", config).unwrap_or_else(|faults| panic!("{faults}"));
-    let proxy = KubeProxy::without_file(&Flags::default()).unwrap();
+/// Prints the targets, and whether each is met.
+fn targets(report: &Report) -> bool {
+    let mut checks = Vec::new();
+    if (report.services, report.endpoints) == (10_000, 10) {
+        checks.push(("first sync, ms", report.seen_ms, 3000.0));
+    }
+    checks.push(("a change, ms until workers have it, p99", report.change_seen_ms.p99, 60.0));
+    println!();
+    let mut met = true;
+    for (name, value, limit) in checks {
+        let verdict = if value <= limit { "met" } else { "MISSED" };
+        met &= value <= limit;
+        println!("{name:<50} {value:>9.3} of at most {limit:>7.1}: {verdict}");
+    }
+    met
+}
+
+fn measure(args: &Args, report: &mut Report) -> Result<()> {
+    let mut double = Double::start(args)?;
+    let directory = tempfile::tempdir()?;
+    let kubeconfig = directory.path().join("kubeconfig");
+    std::fs::write(&kubeconfig, &double.kubeconfig)?;
+    let before = resident()?;
+
+    let text = "interfaces: [{name: eth0}]\nsnat_pools: [{name: pool, addresses: [192.168.0.200]}]\n";
+    let mut config = parse("bench.yaml", text).unwrap_or_else(|faults| panic!("{faults}"));
+    let proxy = Arc::new(KubeProxy::without_file(&Flags::default())?);
+    config.fill_in(&proxy, 2);
     let section = Section { snat_pool: Some("pool".into()), ..Section::default() };
-    let settings = settings(&proxy, &section, "node-0").unwrap();
-    let (services, backends) = (1 << 18, 1 << 20);
-    let stats = vec![Arc::new(WorkerStats::new(services, backends))];
-    let state = Arc::new(State::new(services, backends));
-    let reconciler = Reconciler::new(config.desired.clone(), Net::default(), state, stats).unwrap();
+    let settings = settings(&proxy, &section, NODE).unwrap();
+    let limits = config.settings.limits;
+    let stats = vec![Arc::new(WorkerStats::new(limits.services, limits.backends))];
+    let state = Arc::new(State::new(limits.services, limits.backends));
+    let reconciler = Reconciler::new(config.desired.clone(), Net::default(), state, stats)?;
     let worker = Worker::start(&reconciler);
 
     let counted = Kubernetes::default();
@@ -117,19 +214,33 @@ fn main() {
         Surroundings { addresses: Vec::new(), configured: Configured::of(&config.desired, &settings) };
     let server = Server { kubeconfig: Some(kubeconfig), ..Server::default() };
     let status = Arc::new(Status::new(counted));
-    let begun = Instant::now();
-    let mut thread = Thread::start(Parts { server, settings, status, ears, notices }, surroundings).unwrap();
+    let (begun, cpu) = (Instant::now(), Cpu::now()?);
+    let mut thread = Thread::start(Parts { server, settings, status, ears, notices }, surroundings)?;
     let mut control = Control { proposals: thread.take_proposals(), reconciler, worker };
 
     let (asked, seen, put) = control.adopt(|_| {});
-    let way = if args.pages { "by lists in pages" } else { "by watches" };
-    println!("{} services with {} endpoints each, {way}", args.services, args.endpoints);
-    println!(
-        "first sync: asked for after {:?}, seen after {:?}, {put} services",
-        asked - begun,
-        seen - begun
-    );
-    control.follow(&api, &args);
+    assert_eq!(put, args.services as usize, "all Services come at once");
+    report.sync_cpu_ms = Cpu::now()?.since(cpu);
+    (report.asked_ms, report.seen_ms) = (ms(asked - begun), ms(seen - begun));
+    report.resident_mib = mib(resident()?.saturating_sub(before));
+    control.follow(&mut double, args, report)?;
+    report.resident_after_mib = mib(resident()?.saturating_sub(before));
+    let (begun, cpu) = (Instant::now(), Cpu::now()?);
+    while begun.elapsed() < IDLE {
+        std::thread::sleep(Duration::from_millis(25));
+        control.reconciler.estimate(begun.elapsed().as_millis() as u64);
+        control.reconciler.advance(&mut Open, false)?;
+    }
+    report.idle_percent = Cpu::now()?.since(cpu).percent_of(begun.elapsed());
+    Ok(())
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 /// Looks which tables are in force.
@@ -184,51 +295,34 @@ impl Control {
         (asked, seen, put)
     }
 
-    /// Moves one endpoint after the other, and tells how long each took.
-    fn follow(&mut self, api: &ApiServer, args: &Args) {
-        let count = args.rate * args.seconds;
-        let cluster = Arc::clone(api.cluster());
-        let (services, endpoints, rate) = (args.services, args.endpoints, args.rate);
-        let (sender, changed) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let begun = Instant::now();
-            for change in 0..count {
-                let due = begun + Duration::from_secs(1) * change / rate;
-                std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                let (object, addr) = moved(change % services, endpoints, change);
-                sender.send((addr, Instant::now())).unwrap();
-                cluster.put(object).unwrap();
-            }
-        });
-        let mut waiting: HashMap<IpAddr, Instant> = HashMap::new();
-        let (mut until_asked, mut until_seen) = (Vec::new(), Vec::new());
-        while until_seen.len() < count as usize {
-            let mut found = Vec::new();
-            let (asked, seen, _) = self.adopt(|proposal| {
-                waiting.extend(changed.try_iter());
+    /// Has the double move one endpoint after the other, and notes how long each took.
+    fn follow(&mut self, double: &mut Double, args: &Args, report: &mut Report) -> Result<()> {
+        let count = (args.rate * args.seconds) as usize;
+        let (begun, cpu) = (Instant::now(), Cpu::now()?);
+        double.begin()?;
+        let mut seen: HashMap<IpAddr, (u64, u64)> = HashMap::new();
+        while seen.len() < count {
+            let (mut moved, mut asked_ns) = (Vec::new(), 0);
+            self.adopt(|proposal| {
+                asked_ns = monotonic_ns();
                 let backends = proposal.change.put.iter().flat_map(|service| service.backends.iter());
-                found = backends.filter_map(|backend| waiting.remove(&backend.addr.ip())).collect();
+                moved = backends.map(|backend| backend.addr.ip()).filter(double::is_moved).collect();
             });
-            until_asked.extend(found.iter().map(|at| asked - *at));
-            until_seen.extend(found.iter().map(|at| seen - *at));
+            let seen_ns = monotonic_ns();
+            for addr in moved {
+                seen.entry(addr).or_insert((asked_ns, seen_ns));
+            }
         }
-        println!("{count} changes, {rate} a second:");
-        tell("asked for", &mut until_asked);
-        tell("seen", &mut until_seen);
+        report.busy_percent = Cpu::now()?.since(cpu).percent_of(begun.elapsed());
+        let (mut until_asked, mut until_seen) = (Vec::new(), Vec::new());
+        for (addr, at_ns) in double.changes(count) {
+            let (asked_ns, seen_ns) = seen[&addr];
+            until_asked.push((asked_ns - at_ns) as f64 / 1e6);
+            until_seen.push((seen_ns - at_ns) as f64 / 1e6);
+        }
+        ensure!(until_seen.len() == count, "the double has ended");
+        report.change_asked_ms = Percentiles::of(until_asked);
+        report.change_seen_ms = Percentiles::of(until_seen);
+        Ok(())
     }
-}
-
-fn tell(what: &str, times: &mut [Duration]) {
-    times.sort_unstable();
-    let at = |share: usize| times[(times.len() * share / 100).min(times.len() - 1)];
-    println!("  {what:<10} p50 {:?}, p99 {:?}, at most {:?}", at(50), at(99), times[times.len() - 1]);
-}
-
-/// The slice of a Service with its first endpoint at an address that no other change has.
-fn moved(number: u32, endpoints: u32, change: u32) -> (serde_json::Value, IpAddr) {
-    let (namespace, name) = (format!("ns-{}", number % 50), format!("service-{number}"));
-    let mut all: Vec<_> = (0..endpoints).map(|index| numbered_endpoint(number * endpoints + index)).collect();
-    let addr = IpAddr::from((0x0b00_0001 + change).to_be_bytes());
-    all[0].addr = addr;
-    (slice(&namespace, &name, &format!("{name}-abcde"), &[("http", 8080, "TCP")], &all), addr)
 }

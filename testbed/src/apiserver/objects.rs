@@ -148,6 +148,18 @@ pub fn numbered(number: u32, endpoints: u32) -> [Value; 2] {
     ]
 }
 
+/// The slice of [`numbered`] with its first endpoint at another address, which no other `change` has, and that address:
+/// 11.0.0.1 and on.
+pub fn numbered_moved(number: u32, endpoints: u32, change: u32) -> (Value, IpAddr) {
+    let (namespace, name) = (format!("ns-{}", number % 50), format!("service-{number}"));
+    let mut all: Vec<_> = (0..endpoints).map(|index| numbered_endpoint(number * endpoints + index)).collect();
+    let addr = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(11, 0, 0, 0)) + 1 + change).into();
+    if let Some(first) = all.first_mut() {
+        first.addr = addr;
+    }
+    (slice(&namespace, &name, &format!("{name}-abcde"), &[("http", 8080, "TCP")], &all), addr)
+}
+
 /// The endpoint with this number of a large cluster: 172.16.0.0 and on.
 pub fn numbered_endpoint(number: u32) -> Endpoint {
     let addr = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(172, 16, 0, 0)) + 1 + number);
