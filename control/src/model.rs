@@ -94,7 +94,7 @@ impl Protocol {
 }
 
 /// How a service chooses among its backends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scheduling {
     /// The scheduler.
     pub kind: schedule::Kind,
@@ -139,7 +139,7 @@ pub fn port_number(port: Option<Port>) -> u16 {
 }
 
 /// What leads packets to a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reach {
     /// Addresses of its own.
     Vips(Vips),
@@ -153,7 +153,7 @@ pub enum Reach {
 }
 
 /// Virtual addresses with a protocol and a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Vips {
     /// The family of all addresses and of the service's clients.
     pub family: Family,
@@ -168,7 +168,7 @@ pub struct Vips {
 }
 
 /// Who may use a service, and what becomes of who does.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Access {
     /// The networks whose hosts may; the packets of others are dropped. `None`: all.
     pub sources: Option<Arc<[IpNet]>>,
@@ -179,7 +179,7 @@ pub struct Access {
 }
 
 /// A client's flows go to the backend that its first one went to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Persistence {
     /// Seconds that a client is remembered after its last flow ended: 1 to [`SECONDS_MAX`].
     pub timeout_s: NonZeroU32,
@@ -188,7 +188,7 @@ pub struct Persistence {
 }
 
 /// The bits of an address that count for persistence, as ipvsadm takes them (`-M`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Netmask {
     /// Of IPv4: any bits.
     V4(Ipv4Addr),
@@ -215,7 +215,7 @@ impl Netmask {
 }
 
 /// A virtual service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     /// Its name in output, its own in the desired state.
     pub name: Arc<str>,

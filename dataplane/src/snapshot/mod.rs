@@ -154,7 +154,7 @@ impl Engine {
 }
 
 /// When a service answers SYNs itself, by a cookie, and opens a flow only when the client has answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum SynProxy {
     /// Never.
     #[default]
@@ -166,7 +166,7 @@ pub enum SynProxy {
 }
 
 /// What a service does beyond IPVS. Nothing by default.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Options {
     /// A packet in the middle of a flow that is not known goes where consistent hashing says.
     pub stateless_fallback: bool,
