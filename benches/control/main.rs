@@ -103,7 +103,7 @@ fn main() -> Result<ExitCode> {
 fn targets(report: &Report) -> bool {
     let Some(cost) = report.costs.iter().find(|cost| cost.services == 50_000) else { return true };
     let checks = [
-        ("first load, ms of one core", cost.load_cpu_ms, 1500.0),
+        ("first load until workers use it, ms of one core", cost.load_cpu_ms, 1500.0),
         ("one endpoint, ms on the control thread, p50", cost.change_cpu_ms.p50, 1.0),
         ("one endpoint, ms until workers use it, p99", cost.visible_ms.p99, 2.0),
         ("resident, MiB", cost.resident_mib, 400e6 / f64::from(1 << 20)),

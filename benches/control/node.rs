@@ -95,8 +95,11 @@ struct Node {
 struct Load {
     /// From texts to objects.
     decode_cpu: Duration,
-    /// From objects to tables in force.
+    /// From objects to tables that workers use.
     cpu: Duration,
+    /// To fill the XDP program's maps then.
+    maps_cpu: Duration,
+    /// Both.
     wall: Duration,
 }
 
@@ -127,6 +130,7 @@ pub(crate) fn measure(services: u32) -> Result<Cost> {
         services,
         decode_cpu_ms: ms(load.decode_cpu),
         load_cpu_ms: ms(load.cpu),
+        maps_cpu_ms: ms(load.maps_cpu),
         load_ms: ms(load.wall),
         change_cpu_ms,
         visible_ms,
@@ -220,9 +224,9 @@ impl Node {
         self.store.apply(Event::Service(Update::Complete));
         self.store.apply(Event::Slice(Update::Complete));
         self.put()?;
-        self.wait()?;
+        load.maps_cpu = self.wait()?;
         load.wall += wall.elapsed();
-        load.cpu += thread_cpu() - cpu;
+        load.cpu += thread_cpu() - cpu - load.maps_cpu;
         let in_force = self.reconciler.current().services.len();
         ensure!(in_force == services as usize, "{in_force} of {services} Services are in force");
         Ok(load)

@@ -26,9 +26,11 @@ pub(crate) struct Cost {
     pub(crate) services: u32,
     /// The control thread's time to read all objects.
     pub(crate) decode_cpu_ms: f64,
-    /// The control thread's time from objects to tables that workers use, and to the XDP program's maps.
+    /// The control thread's time from objects to tables that workers use.
     pub(crate) load_cpu_ms: f64,
-    /// The same, by the clock.
+    /// And to fill the XDP program's maps then.
+    pub(crate) maps_cpu_ms: f64,
+    /// Both, by the clock.
     pub(crate) load_ms: f64,
     /// The control thread's time for a change of one endpoint, from the EndpointSlice's text.
     pub(crate) change_cpu_ms: Percentiles,
@@ -110,8 +112,9 @@ impl Cost {
     fn rows(&self) -> Vec<(&'static str, f64)> {
         let mut rows = vec![
             ("reading all objects, ms of the processor", self.decode_cpu_ms),
-            ("first load, ms of the processor", self.load_cpu_ms),
-            ("first load until workers use it, ms", self.load_ms),
+            ("first load until workers use it, ms of the processor", self.load_cpu_ms),
+            ("then the XDP program's maps, ms of the processor", self.maps_cpu_ms),
+            ("first load until the maps are filled, ms", self.load_ms),
             ("one endpoint, ms of the processor, p50", self.change_cpu_ms.p50),
             ("one endpoint, ms of the processor, p99", self.change_cpu_ms.p99),
             ("one endpoint until workers use it, ms, p50", self.visible_ms.p50),
