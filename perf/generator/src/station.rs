@@ -23,7 +23,7 @@ pub(crate) const BATCH: usize = 64;
 const CHUNK: u32 = 2048;
 
 /// How long a bind waits for the socket of an earlier run, which the kernel releases some time after its end.
-const RELEASE_LIMIT: Duration = Duration::from_secs(2);
+const RELEASE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How the XDP program that fills the rings is attached.
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -213,11 +213,38 @@ fn datagrams_of_all_sizes_are_answered_timed_and_told_by_flow() {
     let report = sink.stop();
     let none_lacks = serde_json::json!({"flows": 0, "most": 0});
     assert_eq!((&report["received"], &report["flow_loss"]), (&1200.into(), &none_lacks), "{report}");
-    // Frame n is due n / 10,000 s after the start, and none can come before it is due.
+    // None can come before it is due; how long after depends on the machine.
     let latency = &report["latency"];
     assert_eq!(latency["count"], 1200);
-    assert!((1000..1_000_000_000).contains(&latency["p50_ns"].as_u64().unwrap()), "{latency}");
+    assert!(latency["p50_ns"].as_u64().unwrap() > 1000, "{latency}");
     drop(forwarder);
+}
+
+#[test]
+fn a_window_keeps_a_generator_without_a_rate_from_losing_anything() {
+    if !is_root("a_window_keeps_a_generator_without_a_rate_from_losing_anything") {
+        return;
+    }
+    let lab = Lab::new("window");
+    let _forwarder = lab.forward();
+    let file = std::env::temp_dir().join(format!("weirgen-window-{}", std::process::id()));
+    let progress = ["--progress", file.to_str().unwrap()];
+    let sink = ["sink", "--interface", "s0", "--queues", QUEUES];
+    let sink = Tool::start(&lab.server, &[&sink[..], &progress].concat());
+    let send = ["send", "--window", "256", "--count", "20000", "--flows", "100"];
+    let sent = Tool::start(&lab.client, &[&send[..], &SENDER, &progress].concat()).report();
+    assert_eq!(sent["sent"], 20_000);
+    assert!(sent["threads"][0]["waited_s"].as_f64().unwrap() > 0.0, "{sent}");
+    thread::sleep(Duration::from_millis(200));
+    let report = sink.stop();
+    let counts = ["received", "missing", "damaged"].map(|count| report[count].as_u64().unwrap());
+    assert_eq!(counts, [20_000, 0, 0], "{report}");
+
+    // Where nothing comes, the window opens by itself after a while: 400 frames in steps of 256 at most.
+    let silent = ["send", "--window", "256", "--count", "400", "--flows", "100"];
+    let sent = Tool::start(&lab.client, &[&silent[..], &SENDER, &progress].concat()).report();
+    assert_eq!(sent["sent"], 400);
+    std::fs::remove_file(file).unwrap();
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! Two counts of the same window. *Charged* is what the lab's own threads and the kernel's `ksoftirqd` took
 //! (`/proc/PID/task/TID/schedstat`, in nanoseconds): on a veth pair the kernel carries a packet in the name of whoever sends
 //! it, or of `ksoftirqd`, so nothing of its way is missing, and what else runs on the machine does not count. *Busy* is
-//! all the time that the machine's cores were not idle (`/proc/stat`). On a machine that does nothing else the two agree;
-//! the difference says how much else went on.
+//! all the time that the machine's cores were not idle (`/proc/stat`). On a machine that does nothing else the two agree, but
+//! for what the generator waits; the difference says how much else went on. Where packets come from a NIC, the kernel's work is in
+//! nobody's name, and only the second count has it.
 
 use std::fs;
 use std::path::Path;

@@ -6,6 +6,7 @@ mod conditions;
 mod device;
 mod measure;
 mod network;
+mod priority;
 mod profiles;
 mod report;
 mod results;
@@ -183,6 +184,7 @@ fn run(args: &RunArgs) -> Result<ExitCode> {
     }
     let absolute = |path: &PathBuf| path.canonicalize().with_context(|| path.display().to_string());
     let binaries = Binaries { weir: absolute(&args.weir)?, generator: absolute(&args.generator)? };
+    let _raised = priority::raise()?;
     let conditions = Conditions::now(&std::env::current_dir()?, &topology, &cores, repeats)?;
     let lab = Lab { topology, binaries, cores };
     let mut report = Report { conditions, absent, figures: Vec::new() };

@@ -161,6 +161,11 @@ impl Sent {
     pub(crate) fn cpu_s(&self) -> f64 {
         cpu_s(&self.threads)
     }
+
+    /// CPU seconds that they waited.
+    pub(crate) fn waited_s(&self) -> f64 {
+        self.threads.iter().map(|thread| thread.waited_s).sum()
+    }
 }
 
 impl Connected {

@@ -1,0 +1,91 @@
+//! The program itself, where `perf/generator` is built: what it leaves behind, in files and on the machine.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The lab with a directory of its own for results; `None`, and a line that says so, where it cannot run.
+fn lab(test: &str) -> Option<(Command, PathBuf)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let generator = root.join("perf/generator/target/release/weir-gen");
+    if !testbed::is_root() || !generator.exists() {
+        eprintln!(
+            "{test} did not run: it needs root, and `make lab` or `make bench` to have built {}",
+            generator.display()
+        );
+        return None;
+    }
+    let results = std::env::temp_dir().join(format!("{test}-{}", std::process::id()));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir-lab"));
+    command.current_dir(&root).args(["run", "--short", "--profiles", "cost", "--devices", "ip-forward"]);
+    // It measures no Weir, but wants to know where one is.
+    command.args(["--weir", env!("CARGO_BIN_EXE_weir-lab"), "--results"]).arg(&results);
+    Some((command, results))
+}
+
+/// Namespaces that a process made.
+fn namespaces(pid: u32) -> Vec<String> {
+    let entries = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(&format!("weir-{pid}-"))).collect()
+}
+
+fn wait(mut child: Child, until: impl Fn() -> bool) -> Child {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !until() {
+        assert!(child.try_wait().unwrap().is_none(), "the lab ended too early");
+        assert!(Instant::now() < deadline, "the lab does not begin");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child
+}
+
+#[test]
+fn a_run_is_stored_and_the_next_one_compared_with_it() {
+    let Some((mut command, results)) = lab("a_run_is_stored_and_the_next_one_compared_with_it") else {
+        return;
+    };
+    let mut said = Vec::new();
+    for _ in 0..2 {
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        said.push(text);
+    }
+    assert!(!said[0].contains("Compared with") && said[1].contains("Compared with"), "{said:?}");
+    let files: Vec<_> = std::fs::read_dir(&results).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let json = files.iter().find(|path| path.extension().is_some_and(|end| end == "json")).unwrap();
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    let figures = report["figures"].as_array().unwrap();
+    assert_eq!(figures.len(), 2, "established and new: {report}");
+    for figure in figures {
+        let sample = &figure["samples"][0];
+        assert_eq!(figure["device"], "ip-forward");
+        assert!(sample["received"].as_u64().unwrap() > 1000, "{sample}");
+        assert!(
+            sample["gross_ns"].as_f64().unwrap() > sample["window"]["softirq_s"].as_f64().unwrap(),
+            "{sample}"
+        );
+    }
+    let html = std::fs::read_to_string(json.with_extension("html")).unwrap();
+    assert!(html.contains("ip-forward") && html.contains("<svg"));
+    std::fs::remove_dir_all(results).unwrap();
+}
+
+#[test]
+fn an_interrupted_run_leaves_nothing_behind() {
+    let Some((mut command, results)) = lab("an_interrupted_run_leaves_nothing_behind") else { return };
+    let child = command.stdout(Stdio::null()).spawn().unwrap();
+    let pid = child.id();
+    let mut child = wait(child, || namespaces(pid).len() >= 2);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(Command::new("kill").args(["-INT", &pid.to_string()]).status().unwrap().success());
+    let status = child.wait().unwrap();
+    assert!(!status.success(), "{status}");
+    assert_eq!(namespaces(pid), Vec::<String>::new());
+    assert!(!results.exists(), "nothing is stored of half a run");
+}
