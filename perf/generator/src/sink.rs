@@ -83,7 +83,7 @@ struct SinkReport {
     missing: u64,
     late: u64,
     damaged: u64,
-    /// The first of the damaged ones, in hexadecimal digits.
+    /// The beginning of the first of the damaged ones, in hexadecimal digits.
     first_damaged: Option<String>,
     /// Frames that came before.
     doubled: u64,
@@ -274,8 +274,9 @@ fn count(counts: &mut Counts, frame: &[u8], packet: Option<&Packet>, timed: Opti
     let doubled = seen.note(tag.sequence);
     let intact = packet.is_intact(frame);
     stream.count(tag.sequence, frame.len(), intact, doubled);
+    const HEADERS: usize = 74;
     if !intact && counts.first_damaged.is_none() {
-        counts.first_damaged = Some(frame.iter().map(|byte| format!("{byte:02x}")).collect());
+        counts.first_damaged = Some(frame.iter().take(HEADERS).map(|byte| format!("{byte:02x}")).collect());
     }
     if let Some((schedule, now_ns)) = timed {
         counts.latencies.record(now_ns.saturating_sub(schedule.due_ns(u64::from(tag.sequence))));

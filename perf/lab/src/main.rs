@@ -82,6 +82,9 @@ struct RunArgs {
     /// Store nothing.
     #[arg(long)]
     no_store: bool,
+    /// Keep what is stored of the same commit and was not measured this time.
+    #[arg(long, conflicts_with = "no_store")]
+    add: bool,
     /// Where results are stored, and the last is looked for.
     #[arg(long, default_value = "perf/results")]
     results: PathBuf,
@@ -189,18 +192,21 @@ fn run(args: &RunArgs) -> Result<ExitCode> {
     let lab = Lab { topology, binaries, cores };
     let mut report = Report { conditions, absent, figures: Vec::new() };
     plan.run(&lab, &mut report)?;
-    finish(args, &report)
+    finish(args, &mut report)
 }
 
 /// Prints, stores and compares.
-fn finish(args: &RunArgs, report: &Report) -> Result<ExitCode> {
-    println!("\n{}", report::markdown::write(report));
+fn finish(args: &RunArgs, report: &mut Report) -> Result<ExitCode> {
     let path = args.results.join(format!("lab-{}.json", report.conditions.commit));
     if let Some((last, before)) = Report::last(&args.results, None) {
-        println!("Compared with {} ({}):", last.display(), before.conditions.commit);
+        println!("\nCompared with {} ({}):", last.display(), before.conditions.commit);
         let lines = report.compared(&before);
         println!("{}\n", if lines.is_empty() { "nothing in common".to_owned() } else { lines.join("\n") });
     }
+    if args.add && path.exists() {
+        report.add(Report::read(&path)?);
+    }
+    println!("{}", report::markdown::write(report));
     if !args.no_store {
         std::fs::create_dir_all(&args.results)?;
         report.store(&path)?;

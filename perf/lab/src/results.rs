@@ -168,6 +168,23 @@ impl Report {
         }
     }
 
+    /// Takes over what an earlier run measured and this one did not.
+    pub(crate) fn add(&mut self, before: Self) {
+        for figure in before.figures {
+            if self.figure(&figure.key).is_none() {
+                self.figures.push(figure);
+            }
+        }
+        for absent in before.absent {
+            if !self.absent.contains(&absent) {
+                self.absent.push(absent);
+            }
+        }
+        if self.conditions.weir_interfaces.is_null() {
+            self.conditions.weir_interfaces = before.conditions.weir_interfaces;
+        }
+    }
+
     /// Reads a stored one.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
@@ -262,6 +279,16 @@ pub(crate) mod tests {
             let figure = figure(Quantity::Cost, "weir", "established", &values);
             assert_eq!((figure.median(), figure.spread()), (median, spread), "{name}");
         }
+    }
+
+    #[test]
+    fn what_was_measured_again_replaces_what_is_stored() {
+        let of = |device, value| figure(Quantity::Cost, device, "established", &[value]);
+        let mut now = report(vec![of("weir-fullnat", 3.0)]);
+        now.add(report(vec![of("weir-fullnat", 1.0), of("bare", 2.0)]));
+        let all: Vec<_> =
+            now.figures.iter().map(|figure| (figure.key.device.as_str(), figure.median())).collect();
+        assert_eq!(all, [("weir-fullnat", 3.0), ("bare", 2.0)]);
     }
 
     #[test]
