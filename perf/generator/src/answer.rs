@@ -88,6 +88,10 @@ pub(crate) fn turn(frame: &mut [u8], packet: &Packet) -> Option<()> {
 pub(crate) fn answer(frame: &mut [u8], packet: &Packet) -> Option<()> {
     let asks = Tag::read(frame, packet).is_some_and(|tag| tag.answer);
     match packet.proto {
+        UDP if asks && packet.is_unfinished(frame) => {
+            turn(frame, packet)?;
+            packet.complete(frame)
+        }
         UDP if asks => turn(frame, packet),
         TCP => {
             let segment = Segment::read(frame, packet)?;

@@ -211,7 +211,7 @@ impl Client<'_> {
         let flow = self.writer.flow_from(addr(to)?, u16_at(frame, packet.l4 + 2)?)?;
         let right_source = addr(from)? == self.writer.destination(flow)
             && u16_at(frame, packet.l4)? == self.args.port.dport
-            && packet.is_intact(frame);
+            && (packet.is_intact(frame) || packet.is_unfinished(frame));
         let sequence = u32::try_from(flow.checked_sub(self.first)?).ok()?;
         (right_source && sequence < self.args.connections).then_some(())?;
         // What the own end and the far end have sent beyond their first number.

@@ -66,21 +66,32 @@ impl Packet {
 
     /// Sum over the pseudo-header and the transport packet, its checksum field included.
     pub(crate) fn transport_sum(&self, frame: &[u8]) -> Option<u64> {
+        Some(self.pseudo_header_sum(frame)? + sum(frame.get(self.l4..self.end)?))
+    }
+
+    fn pseudo_header_sum(&self, frame: &[u8]) -> Option<u64> {
         let addresses = if self.v6 { self.l3 + 8..self.l3 + 40 } else { self.l3 + 12..self.l3 + 20 };
         let length = u16::try_from(self.end - self.l4).ok()?;
-        Some(
-            sum(frame.get(addresses)?)
-                + word(u16::from(self.proto))
-                + word(length)
-                + sum(frame.get(self.l4..self.end)?),
-        )
+        Some(sum(frame.get(addresses)?) + word(u16::from(self.proto)) + word(length))
     }
 
     /// Whether the IPv4 header's and the transport's checksums are right.
     pub(crate) fn is_intact(&self, frame: &[u8]) -> bool {
-        let header =
-            self.v6 || frame.get(self.l3..self.l4).is_some_and(|header| finish(sum(header)) == [0, 0]);
-        header && self.transport_sum(frame).is_some_and(|sum| finish(sum) == [0, 0])
+        self.has_intact_header(frame) && self.transport_sum(frame).is_some_and(|sum| finish(sum) == [0, 0])
+    }
+
+    fn has_intact_header(&self, frame: &[u8]) -> bool {
+        self.v6 || frame.get(self.l3..self.l4).is_some_and(|header| finish(sum(header)) == [0, 0])
+    }
+
+    /// Whether the transport checksum is left to the interface: its field has the pseudo-header's sum. On a veth no interface
+    /// ever computes it. What translates packets may leave a finished checksum that looks like that to the interface,
+    /// which makes it what it was.
+    pub(crate) fn is_unfinished(&self, frame: &[u8]) -> bool {
+        let pseudo_header = self.pseudo_header_sum(frame);
+        let field = frame.get(self.checksum_at()..).and_then(|field| field.first_chunk::<2>());
+        self.has_intact_header(frame)
+            && field.zip(pseudo_header).is_some_and(|([high, low], sum)| finish(sum) == [!high, !low])
     }
 
     /// Writes the transport checksum. Leaves a UDP packet over IPv4 alone that says it has none (RFC 768).
@@ -152,6 +163,20 @@ mod tests {
             let at = packet.checksum_at();
             frame[at] ^= 0x5a;
             assert!(!packet.is_intact(&frame), "{name}");
+            packet.complete(&mut frame).unwrap();
+            assert_eq!(frame, whole, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_checksum_that_is_left_to_the_interface_is_known_and_completed() {
+        for (name, whole) in samples() {
+            let packet = Packet::find(&whole).unwrap();
+            assert!(!packet.is_unfinished(&whole), "{name}");
+            let mut frame = whole.clone();
+            let pseudo_header = finish(packet.pseudo_header_sum(&frame).unwrap()).map(|byte| !byte);
+            frame[packet.checksum_at()..][..2].copy_from_slice(&pseudo_header);
+            assert!(packet.is_unfinished(&frame) && !packet.is_intact(&frame), "{name}");
             packet.complete(&mut frame).unwrap();
             assert_eq!(frame, whole, "{name}");
         }

@@ -112,7 +112,7 @@ struct Stream {
     next: u64,
     /// Frames that came behind one with a higher sequence number.
     late: u64,
-    /// Frames with a wrong IPv4, TCP or UDP checksum.
+    /// Frames with a wrong IPv4, TCP or UDP checksum, but for those that are left to the interface.
     damaged: u64,
     doubled: u64,
 }
@@ -272,7 +272,7 @@ fn count(counts: &mut Counts, frame: &[u8], packet: Option<&Packet>, timed: Opti
     };
     let (stream, seen) = counts.streams.entry(tag.stream).or_default();
     let doubled = seen.note(tag.sequence);
-    let intact = packet.is_intact(frame);
+    let intact = packet.is_intact(frame) || packet.is_unfinished(frame);
     stream.count(tag.sequence, frame.len(), intact, doubled);
     const HEADERS: usize = 74;
     if !intact && counts.first_damaged.is_none() {
