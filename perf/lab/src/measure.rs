@@ -22,6 +22,7 @@ const SETTLE: Duration = Duration::from_millis(150);
 const LEAD: Duration = Duration::from_millis(700);
 
 /// What all measurements of a run have in common.
+#[derive(Clone, Debug)]
 pub(crate) struct Lab {
     pub(crate) topology: Topology,
     pub(crate) binaries: Binaries,

@@ -41,6 +41,14 @@ impl Cores {
     }
 }
 
+impl Cores {
+    /// Everything on one.
+    pub(crate) fn one(&self) -> Self {
+        let core: Vec<usize> = self.generator.iter().take(1).copied().collect();
+        Self { generator: core.clone(), sink: core.clone(), device: core }
+    }
+}
+
 /// What packets are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Packets {
