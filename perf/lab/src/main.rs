@@ -82,7 +82,7 @@ struct RunArgs {
     /// Store nothing.
     #[arg(long)]
     no_store: bool,
-    /// Keep what is stored of the same commit and was not measured this time.
+    /// Keep what is stored of the same commit and was not measured this time, or less often.
     #[arg(long, conflicts_with = "no_store")]
     add: bool,
     /// Where results are stored, and the last is looked for.

@@ -155,19 +155,16 @@ impl Plan {
             Profile::Connections if short || nothing => {}
             Profile::Connections if device.kind() == Kind::Reflector => {}
             Profile::Connections => step(SERVICES, 1, vec![Job::Connections { seconds: 2.0 }]),
-            Profile::Services if short || !(balances || nothing) => {}
+            Profile::Services | Profile::Flows if short || !(balances || nothing) => {}
             Profile::Services => {
-                for count in [1, 100, 1000, 10_000, 50_000] {
-                    // Of a peer's many services the rules alone would take longer than all the rest.
-                    if count <= PEER_SERVICES || weir {
-                        let jobs = vec![Job::Cost(established(1000, "60", seconds)), Job::Cost(new())];
-                        if !nothing {
-                            step(count, 1, jobs);
-                        }
-                    }
+                let counts: &[u32] = if nothing { &[SERVICES] } else { &[1, 100, 1000, 10_000, 50_000] };
+                // Of a peer's many services the rules alone would take longer than all the rest.
+                for count in counts.iter().filter(|count| **count <= PEER_SERVICES || weir) {
+                    let jobs = vec![Job::Cost(established(1000, "60", seconds)), Job::Cost(new())];
+                    step(*count, 1, jobs);
                 }
             }
-            Profile::Flows if short || !balances => {}
+            Profile::Flows if nothing => step(SERVICES, 1, vec![Job::Cost(established(1000, "60", seconds))]),
             Profile::Flows => {
                 for flows in [1000, 10_000, 100_000, 1_000_000] {
                     if flows <= PEER_FLOWS || weir {
@@ -347,8 +344,8 @@ impl Run<'_, '_> {
             self.ends.insert(ends, sample.gross_ns);
             return Ok(());
         }
-        // With nothing to compare with, their programs' own time is taken off: nothing of the device runs in their name
-        // where wires are between them.
+        // Where wires are between them there is nothing to compare with, but then nothing of the device runs in the name of
+        // generator and sink either.
         let ends_ns = self.ends.get(&ends).copied().unwrap_or(sample.ends_ns);
         self.put(self.key(Quantity::Cost, load, None), sample.gross_ns - ends_ns, sample);
         Ok(())
@@ -498,7 +495,10 @@ mod tests {
         assert!(plan(true, 1).estimate() < Duration::from_secs(90), "{:?}", plan(true, 1).estimate());
         assert!(plan(false, 1).estimate() > plan(true, 1).estimate());
         assert_eq!(plan(false, 3).estimate(), plan(false, 1).estimate() * 3);
-        let first = &plan(false, 1).steps[0];
-        assert!(matches!(first.device, Device::Nothing), "costs are net of what comes first");
+        for profile in [Profile::Cost, Profile::Services, Profile::Flows] {
+            let plan = Plan::new(&[profile], devices.clone(), false, 1, &Topology::Namespaces, &cores);
+            let first = &plan.steps[0];
+            assert!(matches!(first.device, Device::Nothing), "{profile}: costs are net of what comes first");
+        }
     }
 }

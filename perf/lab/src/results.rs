@@ -168,11 +168,13 @@ impl Report {
         }
     }
 
-    /// Takes over what an earlier run measured and this one did not.
+    /// Takes over what an earlier run measured and this one did not, or less often.
     pub(crate) fn add(&mut self, before: Self) {
-        for figure in before.figures {
-            if self.figure(&figure.key).is_none() {
-                self.figures.push(figure);
+        for old in before.figures {
+            match self.figures.iter_mut().find(|figure| figure.key == old.key) {
+                Some(figure) if figure.values.len() < old.values.len() => *figure = old,
+                Some(_) => {}
+                None => self.figures.push(old),
             }
         }
         for absent in before.absent {
