@@ -57,7 +57,9 @@ impl Core {
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
         let unfinished = tables.net.leaves_checksums(frame.port) && nat::note_partial(frame, packet);
-        let id = self.next_id();
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
+        let makes_header = entry.mode().is_tunnel() || !entry.keeps_family();
+        let id = if makes_header { self.next_id() } else { 0 };
         let outer = self.outer(slot, id)?;
         let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
         if packet.kind != Kind::Transport && outer.is_none() && !entry.keeps_family() {
