@@ -1,6 +1,6 @@
 # make demo    real traffic through Weir, in namespaces of this machine
 # make test    every test; what needs namespaces runs as root
-# make test-vm what this machine's kernel lacks (tunnels, SCTP), in a guest that has it
+# make test-vm tunnels, SCTP, bonds, network cards in zero-copy mode: in a guest that has them
 # make lint    formatting, lints, documentation, dependencies
 # make bench   the engine's cost, what changes cost, iperf3 beside a bare forwarder, and the lab in its short form
 # make lab     Weir beside its peers: CPU a packet, throughput, connections, latency, scaling; says how long it takes
@@ -43,12 +43,17 @@ demo: deps-build+net
 test: deps-build+net+check
 	cargo $(RUNNER) test --workspace --no-fail-fast
 
-# The guest is emulated: an optimized build, and one test at a time.
+# The guest is emulated: an optimized build, and one test at a time. First what needs no network cards, then what is tried on
+# virtio-net in zero-copy mode, then the same where the kernel has only copy mode for it.
 .PHONY: test-vm
 test-vm: deps-build+net+vm
-	cargo test --release --test e2e --no-run
-	perf/vm/run.sh -- $$(cargo test --release --test e2e --no-run --message-format=json | \
-		sed -n 's/.*"executable":"\([^"]*\/e2e-[^"]*\)".*/\1/p') --test-threads=1 --nocapture $(or $(VM_TESTS),modes sctp)
+	cargo test --profile guest --test e2e --no-run
+	binary=$$(cargo test --profile guest --test e2e --no-run --message-format=json | \
+		sed -n 's/.*"executable":"\([^"]*\/e2e-[^"]*\)".*/\1/p') && \
+	tests() { perf/vm/run.sh "$${@:2}" -- $$binary --test-threads=1 --nocapture $$1; } && \
+	tests "$(or $(VM_TESTS),modes sctp doctor)" && \
+	tests "$(or $(VM_NIC_TESTS),nics)" --nics && \
+	tests nics --nics --kernel 6.12
 
 # The cfg is the one that cargo-fuzz sets.
 .PHONY: lint

@@ -2,18 +2,21 @@
 # Runs a command as root in a virtual machine with a Debian kernel, on this machine's own files: they are seen read-only
 # through an overlay in the guest's memory, so nothing that the command writes stays. Ends with the command's status.
 #
-#     perf/vm/run.sh [--kernel VERSION] [--kvm] [--memory MIB] [--timeout SECONDS] [--] COMMAND...
+#     perf/vm/run.sh [--kernel VERSION] [--nics] [--kvm] [--memory MIB] [--timeout SECONDS] [--] COMMAND...
 #
-# The guest has no network but what the command makes. It is emulated and starts in some 5 seconds; --kvm has the
-# processor run it, which not every machine that has /dev/kvm can.
+# The guest has no network but what the command makes. With --nics it has four virtio-net cards of two queues each, the
+# first connected with the second and the third with the fourth, by bridges in a network namespace that ends with the
+# guest; the command finds them by their MAC addresses (testbed/src/topology.rs), as WEIR_TEST_NICS tells it to. The guest
+# is emulated and starts in some 5 seconds; --kvm has the processor run it, which not every machine that has /dev/kvm can.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-version=6.18 memory=4096 limit=1800 kvm=
+version=6.18 memory=4096 limit=1800 kvm= nics=
 while [ $# -gt 0 ]; do
     case $1 in
         --kernel) version=$2; shift 2 ;;
         --kvm) kvm=1; shift ;;
+        --nics) nics=4; shift ;;
         --memory) memory=$2; shift 2 ;;
         --timeout) limit=$2; shift 2 ;;
         --) shift; break ;;
@@ -51,6 +54,7 @@ done
 {
     echo '#!/bin/sh'
     printf 'cd %q\n' "$PWD"
+    [ -z "$nics" ] || echo 'modprobe virtio_net && export WEIR_TEST_NICS=1'
     printf '%q ' "$@"
     echo
 } >"$work/command"
@@ -93,14 +97,25 @@ chmod +x "$root/init" "$root/sbin/modprobe"
 (cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) >"$work/initramfs.gz"
 
 share() { echo "-virtfs local,path=$1,mount_tag=$2,security_model=none,readonly=on,multidevs=remap"; }
+# A card's queues are those of its tap, which the kernel fills by flow and not by sender.
+network=() wires=
+for ((nic = 0; nic < ${nics:-0}; nic++)); do
+    network+=(-netdev "tap,id=wire$nic,ifname=tap$nic,script=no,downscript=no,queues=2,vhost=off"
+        -device "virtio-net-pci,netdev=wire$nic,mac=02:77:65:69:72:0$nic,mq=on,vectors=10,disable-legacy=on,iommu_platform=on,romfile=")
+    bridge=bridge$((nic / 2))
+    [ $((nic % 2)) = 1 ] || wires+="ip link add $bridge type bridge mcast_snooping 0 && ip link set $bridge up && "
+    wires+="ip tuntap add tap$nic mode tap multi_queue vnet_hdr && ip link set tap$nic master $bridge up && "
+done
 # shellcheck disable=SC2046
 acceleration=(-accel tcg,thread=multi)
 [ -z "$kvm" ] || acceleration=(-accel kvm)
-timeout --kill-after=10 "$limit" qemu-system-x86_64 "${acceleration[@]}" -cpu max -smp 2 -m "$memory" \
+around=()
+[ -z "$nics" ] || around=(unshare --net sh -c "$wires"'exec "$@"' sh)
+"${around[@]}" timeout --kill-after=10 "$limit" qemu-system-x86_64 "${acceleration[@]}" -cpu max -smp 2 -m "$memory" \
     -nodefaults -no-user-config -nographic -serial stdio -no-reboot \
     -kernel "$kernel/vmlinuz" -initrd "$work/initramfs.gz" \
     -append "console=ttyS0 quiet panic=-1 loglevel=3 mitigations=off" \
-    $(share / host) $(share "$work" job) $(share "$kernel" kernel) </dev/null | tee "$work/log"
+    "${network[@]}" $(share / host) $(share "$work" job) $(share "$kernel" kernel) </dev/null | tee "$work/log"
 status=$(tr -d '\r' <"$work/log" | sed -n 's/^.*weir-vm: the command ended with \([0-9]*\)$/\1/p' | tail -n 1)
 [ -n "$status" ] || { echo "run.sh: the guest ended without a status" >&2; exit 1; }
 exit "$status"

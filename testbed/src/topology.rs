@@ -4,9 +4,11 @@ use std::fs::Permissions;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::cleanup::{self, Mess};
@@ -18,6 +20,8 @@ pub const QUEUES: u32 = 2;
 /// arrived on queue 2 by queue 1: the kernel takes the queue that a veth frame was sent by for the number, from 1, of
 /// the queue that it was received by. So it takes three for replies to reach the gateway on both of its queues.
 const PORT_QUEUES: u32 = 3;
+/// How long a network card is waited for.
+const NIC_LIMIT: Duration = Duration::from_secs(10);
 /// How many backends there are.
 pub const BACKENDS: u8 = 3;
 /// The gateway's interface towards the client.
@@ -158,8 +162,19 @@ impl Topology {
     fn connect(&self) -> Result<()> {
         self.gateway.sysctl("net/ipv4/ip_forward", "1")?;
         self.gateway.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        veth(&self.gateway, WAN, &self.client, ETH, QUEUES)?;
-        veth(&self.gateway, LAN, &self.switch, "uplink", QUEUES)?;
+        if has_nics() {
+            for (nic, (namespace, name)) in (0u8..).zip([
+                (&self.gateway, WAN),
+                (&self.client, ETH),
+                (&self.gateway, LAN),
+                (&self.switch, "uplink"),
+            ]) {
+                move_nic(nic, namespace, name)?;
+            }
+        } else {
+            veth(&self.gateway, WAN, &self.client, ETH, QUEUES)?;
+            veth(&self.gateway, LAN, &self.switch, "uplink", QUEUES)?;
+        }
         // Without snooping, neighbour discovery's multicast reaches every port from the first frame on.
         self.switch.ip("link add bridge type bridge stp_state 0 mcast_snooping 0\nlink set bridge up\n")?;
         self.switch.ip("link set uplink master bridge\n")?;
@@ -191,6 +206,36 @@ impl Topology {
         }
         Ok(())
     }
+}
+
+/// Whether the gateway has network cards of a machine that is there for tests alone (`perf/vm/run.sh --nics`), instead
+/// of veth pairs.
+pub fn has_nics() -> bool {
+    std::env::var_os("WEIR_TEST_NICS").is_some()
+}
+
+/// Gives the card with this number (the last byte of its MAC address) to a namespace. One that the namespace before it
+/// still has comes back soon after that is gone.
+fn move_nic(nic: u8, namespace: &Namespace, name: &str) -> Result<()> {
+    let mac = format!("02:77:65:69:72:{nic:02x}");
+    let deadline = Instant::now() + NIC_LIMIT;
+    let found = loop {
+        let links = std::fs::read_dir("/sys/class/net")?.flatten();
+        let is_it = |path: &std::path::PathBuf| {
+            std::fs::read_to_string(path.join("address")).is_ok_and(|address| address.trim() == mac)
+        };
+        match links.map(|entry| entry.path()).find(is_it) {
+            Some(path) => break path,
+            None if Instant::now() >= deadline => bail!("there is no network card {mac}"),
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    let found = found.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut ip = Command::new("ip");
+    let said =
+        crate::run(ip.args(["link", "set", &found, "netns", namespace.name(), "name", name]), NIC_LIMIT)?;
+    ensure!(said.status.success(), "moving {found} to {}: {}", namespace.name(), said.err);
+    namespace.ip(&format!("link set {name} up\n"))
 }
 
 /// Connects two namespaces by a veth pair with so many queues at both ends, both up.

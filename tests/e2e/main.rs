@@ -17,6 +17,7 @@ mod kubernetes;
 mod metrics;
 mod modes;
 mod neighbours;
+mod nics;
 mod queues;
 mod reach;
 mod reload;
