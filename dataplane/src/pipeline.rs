@@ -1,8 +1,8 @@
 //! The whole path of a packet on one screen.
 //!
-//! A batch passes three stages, so that the memory of each packet is on its way while others are worked on: parse
-//! and prefetch the flow's bucket; find its tag and prefetch the entry; confirm, translate, and give the verdict.
-//! Between the last two the packets of no known flow are looked at, and what they will need is fetched.
+//! A packet passes three stages, so that its memory is on its way while others are worked on: parse and prefetch the
+//! flow's bucket; find its tag and prefetch the entry, or, for a packet of no known flow, what opening one will need;
+//! confirm, translate, and give the verdict. Each stage is a few packets behind the one before it.
 
 mod admit;
 mod answer;
@@ -109,6 +109,10 @@ pub struct Engine {
     core: Core,
     scratch: Box<[Scratch; BATCH]>,
 }
+
+/// How many packets a stage is behind the one before it. While one packet is decided on, the entries of so many that follow
+/// and the buckets of as many behind those are on their way.
+const STAGE: usize = 8;
 
 /// What the first two stages leave for the third.
 #[derive(Clone, Copy, Debug)]
@@ -240,25 +244,33 @@ impl Engine {
     ) {
         debug_assert!(frames.len() <= BATCH && frames.len() == verdicts.len());
         let Self { core, scratch } = self;
-        for (frame, note) in frames.iter().zip(scratch.iter_mut()) {
-            note.read(frame, &core.flows);
-        }
-        let mut all_known = true;
-        for note in scratch.iter_mut().take(frames.len()) {
-            note.probe(&core.flows);
-            all_known &= note.hit != Hit::NONE;
-        }
         core.begin(now, tables);
-        if !all_known {
-            core.foresee(frames, scratch.as_mut_slice(), tables);
-        }
-        let mut forwarded = 0;
         core.setup.stats.frames.add(frames.len() as u64);
-        for ((frame, verdict), note) in frames.iter_mut().zip(verdicts).zip(scratch.iter()) {
-            *verdict = core.decide(frame, note, now, tables, &mut Silent);
-            match verdict {
-                Verdict::Tx(_) => forwarded += 1,
-                other => core.setup.stats.verdict(*other),
+        let (mut ahead, mut forwarded) = (first::Ahead::new(core), 0);
+        let count = frames.len();
+        for place in 0..count + 2 * STAGE {
+            if let (Some(frame), Some(note)) = (frames.get(place), scratch.get_mut(place)) {
+                note.read(frame, &core.flows);
+            }
+            let probed = place.wrapping_sub(STAGE);
+            if probed < count
+                && let Some(note) = scratch.get_mut(probed)
+            {
+                note.probe(&core.flows);
+                if note.hit == Hit::NONE
+                    && let Some(frame) = frames.get(probed)
+                {
+                    core.foresee(frame, note, &mut ahead, tables);
+                }
+            }
+            let decided = place.wrapping_sub(2 * STAGE);
+            let (frame, verdict) = (frames.get_mut(decided), verdicts.get_mut(decided));
+            if let (Some(frame), Some(verdict), Some(note)) = (frame, verdict, scratch.get(decided)) {
+                *verdict = core.decide(frame, note, now, tables, &mut Silent);
+                match verdict {
+                    Verdict::Tx(_) => forwarded += 1,
+                    other => core.setup.stats.verdict(*other),
+                }
             }
         }
         core.setup.stats.forwarded.add(forwarded);
@@ -276,7 +288,8 @@ impl Engine {
         let mut note = Scratch::EMPTY;
         note.read(frame, &self.core.flows);
         note.probe(&self.core.flows);
-        self.core.foresee(std::slice::from_ref(frame), std::slice::from_mut(&mut note), tables);
+        let mut ahead = first::Ahead::new(&self.core);
+        self.core.foresee(frame, &mut note, &mut ahead, tables);
         let verdict = self.core.decide(frame, &note, now, tables, trace);
         match verdict {
             Verdict::Drop(reason) | Verdict::Reply(Some(reason)) => trace.step(Step::Refused(reason)),

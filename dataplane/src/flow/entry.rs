@@ -86,6 +86,8 @@ const MODE_SHIFT: u16 = 6;
 const ANSWERED: u16 = 1 << 9;
 /// It gets [`PLAIN`] once it is established.
 const PLAIN_LATER: u16 = 1 << 10;
+/// TCP or UDP in one IP version, outside of tunnels, of which nothing is asked but the translation that lies here.
+const SIMPLE: u16 = 1 << 11;
 const PACKETS_SHIFT: u16 = 12;
 
 /// A flow: its keys both ways, state, timeout, and all that forwarding one of its packets needs.
@@ -140,9 +142,14 @@ impl Entry {
         let bits = [(v6[0], V6_FORWARD), (v6[1], V6_REPLY), (!mode.has_replies(), NO_OUTPUT)];
         let set = bits.into_iter().filter(|(is_set, _)| *is_set).map(|(_, bit)| bit);
         self.flags = set.fold(LIVE | (mode as u16) << MODE_SHIFT, |flags, bit| flags | bit);
-        if !mode.is_tunnel() && self.proto == TCP && v6 == [false; 2] {
-            self.flags |= PLAIN;
-        }
+        self.flags |= self.paths(mode);
+    }
+
+    /// The paths of their own that its packets may pass, if nothing more is asked of them.
+    fn paths(&self, mode: Mode) -> u16 {
+        let is_simple = !mode.is_tunnel() && self.keeps_family() && matches!(self.proto, TCP | UDP);
+        let is_plain = is_simple && self.proto == TCP && !self.is_v6(Way::Forward);
+        (if is_simple { SIMPLE } else { 0 }) | if is_plain { PLAIN } else { 0 }
     }
 
     pub(super) fn is_live(&self) -> bool {
@@ -227,7 +234,7 @@ impl Entry {
 
     /// Has its packets pass the general path from now on, on which they are given what is not for every flow.
     pub fn leave_plain_path(&mut self) {
-        self.flags &= !(PLAIN | PLAIN_LATER);
+        self.flags &= !(PLAIN | PLAIN_LATER | SIMPLE);
     }
 
     /// Has the packets of its handshake pass the general path, if later ones take the plain one.
@@ -239,9 +246,8 @@ impl Entry {
 
     /// Has its packets pass the plain path from now on, if that is for such flows.
     pub fn enter_plain_path(&mut self) {
-        let v6 = self.flags & (V6_FORWARD | V6_REPLY) != 0;
-        if !self.mode().is_tunnel() && self.proto == TCP && !v6 && !self.is_ftp() {
-            self.flags |= PLAIN;
+        if !self.is_ftp() {
+            self.flags |= self.paths(self.mode());
         }
     }
 
@@ -282,6 +288,12 @@ impl Entry {
     #[inline]
     pub fn is_plain(&self) -> bool {
         self.flags & PLAIN != 0
+    }
+
+    /// Whether its packets, but for a SYN, need nothing but the translation that lies here.
+    #[inline]
+    pub fn is_simple(&self) -> bool {
+        self.flags & SIMPLE != 0
     }
 
     /// Whether it counts as an active connection of its backend.

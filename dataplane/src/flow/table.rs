@@ -173,10 +173,10 @@ impl FlowTable {
         }
     }
 
-    /// Brings the slot into the cache that so many flows opened from now on will take, as long as slots are not used again.
+    /// Brings the entry of a slot into the cache.
     #[inline]
-    pub fn prefetch_slot(&self, ahead: Slot) {
-        if let Some(entry) = self.entries.get(self.high.saturating_add(ahead) as usize) {
+    pub fn prefetch_slot(&self, slot: Slot) {
+        if let Some(entry) = self.entries.get(slot as usize) {
             prefetch(entry);
         }
     }

@@ -102,25 +102,39 @@ impl Core {
         if packet.tcp_flags & SYN != 0 {
             self.clamp(frame, packet, slot, way, largest, unfinished, tables)?;
         }
-        let deltas = entry.deltas(way);
-        let bytes = frame.bytes_mut();
         if let Some(outer) = outer {
             outer.encapsulate(frame, packet, unfinished)?;
-        } else if !entry.mode().has_replies() {
-            nat::pass(bytes, packet)?;
-        } else if !entry.keeps_family() {
+        } else if entry.mode().has_replies() && !entry.keeps_family() {
             let target = self.flows.tuple(entry).translated(way);
-            family::translate(frame, packet, &target, deltas, unfinished, id)?;
-        } else if entry.is_v6(way) {
-            nat::translate_v6(bytes, packet, self.flows.target_v6(entry, way), deltas, unfinished)?;
+            family::translate(frame, packet, &target, entry.deltas(way), unfinished, id)?;
         } else {
-            nat::translate_v4(bytes, packet, entry.target_v4(way), deltas, unfinished)?;
+            self.translate(frame, packet, entry, way, unfinished)?;
         }
         l2::readdress(frame, packet, hop)?;
         if is_larger {
             self.split(frame, hop, path, trace)?;
         }
         Ok(Verdict::Tx(hop.port))
+    }
+
+    /// Translates a packet of a flow outside of tunnels that keeps its IP version.
+    #[inline]
+    pub(super) fn translate(
+        &self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        entry: &Entry,
+        way: Way,
+        unfinished: bool,
+    ) -> Result<(), DropReason> {
+        let (bytes, deltas) = (frame.bytes_mut(), entry.deltas(way));
+        if !entry.mode().has_replies() {
+            nat::pass(bytes, packet)
+        } else if entry.is_v6(way) {
+            nat::translate_v6(bytes, packet, self.flows.target_v6(entry, way), deltas, unfinished)
+        } else {
+            nat::translate_v4(bytes, packet, entry.target_v4(way), deltas, unfinished)
+        }
     }
 
     /// Puts a packet that is not of the flow in `slot`, but about it, into the flow's tunnel. Returns the path's MTU where

@@ -1,5 +1,6 @@
 //! A packet of a known flow: its state moves on, its timeout starts anew, it is translated and sent.
 
+use super::deliver::count;
 use super::{Core, Setup};
 use crate::flow::entry::{Entry, Way};
 use crate::flow::half_open::HalfOpen;
@@ -9,6 +10,7 @@ use crate::flow::tcp::Strictness;
 use crate::flow::{key, templates};
 use crate::frame::Frame;
 use crate::packet::Packet;
+use crate::rewrite::l2;
 use crate::snapshot::net::Hop;
 use crate::snapshot::{Settings, Snapshot};
 use crate::time::Tick;
@@ -60,7 +62,28 @@ impl Core {
         let Some(hop) = known.filter(|hop| may_pass(packet, hop)) else {
             return Some(or_drop(self.send(frame, packet, hit.slot(), way, tables, trace)));
         };
+        let is_finished = !(self.turn.has_unfinished && tables.net.leaves_checksums(frame.port));
+        if entry.is_simple() && is_finished && packet.tcp_flags & SYN == 0 {
+            return Some(or_drop(self.pass_simple(frame, packet, hit.slot(), way, hop)));
+        }
         Some(or_drop(self.deliver(frame, packet, hit.slot(), way, hop, tables, trace)))
+    }
+
+    /// Sends a packet that is not a SYN, has a hop left and fits it, of a [simple](Entry::is_simple) flow.
+    #[inline]
+    fn pass_simple(
+        &self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        slot: Slot,
+        way: Way,
+        hop: &Hop,
+    ) -> Result<Verdict, DropReason> {
+        let entry = self.flows.entry(slot).ok_or(DropReason::NoFlow)?;
+        count(entry, way, packet, &self.setup);
+        self.translate(frame, packet, entry, way, false)?;
+        l2::readdress(frame, packet, hop)?;
+        Ok(Verdict::Tx(hop.port))
     }
 
     /// Moves a flow on by one of its packets, and starts its timeout anew. The verdict, where the packet is not to be

@@ -10,7 +10,7 @@ use super::persist::{Choice, Keeps};
 use super::{Core, Lane, Scratch};
 use crate::flow::entry::{self, NO_HOP, Way};
 use crate::flow::key::{self, FlowKey, VipKey, words_v4};
-use crate::flow::table::{Hit, NewWords, Slot};
+use crate::flow::table::{NewWords, Slot};
 use crate::flow::{snat, templates};
 use crate::frame::Frame;
 use crate::ids::{BackendId, NO_BACKEND, ServiceId};
@@ -49,40 +49,63 @@ impl Foreseen {
     }
 }
 
+/// How far a batch was looked ahead.
+#[derive(Debug)]
+pub(super) struct Ahead<'t> {
+    positions: Positions,
+    /// What [`Core::attempts`] will be.
+    attempts: u64,
+    /// The slot that the next flow will probably take.
+    slot: Slot,
+    /// The service that was found last, and by what.
+    service: Option<(VipKey, &'t Service)>,
+}
+
+impl Ahead<'_> {
+    /// Not at all.
+    #[inline]
+    pub(super) fn new(core: &Core) -> Self {
+        let (attempts, slot) = (core.attempts, core.flows.high_water());
+        Self { positions: Positions::default(), attempts, slot, service: None }
+    }
+}
+
 /// Positions of schedulers as they will be once the packets before were decided on, by the low bits of the service's id.
 type Positions = [(Option<ServiceId>, u64); 8];
 
 impl Core {
-    /// Looks ahead at what the packets of no known flow will ask for, so that the memory for all of them is on its way at
-    /// once. What depends on nothing but packet and tables is found out here for good; the backend and its SNAT port are a
-    /// guess, which is right as long as no other worker uses the service's scheduler meanwhile.
+    /// Looks ahead at what a packet of no known flow will ask for, so that the memory for all of them is on its way at once.
+    /// What depends on nothing but packet and tables is found out here for good; the backend and its SNAT port are a guess,
+    /// which is right as long as no other worker uses the service's scheduler meanwhile.
     #[inline(never)]
-    pub(super) fn foresee(&mut self, frames: &[Frame<'_>], notes: &mut [Scratch], tables: &Snapshot) {
-        let mut positions = Positions::default();
-        let mut last = None;
-        let (mut attempts, mut count) = (self.attempts, 0);
-        for (frame, note) in frames.iter().zip(notes) {
-            note.first = Foreseen::NOTHING;
-            if note.hit != Hit::NONE || note.lane == Lane::Parsed {
-                continue;
-            }
-            let Some(packet) = frame.head::<Plain>().map(Plain::packet) else { continue };
-            let Some(service) = self.plain_service(frame, &packet, &mut last, tables) else { continue };
-            self.flows.prefetch_slot(count);
-            count += 1;
-            note.first.service = Some(service.id);
-            if let Some(backend) = self.likely(service, &packet.key, &mut positions)
-                && is_plain(&packet.key, service, backend, tables)
-            {
-                attempts = attempts.wrapping_add((backend.mode == Mode::FullNat).into());
-                let answer = self.first_answer(&packet.key, note.hash, service, backend, attempts, tables);
-                if let Some(reply) = answer {
-                    note.first = Foreseen { backend: backend.id, attempts, reply, ..note.first };
-                    self.flows.prefetch(reply.1);
-                }
-            }
-            note.parsed = Ok(packet);
+    pub(super) fn foresee<'t>(
+        &self,
+        frame: &Frame<'_>,
+        note: &mut Scratch,
+        ahead: &mut Ahead<'t>,
+        tables: &'t Snapshot,
+    ) {
+        note.first = Foreseen::NOTHING;
+        if note.lane == Lane::Parsed {
+            return;
         }
+        let Some(packet) = frame.head::<Plain>().map(Plain::packet) else { return };
+        let Some(service) = self.plain_service(frame, &packet, &mut ahead.service, tables) else { return };
+        self.flows.prefetch_slot(ahead.slot);
+        ahead.slot = ahead.slot.saturating_add(1);
+        note.first.service = Some(service.id);
+        if let Some(backend) = self.likely(service, &packet.key, &mut ahead.positions)
+            && is_plain(&packet.key, service, backend, tables)
+        {
+            ahead.attempts = ahead.attempts.wrapping_add((backend.mode == Mode::FullNat).into());
+            let attempts = ahead.attempts;
+            let answer = self.first_answer(&packet.key, note.hash, service, backend, attempts, tables);
+            if let Some(reply) = answer {
+                note.first = Foreseen { backend: backend.id, attempts, reply, ..note.first };
+                self.flows.prefetch(reply.1);
+            }
+        }
+        note.parsed = Ok(packet);
     }
 
     /// The backend that will probably be chosen.
