@@ -14,7 +14,9 @@ use dataplane::ids::{BackendId, HopId, PoolId, PortId, ServiceId, WorkerId};
 use dataplane::pipeline::{Engine, Setup};
 use dataplane::schedule::{Flags, Kind, Scheduler};
 use dataplane::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
-use dataplane::snapshot::{Backend, Mode, Service, Services, Settings, Snapshot, SnatPool, Timeouts};
+use dataplane::snapshot::{
+    Access, Backend, Masquerade, Mode, Networks, Service, Services, Settings, Snapshot, SnatPool, Timeouts,
+};
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
 use dataplane::time::Tick;
@@ -58,13 +60,54 @@ pub(crate) struct Shape {
     pub(crate) services: u32,
     /// Whether flows are spread over all services. Otherwise all are the first one's.
     pub(crate) spread: bool,
+    /// The scheduler of all services.
+    pub(crate) scheduler: Kind,
+    /// Whether services ask where their clients are: who may come, and whose address backends do not see.
+    pub(crate) asks_clients: bool,
+    /// Packets that come of one flow before the next one's.
+    pub(crate) run: u32,
+}
+
+/// What the engines of several workers have in common.
+pub(crate) struct Shared {
+    tables: Snapshot,
+    state: Arc<State>,
+    directory: Arc<Directory>,
+    workers: u8,
+}
+
+impl Shared {
+    /// For so many workers of this shape each.
+    pub(crate) fn new(shape: &Shape, workers: u8) -> Self {
+        let tables = Snapshot {
+            generation: 1,
+            services: Arc::new(services(shape, shape.services)),
+            net: Arc::new(net(shape.v6)),
+            timeouts: Timeouts::default(),
+            // All flows are half open for a while; by default no more than a quarter may be.
+            settings: Settings { half_open: shape.limit, ..Settings::default() },
+        };
+        let backends = tables.services.iter().map(|service| service.backends.len()).sum();
+        let state = Arc::new(State::new(shape.services as usize, backends));
+        let directory = Arc::new(Directory::new(shape.limit as usize * usize::from(workers), workers));
+        Self { tables, state, directory, workers }
+    }
 }
 
 impl Shape {
     /// Full NAT over IPv4 of one service, for so many flows.
     pub(crate) fn plain(flows: u32) -> Self {
         // A table with no slot to spare would measure how it makes room.
-        Self { mode: Mode::FullNat, v6: false, limit: flows + SECTION as u32, services: 1, spread: false }
+        Self {
+            mode: Mode::FullNat,
+            v6: false,
+            limit: flows + SECTION as u32,
+            services: 1,
+            spread: false,
+            scheduler: Kind::Rr,
+            asks_clients: false,
+            run: 1,
+        }
     }
 }
 
@@ -80,6 +123,7 @@ struct Sent {
 /// An engine, its tables, and what became of its flows.
 pub(crate) struct World {
     shape: Shape,
+    worker: u8,
     engine: Engine,
     tables: Snapshot,
     sent: Vec<Sent>,
@@ -100,30 +144,27 @@ pub(crate) enum Direction {
 impl World {
     /// A gateway without flows.
     pub(crate) fn new(shape: Shape) -> Self {
-        let tables = Snapshot {
-            generation: 1,
-            services: Arc::new(services(&shape, shape.services)),
-            net: Arc::new(net(shape.v6)),
-            timeouts: Timeouts::default(),
-            // All flows are half open for a while; by default no more than a quarter may be.
-            settings: Settings { half_open: shape.limit, ..Settings::default() },
-        };
-        let backends = tables.services.iter().map(|service| service.backends.len()).sum();
-        let services = shape.services as usize;
+        Self::of_worker(shape, &Shared::new(&shape, 1), 0)
+    }
+
+    /// One of several workers, without flows. Each has clients of its own.
+    pub(crate) fn of_worker(shape: Shape, shared: &Shared, worker: u8) -> Self {
+        let (services, backends) = shared.state.capacity();
         let setup = Setup {
-            worker: WorkerId(0),
-            workers: 1,
+            worker: WorkerId(worker),
+            workers: shared.workers,
             flow_limit: shape.limit as usize,
-            state: Arc::new(State::new(services, backends)),
+            state: Arc::clone(&shared.state),
             stats: Arc::new(WorkerStats::new(services, backends)),
             wanted: Arc::new(Wanted::new(BATCH)),
-            directory: Arc::new(Directory::new(shape.limit as usize, 1)),
+            directory: Arc::clone(&shared.directory),
             seed: 0x1234_5678_9abc_def0,
         };
         Self {
             shape,
+            worker,
             engine: Engine::with_memory(setup, &HugePages),
-            tables,
+            tables: shared.tables.clone(),
             sent: vec![Sent::default(); shape.limit as usize],
             verdicts: vec![Verdict::Kernel; SECTION],
             clock: Duration::from_secs(1),
@@ -220,8 +261,12 @@ impl World {
         flows: u32,
         random: &mut Random,
     ) -> Vec<Frame<'a>> {
+        let (mut flow, mut left) = (0, 0);
         chunks.fill(port, SECTION, || {
-            let flow = random.below(flows);
+            if left == 0 {
+                (flow, left) = (random.below(flows), self.shape.run);
+            }
+            left -= 1;
             let key = match direction {
                 Direction::Established => self.client_key(flow),
                 Direction::Reply => self.backend_key(flow),
@@ -232,8 +277,8 @@ impl World {
 
     /// The packets of a client of this flow.
     pub(crate) fn client_key(&self, flow: u32) -> FlowKey {
-        // 16,384 ports a client.
-        let src = self.address(CLIENTS + (flow >> 14));
+        // 16,384 ports a client, and 65,536 clients a worker.
+        let src = self.address(CLIENTS + (u32::from(self.worker) << 16) + (flow >> 14));
         let service =
             if self.shape.spread { flow.wrapping_mul(0x9e37_79b1) % self.shape.services } else { 0 };
         let dst = self.address(VIPS + service);
@@ -343,11 +388,18 @@ fn service(shape: &Shape, index: u32, ids: &mut impl Iterator<Item = u32>) -> Se
         id: ServiceId(index),
         name: format!("service-{index}").into(),
         vips: vec![vip],
-        scheduler: Scheduler::compile(Kind::Rr, Flags::default(), &backends),
+        scheduler: Scheduler::compile(shape.scheduler, Flags::default(), &backends),
+        access: if shape.asks_clients { asking() } else { Access::default() },
         backends,
         pool: (shape.mode == Mode::FullNat).then_some(PoolId(0)),
         ..Service::default()
     }
+}
+
+/// Half of the networks that clients could come from, in pieces, and the address of none is shown.
+fn asking() -> Access {
+    let pieces = (0..64).map(|piece| (CLIENTS + (piece << 17), CLIENTS + (piece << 17) + 0xffff));
+    Access { sources: Some(Networks::new(pieces, [])), masquerade: Masquerade::Always, ..Access::default() }
 }
 
 /// Two ports: clients behind a gateway, backends on the link.
