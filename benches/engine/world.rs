@@ -38,6 +38,9 @@ const HOSTS: u32 = 256;
 /// Backends of each other service.
 const BACKENDS: u32 = 4;
 
+/// More than a bench opens to one backend.
+const MANY_CONNECTIONS: u32 = 1 << 20;
+
 const CLIENTS: u32 = 0x0a40_0000;
 const GATEWAY: u32 = 0x0a00_0001;
 const VIPS: u32 = 0x0a01_0000;
@@ -379,7 +382,9 @@ fn service(shape: &Shape, index: u32, ids: &mut impl Iterator<Item = u32>) -> Se
         .map(|id| {
             let addr = key::address(address(HOST + id % HOSTS, shape.v6), shape.v6);
             let port = if shape.mode.has_replies() { BACKEND_PORT } else { SERVICE_PORT };
-            Backend::new(BackendId(id), addr, port, 1, shape.mode)
+            // ovf takes the weight for the connections that there is room for.
+            let weight = if shape.scheduler == Kind::Ovf { MANY_CONNECTIONS } else { 1 };
+            Backend::new(BackendId(id), addr, port, weight, shape.mode)
         })
         .collect();
     let vip =
