@@ -19,8 +19,7 @@ pub(crate) struct Mark {
     at: Instant,
     charged: Duration,
     softirq: Duration,
-    idle: Duration,
-    stolen: Duration,
+    cores: Cores,
 }
 
 /// What happened between two marks.
@@ -43,22 +42,21 @@ impl Mark {
     pub(crate) fn now(pids: &[u32]) -> Result<Self> {
         let charged = pids.iter().map(|pid| process(*pid)).sum::<Result<_>>()?;
         let softirq = softirq_threads()?.into_iter().map(process).sum::<Result<_>>()?;
-        let (idle, stolen) = cores(&fs::read_to_string("/proc/stat")?)?;
-        Ok(Self { at: Instant::now(), charged, softirq, idle, stolen })
+        let cores = Cores::of(&fs::read_to_string("/proc/stat")?)?;
+        Ok(Self { at: Instant::now(), charged, softirq, cores })
     }
 
     /// What happened since.
-    pub(crate) fn until(&self, end: &Self) -> Result<Window> {
+    pub(crate) fn until(&self, end: &Self) -> Window {
         let elapsed = end.at.duration_since(self.at);
-        let cores = u32::try_from(std::thread::available_parallelism()?.get())?;
         let since = |new: Duration, old: Duration| new.saturating_sub(old).as_secs_f64();
-        Ok(Window {
+        Window {
             elapsed_s: elapsed.as_secs_f64(),
             charged_s: since(end.charged, self.charged),
             softirq_s: since(end.softirq, self.softirq),
-            busy_s: (elapsed * cores).as_secs_f64() - since(end.idle, self.idle),
-            stolen_s: since(end.stolen, self.stolen),
-        })
+            busy_s: (elapsed * end.cores.count).as_secs_f64() - since(end.cores.idle, self.cores.idle),
+            stolen_s: since(end.cores.stolen, self.cores.stolen),
+        }
     }
 }
 
@@ -90,17 +88,30 @@ fn softirq_threads() -> Result<Vec<u32>> {
     Ok(threads)
 }
 
-/// Idle and stolen time of all cores together, from the text of `/proc/stat`.
-fn cores(stat: &str) -> Result<(Duration, Duration)> {
-    // sysconf(_SC_CLK_TCK) is 100 on every Linux that Weir runs on (include/asm-generic/param.h, USER_HZ).
-    const TICK: Duration = Duration::from_millis(10);
-    let line = stat.lines().find(|line| line.starts_with("cpu ")).context("/proc/stat without cores")?;
-    let fields: Vec<u32> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
-    match fields.as_slice() {
-        [_user, _nice, _system, idle, iowait, _irq, _softirq, steal, ..] => {
-            Ok((TICK * (idle + iowait), TICK * *steal))
-        }
-        _ => anyhow::bail!("/proc/stat: {line}"),
+/// All cores of the machine together, whichever of them the lab may run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cores {
+    count: u32,
+    idle: Duration,
+    stolen: Duration,
+}
+
+impl Cores {
+    /// From the text of `/proc/stat`: a line of sums, then one a core.
+    fn of(stat: &str) -> Result<Self> {
+        // sysconf(_SC_CLK_TCK) is 100 on every Linux that Weir runs on (include/asm-generic/param.h, USER_HZ).
+        const TICK_MS: u64 = 10;
+        let mut lines = stat.lines().filter(|line| line.starts_with("cpu"));
+        let line = lines.find(|line| line.starts_with("cpu ")).context("/proc/stat without cores")?;
+        let fields = line.split_whitespace().skip(1).map(str::parse).collect::<Result<Vec<u64>, _>>();
+        let fields = fields.with_context(|| format!("/proc/stat: {line}"))?;
+        let [_user, _nice, _system, idle, iowait, _irq, _softirq, steal, ..] = *fields else {
+            anyhow::bail!("/proc/stat: {line}");
+        };
+        let time = |ticks: u64| Some(Duration::from_millis(ticks.checked_mul(TICK_MS)?));
+        let idle = idle.checked_add(iowait).and_then(time);
+        let (idle, stolen) = idle.zip(time(steal)).with_context(|| format!("/proc/stat: {line}"))?;
+        Ok(Self { count: u32::try_from(lines.count())?, idle, stolen })
     }
 }
 
@@ -109,11 +120,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn idle_and_stolen_time_are_found_among_the_fields() {
-        let stat = "cpu  1 2 3 400 5 6 7 80 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        assert_eq!(cores(stat).unwrap(), (Duration::from_millis(4050), Duration::from_millis(800)));
-        assert!(cores("cpu  1 2 3\n").is_err());
-        assert!(cores("").is_err());
+    fn cores_and_their_idle_and_stolen_time_are_found_among_the_fields() {
+        let core = "1 1 1 1 1 1 1 1 1 1";
+        for (name, stat, want) in [
+            (
+                "two cores",
+                format!("cpu  1 2 3 400 5 6 7 80 9 10\ncpu0 {core}\ncpu1 {core}\nintr 1\n"),
+                Some((2, 4050, 800)),
+            ),
+            (
+                "more than 32 bits of idle ticks",
+                format!("cpu  1 2 3 5000000000 5 6 7 80 9 10\ncpu0 {core}\n"),
+                Some((1, 50_000_000_050, 800)),
+            ),
+            ("no number", "cpu  1 2 3 x 5 6 7 80 9 10\n".to_owned(), None),
+            ("more than 64 bits", format!("cpu  1 2 3 {} 5 6 7 80 9 10\n", u64::MAX), None),
+            ("too few fields", "cpu  1 2 3\n".to_owned(), None),
+            ("nothing", String::new(), None),
+        ] {
+            let got = Cores::of(&stat)
+                .ok()
+                .map(|Cores { count, idle, stolen }| (count, idle.as_millis(), stolen.as_millis()));
+            assert_eq!(got, want, "{name}");
+        }
     }
 
     #[test]
@@ -125,7 +154,7 @@ mod tests {
         while begun.elapsed() < Duration::from_millis(200) {
             turns = std::hint::black_box(turns + 1);
         }
-        let window = start.until(&Mark::now(&[own]).unwrap()).unwrap();
+        let window = start.until(&Mark::now(&[own]).unwrap());
         assert!(window.charged_s > 0.0 && window.elapsed_s >= 0.2, "{window:?}");
         assert!(Mark::now(&[u32::MAX]).is_err());
     }

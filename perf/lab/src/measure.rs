@@ -116,8 +116,8 @@ impl<'a> Bench<'a> {
         let sent = traffic.send(load, first_flow, start_ns)?;
         sleep(SETTLE);
         let (end, sink_end) = (Mark::now(&pids)?, Mark::now(&sink_alone)?);
-        let window = start.until(&end)?;
-        let sink_s = sink_start.until(&sink_end)?.charged_s;
+        let window = start.until(&end);
+        let sink_s = sink_start.until(&sink_end).charged_s;
         let received = sink.stop()?;
         if load.packets == Packets::New {
             self.unused += load.flows(self.workers) * u32::try_from(self.workers)?;
@@ -150,7 +150,7 @@ impl<'a> Bench<'a> {
         let pids: Vec<_> = self.running.pids().into_iter().chain([sink.pid()]).collect();
         let start = Mark::now(&pids)?;
         let said = traffic.connect(count, rate, self.unused, false)?;
-        let mut window = start.until(&Mark::now(&pids)?)?;
+        let mut window = start.until(&Mark::now(&pids)?);
         window.charged_s += said.cpu_s();
         sink.stop()?;
         self.unused += count * u32::try_from(self.workers)?;
