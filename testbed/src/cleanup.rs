@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -77,12 +77,16 @@ pub(crate) fn prefix() -> String {
 
 /// From now on a signal that ends this process removes `mess` first.
 pub(crate) fn register(mess: Mess) {
+    prepare();
+    live().insert(mess);
+}
+
+fn prepare() {
     static PREPARED: Once = Once::new();
     PREPARED.call_once(|| {
         remove_leftovers();
         remove_on_signal();
     });
-    live().insert(mess);
 }
 
 /// A program, or a change to the machine, that must not outlive the process: ended, or undone, when this goes out of scope
@@ -100,6 +104,16 @@ impl Undo {
     /// A running program by its process id and its name (the kernel's, 15 bytes at most).
     pub fn process(pid: u32, program: &str) -> Self {
         Self::register(Mess::Process(pid, program.to_owned()))
+    }
+
+    /// Starts `command`, whose program has this name. No signal that ends this process comes between start and registration.
+    pub(crate) fn spawn(command: &mut Command, program: &str) -> std::io::Result<(Child, Self)> {
+        prepare();
+        let mut live = live();
+        let child = command.spawn()?;
+        let mess = Mess::Process(child.id(), program.to_owned());
+        live.insert(mess.clone());
+        Ok((child, Self(mess)))
     }
 
     fn register(mess: Mess) -> Self {

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::cleanup::Undo;
+
 /// How often something is looked at that is being waited for.
 const LOOK: Duration = Duration::from_millis(10);
 /// How long a program may take to end once it is asked to.
@@ -139,15 +141,23 @@ pub struct Said {
     pub err: String,
 }
 
-/// Runs a program to its end, at most for `limit`.
+/// Runs a program to its end, at most for `limit`. A signal that ends this process ends it, and what it started, before changes
+/// to the machine are undone.
 ///
 /// # Errors
 /// When it cannot be started or takes longer. A status other than success is the caller's to judge.
 pub fn run(command: &mut Command, limit: Duration) -> Result<Said> {
     let program = command.get_program().to_owned();
     let mut bounded = Command::new("timeout");
-    bounded.args(["--kill-after=1", &limit.as_secs_f64().to_string()]).arg(&program).args(command.get_args());
-    let output = bounded.stdin(Stdio::null()).output().with_context(|| format!("running {command:?}"))?;
+    // Sooner than a registered program is killed: this one kills what it runs.
+    bounded
+        .args(["--kill-after=0.5", &limit.as_secs_f64().to_string()])
+        .arg(&program)
+        .args(command.get_args());
+    bounded.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let running = || format!("running {command:?}");
+    let (child, _ended) = Undo::spawn(&mut bounded, "timeout").with_context(running)?;
+    let output = child.wait_with_output().with_context(running)?;
     const TIMED_OUT: i32 = 124;
     ensure!(output.status.code() != Some(TIMED_OUT), "{command:?} took longer than {limit:?}");
     Ok(Said {

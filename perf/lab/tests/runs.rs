@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// The lab with a directory of its own for results; `None`, and a line that says so, where it cannot run.
-fn lab(test: &str) -> Option<(Command, PathBuf)> {
+fn lab(test: &str, device: &str) -> Option<(Command, PathBuf)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let generator = root.join("perf/generator/target/release/weir-gen");
     if !testbed::is_root() || !generator.exists() {
@@ -21,7 +22,7 @@ fn lab(test: &str) -> Option<(Command, PathBuf)> {
     }
     let results = std::env::temp_dir().join(format!("{test}-{}", std::process::id()));
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir-lab"));
-    command.current_dir(&root).args(["run", "--short", "--profiles", "cost", "--devices", "ip-forward"]);
+    command.current_dir(&root).args(["run", "--short", "--profiles", "cost", "--devices", device]);
     // It measures no Weir, but wants to know where one is.
     command.args(["--weir", env!("CARGO_BIN_EXE_weir-lab"), "--results"]).arg(&results);
     Some((command, results))
@@ -46,9 +47,8 @@ fn wait(mut child: Child, until: impl Fn() -> bool) -> Child {
 
 #[test]
 fn a_run_is_stored_and_the_next_one_compared_with_it() {
-    let Some((mut command, results)) = lab("a_run_is_stored_and_the_next_one_compared_with_it") else {
-        return;
-    };
+    let test = "a_run_is_stored_and_the_next_one_compared_with_it";
+    let Some((mut command, results)) = lab(test, "ip-forward") else { return };
     let mut said = Vec::new();
     for _ in 0..2 {
         let output = command.output().unwrap();
@@ -76,7 +76,8 @@ fn a_run_is_stored_and_the_next_one_compared_with_it() {
 
 #[test]
 fn an_interrupted_run_leaves_nothing_behind() {
-    let Some((mut command, results)) = lab("an_interrupted_run_leaves_nothing_behind") else { return };
+    let test = "an_interrupted_run_leaves_nothing_behind";
+    let Some((mut command, results)) = lab(test, "ip-forward") else { return };
     let child = command.stdout(Stdio::null()).spawn().unwrap();
     let pid = child.id();
     let mut child = wait(child, || namespaces(pid).len() >= 2);
@@ -86,4 +87,35 @@ fn an_interrupted_run_leaves_nothing_behind() {
     assert!(!status.success(), "{status}");
     assert_eq!(namespaces(pid), Vec::<String>::new());
     assert!(!results.exists(), "nothing is stored of half a run");
+}
+
+#[test]
+fn a_setup_has_ended_before_it_is_undone() {
+    let test = "a_setup_has_ended_before_it_is_undone";
+    let Some((mut command, _)) = lab(test, "slow") else { return };
+    let peers = std::env::temp_dir().join(format!("{test}-peers-{}", std::process::id()));
+    std::fs::create_dir(&peers).unwrap();
+    let [begun, undone] = ["begun.pid", "undone.txt"].map(|name| peers.join(name));
+    // The program that sets up is a child of the script, as nft is. One that has ended has no `exe`, waited for or not.
+    let script = format!(
+        "#!/usr/bin/env bash\n\
+         case $1 in\n\
+         kind) echo router ;;\n\
+         check) ;;\n\
+         setup) sleep 60 & echo $! >{begun}.new; mv {begun}.new {begun}; wait ;;\n\
+         teardown) if [ -e /proc/$(<{begun})/exe ]; then echo early >>{undone}; else echo late >>{undone}; fi ;;\n\
+         esac\n",
+        begun = begun.display(),
+        undone = undone.display(),
+    );
+    let slow = peers.join("slow");
+    std::fs::write(&slow, script).unwrap();
+    std::fs::set_permissions(&slow, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let child = command.arg("--peers").arg(&peers).stdout(Stdio::null()).spawn().unwrap();
+    let pid = child.id();
+    let mut child = wait(child, || begun.exists());
+    assert!(Command::new("kill").args(["-INT", &pid.to_string()]).status().unwrap().success());
+    assert!(!child.wait().unwrap().success());
+    assert_eq!(std::fs::read_to_string(&undone).unwrap(), "late\n");
+    std::fs::remove_dir_all(peers).unwrap();
 }
