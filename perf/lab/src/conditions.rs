@@ -56,6 +56,12 @@ impl Conditions {
         })
     }
 
+    /// The file of a result. One commit has one; with changes, another.
+    pub(crate) fn file_name(&self) -> String {
+        let suffix = if self.modified { "-modified" } else { "" };
+        format!("lab-{}{suffix}.json", self.commit)
+    }
+
     /// Lines for people.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
         let modified = if self.modified { ", with changes" } else { "" };
@@ -126,4 +132,16 @@ fn nics(topology: &Topology) -> Vec<String> {
 fn said(program: &str, args: &[&str]) -> Result<String> {
     let output = Command::new(program).args(args).output().with_context(|| format!("running {program}"))?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_of_changed_sources_has_a_file_of_its_own() {
+        for (modified, want) in [(false, "lab-0123456789ab.json"), (true, "lab-0123456789ab-modified.json")] {
+            assert_eq!(Conditions { modified, ..Conditions::example() }.file_name(), want);
+        }
+    }
 }

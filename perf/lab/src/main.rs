@@ -82,7 +82,7 @@ struct RunArgs {
     /// Store nothing.
     #[arg(long)]
     no_store: bool,
-    /// Keep what is stored of the same commit and was not measured this time, or less often.
+    /// Keep what is stored of the same commit, with changes or without as now, and was not measured this time, or less often.
     #[arg(long, conflicts_with = "no_store")]
     add: bool,
     /// Where results are stored, and the last is looked for.
@@ -197,7 +197,7 @@ fn run(args: &RunArgs) -> Result<ExitCode> {
 
 /// Prints, stores and compares.
 fn finish(args: &RunArgs, report: &mut Report) -> Result<ExitCode> {
-    let path = args.results.join(format!("lab-{}.json", report.conditions.commit));
+    let path = args.results.join(report.conditions.file_name());
     if let Some((last, before)) = Report::last(&args.results, None) {
         println!("\nCompared with {} ({}):", last.display(), before.conditions.commit);
         let lines = report.compared(&before);
