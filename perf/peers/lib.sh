@@ -12,15 +12,16 @@ need() {
 # Sets a kernel parameter, named by its path below /proc/sys, and notes what it was.
 set_parameter() {
     local file=/proc/sys/$1
+    [ -e "$file" ] || { echo "this kernel has no parameter $1"; exit 1; }
     printf '%s %s\n' "$1" "$(<"$file")" >>"$LAB_STATE/parameters"
     echo "$2" >"$file"
 }
 
-# Sets them back, the last first.
+# Sets them back, the last first. One that cannot be set any more keeps none of the others from it.
 restore_parameters() {
     [ -e "$LAB_STATE/parameters" ] || return 0
     local name value
-    tac "$LAB_STATE/parameters" | while read -r name value; do echo "$value" >"/proc/sys/$name"; done
+    tac "$LAB_STATE/parameters" | while read -r name value; do echo "$value" >"/proc/sys/$name" || true; done
     rm "$LAB_STATE/parameters"
 }
 
