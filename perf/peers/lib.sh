@@ -50,6 +50,19 @@ generate() {
         -v port="$LAB_PORT" -v target="$LAB_BACKEND_PORT" -v proto="$LAB_PROTOCOL" "$addresses BEGIN { $1 }"
 }
 
+# Says what is there already that `teardown` would take away. A script that puts more than parameters has its own.
+present() { :; }
+
+# For `present`: the table that scripts here put.
+present_table() {
+    if nft list tables ip | grep -x "table ip lab" >/dev/null; then echo "nftables has a table ip lab already"; fi
+}
+
+# For `present`: an XDP program on an interface.
+present_xdp() {
+    if ip -d link show dev "$1" | grep "prog/xdp" >/dev/null; then echo "$1 has an XDP program already"; fi
+}
+
 # Compiles an XDP program of this directory and attaches it in the driver to an interface.
 attach_xdp() {
     local source=$1 interface=$2 object
@@ -59,10 +72,23 @@ attach_xdp() {
     ip link set dev "$interface" xdpdrv obj "$object" sec xdp
 }
 
-# Calls what the script defines for its argument.
+# Calls what the script defines for its argument. A `setup` that finds something present has not begun, and leaves nothing to
+# tear down.
 run() {
+    local found begun=${LAB_STATE-}/begun
     case ${1-} in
-        kind | check | setup | teardown) "$1" ;;
+        kind | check) "$1" ;;
+        setup)
+            found=$(present)
+            [ -z "$found" ] || { echo "$found"; exit 1; }
+            touch "$begun"
+            setup
+            ;;
+        teardown)
+            [ -e "$begun" ] || exit 0
+            teardown
+            rm "$begun"
+            ;;
         *)
             echo "usage: $0 kind|check|setup|teardown" >&2
             exit 2

@@ -11,7 +11,7 @@ use serde_json::Value;
 use testbed::{Process, Undo, run};
 
 use crate::LIMIT;
-use crate::network::{BACKEND, BACKEND_PORT, Middle, Network, PORT, SNAT, VIP};
+use crate::network::{BACKEND, BACKEND_PORT, Middle, Network, PORT, SNAT, VIP, undone_by};
 use crate::traffic::{Cores, list};
 
 /// How long a device may take to be ready: rules of 50,000 services take their time.
@@ -318,14 +318,7 @@ impl Peer {
         .map(|(key, value)| (key.to_owned(), value))
         .into();
         // The namespace's end would do, but the same script serves interfaces that stay.
-        let teardown = middle.place.command(&self.path);
-        let words: Vec<String> = std::iter::once(teardown.get_program())
-            .chain(teardown.get_args())
-            .map(|word| word.to_string_lossy().into_owned())
-            .chain(["teardown".to_owned()])
-            .collect();
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let undo = Undo::change(&words, &environment);
+        let undo = undone_by(middle.place.command(&self.path).arg("teardown"), &environment);
         let mut setup = middle.place.command("env");
         setup.args(environment.iter().map(|(key, value)| format!("{key}={value}")));
         let said = run(setup.arg(&self.path).arg("setup"), SETUP_LIMIT)?;

@@ -83,6 +83,13 @@ impl Place {
     }
 }
 
+/// A change that this command takes back, to be made after this call.
+pub(crate) fn undone_by(command: &Command, environment: &[(String, String)]) -> Undo {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    Undo::change(&words.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), environment)
+}
+
 /// An interface.
 #[derive(Debug)]
 pub(crate) struct Port {
@@ -205,42 +212,129 @@ impl Network {
     }
 }
 
-/// Gives the device addresses, neighbours and routes. What is to be undone, where the place outlives the lab.
+/// Gives the device addresses, neighbours and routes. What is to be undone, where the place outlives the lab; there it refuses
+/// what is there already, which undoing would take away.
 fn address(middle: &Middle, near: &Port, far: &Port, undo: bool) -> Result<Vec<Undo>> {
     let Middle { place, ports: [first, second] } = middle;
-    let mut changes = Vec::new();
-    for (subnet, port, peer, networks) in
-        [(1, first, near, ["10.64.0.0/12"].as_slice()), (2, second, far, &["10.128.0.0/9"])]
-    {
-        let name = &port.name;
-        let mut change = |what: &str, add: &str, back: &str| -> Result<()> {
-            if undo {
-                let back: Vec<&str> = ["ip"].into_iter().chain(back.split_whitespace()).collect();
-                changes.push(Undo::change(&back, &[]));
-            }
-            place.ip(add).with_context(|| format!("{what} of {name}"))
-        };
-        let (own, next) = (format!("10.{subnet}.0.1/24"), format!("10.{subnet}.0.2"));
-        if !undo {
-            change("state", &format!("link set {name} addrgenmode none up"), "")?;
+    let changes: Vec<Change> =
+        [Change::of(1, first, near, "10.64.0.0/12"), Change::of(2, second, far, "10.128.0.0/9")]
+            .into_iter()
+            .flatten()
+            .collect();
+    if undo {
+        // All of them before the first change: with an interface's last address its neighbours go, too.
+        for Change { there, .. } in &changes {
+            vacant(place, there)?;
         }
-        change(
-            "address",
-            &format!("address add {own} dev {name}"),
-            &format!("address del {own} dev {name}"),
-        )?;
-        change(
-            "neighbour",
-            &format!("neighbour replace {next} lladdr {} dev {name} nud permanent", peer.mac),
-            &format!("neighbour del {next} dev {name}"),
-        )?;
-        for network in networks {
-            change(
-                "route",
-                &format!("route add {network} via {next} dev {name}"),
-                &format!("route del {network} via {next} dev {name}"),
-            )?;
+    } else {
+        for Port { name, .. } in [first, second] {
+            place.ip(&format!("link set {name} addrgenmode none up"))?;
         }
     }
-    Ok(changes)
+    let mut made = Vec::new();
+    for Change { add, back, .. } in &changes {
+        if undo {
+            made.push(undone_by(place.command("ip").args(back.split_whitespace()), &[]));
+        }
+        place.ip(add)?;
+    }
+    Ok(made)
+}
+
+/// Arguments of `ip`.
+struct Change {
+    /// What shows whether somebody else has made it.
+    there: String,
+    add: String,
+    back: String,
+}
+
+impl Change {
+    /// Address, neighbour and route of one of the device's interfaces.
+    fn of(subnet: u8, port: &Port, peer: &Port, network: &str) -> [Self; 3] {
+        let Port { name, .. } = port;
+        let (own, next) = (format!("10.{subnet}.0.1"), format!("10.{subnet}.0.2"));
+        [
+            Self {
+                there: format!("-4 -o address show dev {name} to {own}/32"),
+                add: format!("address add {own}/24 dev {name}"),
+                back: format!("address del {own}/24 dev {name}"),
+            },
+            Self {
+                // What the kernel found out by itself it finds out again.
+                there: format!("neighbour show {next} dev {name} nud permanent"),
+                add: format!("neighbour replace {next} lladdr {} dev {name} nud permanent", peer.mac),
+                back: format!("neighbour del {next} dev {name}"),
+            },
+            Self {
+                there: format!("route show exact {network}"),
+                add: format!("route add {network} via {next} dev {name}"),
+                back: format!("route del {network} via {next} dev {name}"),
+            },
+        ]
+    }
+}
+
+/// An error where `ip` has something to show.
+fn vacant(place: &Place, show: &str) -> Result<()> {
+    let words: Vec<&str> = std::iter::once("ip").chain(show.split_whitespace()).collect();
+    let found = place.said(&words)?;
+    ensure!(found.trim().is_empty(), "the lab does not replace what is there already: {}", found.trim());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_already_is_refused_and_stays() {
+        if !testbed::is_root() {
+            eprintln!("what_is_there_already_is_refused_and_stays did not run: it needs root");
+            return;
+        }
+        for (name, before, show, want) in [
+            ("nothing", "link set in0 up", "address show", None),
+            ("address", "address add 10.1.0.1/24 dev in0", "address show", Some("inet 10.1.0.1/24")),
+            (
+                "neighbour",
+                "neighbour add 10.1.0.2 lladdr 02:00:00:00:00:02 dev in0 nud permanent",
+                "neighbour show nud permanent",
+                Some("10.1.0.2 dev in0 lladdr 02:00:00:00:00:02"),
+            ),
+            ("route", "route add 10.64.0.0/12 dev in0", "route show", Some("10.64.0.0/12 dev in0")),
+            (
+                "route by another interface",
+                "route add 10.128.0.0/9 dev in0",
+                "route show",
+                Some("10.128.0.0/9 dev in0"),
+            ),
+        ] {
+            let place = Place::Namespace(Namespace::of_role("device").unwrap());
+            for line in ["link add in0 up type veth peer name out0", "link set out0 up", before] {
+                place.ip(line).unwrap();
+            }
+            let ports = ["in0", "out0"]
+                .map(|port| Port { name: port.to_owned(), mac: "02:00:00:00:00:01".to_owned() });
+            let middle = Middle { place, ports };
+            let shown = || {
+                let words: Vec<&str> = std::iter::once("ip").chain(show.split_whitespace()).collect();
+                middle.place.said(&words).unwrap()
+            };
+            let [near, far] = &middle.ports;
+            let made = address(&middle, near, far, true);
+            match want {
+                None => {
+                    assert!(shown().contains("10.1.0.1/24"), "{name}");
+                    drop(made.unwrap());
+                    assert!(!shown().contains("10.1.0.1/24"), "{name}");
+                }
+                Some(want) => {
+                    let error = format!("{:#}", made.unwrap_err());
+                    assert!(error.contains("is there already"), "{name}: {error}");
+                    assert!(shown().contains(want), "{name}: {}", shown());
+                }
+            }
+        }
+    }
 }
