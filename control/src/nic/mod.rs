@@ -11,6 +11,7 @@
 //! `None`, and nothing is concluded from it.
 
 mod device;
+mod genl;
 pub mod judge;
 mod link;
 mod machine;
@@ -186,7 +187,7 @@ impl Nic {
     pub fn read(wanted: impl Fn(&str) -> bool) -> Result<Vec<Self>, ReadError> {
         let mut nics = link::read_all()?;
         nics.retain(|nic| wanted(&nic.name));
-        let mut asker = offer::Asker::new();
+        let mut asker = offer::Asker::default();
         for nic in &mut nics {
             asker.fill_in(nic);
             device::fill_in_irqs(&mut nic.napis);
@@ -202,5 +203,5 @@ impl Nic {
 
 /// How many RX queues the interface with this index uses; `None` where its driver does not say.
 pub fn rx_queues(ifindex: u32) -> Option<u32> {
-    offer::Asker::new().channels(ifindex)?.rx
+    offer::Asker::default().channels(ifindex)?.rx
 }

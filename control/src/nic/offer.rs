@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use netlink_bindings::ethtool::{self, IterableBitset};
 use netlink_bindings::netdev::{self, QueueType, XdpAct, XskFlags};
-use netlink_socket2::NetlinkSocket;
 
+use super::genl::Genetlink;
 use super::{Napi, Nic, Queues, Rings, Rss, XdpFeatures};
 
 /// Commands of the family `ethtool` (`enum ETHTOOL_MSG_USER_*` of linux/ethtool_netlink.h). The bindings number commands
@@ -15,17 +15,14 @@ const RINGS_GET: u8 = 15;
 const CHANNELS_GET: u8 = 17;
 const RSS_GET: u8 = 38;
 
-/// A connection to the kernel. Each question is answered at once, or not at all: by kernels that do not know it and by
-/// drivers that do not answer it.
+/// Asks the kernel. Each question is answered at once, or not at all: by kernels that do not know it and by drivers that
+/// do not answer it.
+#[derive(Debug, Default)]
 pub(super) struct Asker {
-    socket: NetlinkSocket,
+    kernel: Genetlink,
 }
 
 impl Asker {
-    pub(super) fn new() -> Self {
-        Self { socket: NetlinkSocket::new() }
-    }
-
     /// Adds what can be asked to what the link itself has told.
     pub(super) fn fill_in(&mut self, nic: &mut Nic) {
         let ifindex = nic.ifindex;
@@ -48,8 +45,8 @@ impl Asker {
         let mut request = ethtool::Request::new().op_channels_get_do();
         request.header_mut().cmd = CHANNELS_GET;
         request.encode().nested_header().push_dev_index(ifindex);
-        let mut reply = self.socket.request(&request).ok()?;
-        let channels = reply.recv_one().ok()?;
+        let answer = self.kernel.ask(&request)?;
+        let channels = answer.one()?;
         // What a driver does not have it leaves out, or says that there are none.
         let sum = |own: Option<u32>, combined: Option<u32>| match own.unwrap_or(0) + combined.unwrap_or(0) {
             0 => None,
@@ -67,8 +64,8 @@ impl Asker {
         let mut request = ethtool::Request::new().op_rings_get_do();
         request.header_mut().cmd = RINGS_GET;
         request.encode().nested_header().push_dev_index(ifindex);
-        let mut reply = self.socket.request(&request).ok()?;
-        let rings = reply.recv_one().ok()?;
+        let answer = self.kernel.ask(&request)?;
+        let rings = answer.one()?;
         Some(Rings {
             rx: rings.get_rx().ok()?,
             rx_max: rings.get_rx_max().ok()?,
@@ -81,8 +78,8 @@ impl Asker {
         let mut request = ethtool::Request::new().op_rss_get_do();
         request.header_mut().cmd = RSS_GET;
         request.encode().nested_header().push_dev_index(ifindex);
-        let mut reply = self.socket.request(&request).ok()?;
-        let rss = reply.recv_one().ok()?;
+        let answer = self.kernel.ask(&request)?;
+        let rss = answer.one()?;
         let key = rss.get_hkey().unwrap_or_default();
         let (entries, _) = rss.get_indir().unwrap_or_default().as_chunks();
         let table: Vec<u32> = entries.iter().map(|entry| u32::from_ne_bytes(*entry)).collect();
@@ -95,16 +92,16 @@ impl Asker {
         let mut request = ethtool::Request::new().op_features_get_do();
         request.header_mut().cmd = FEATURES_GET;
         request.encode().nested_header().push_dev_index(ifindex);
-        let mut reply = self.socket.request(&request).ok()?;
-        let features = reply.recv_one().ok()?;
+        let answer = self.kernel.ask(&request)?;
+        let features = answer.one()?;
         Some(set_bits(&features.get_active().ok()?))
     }
 
     fn xdp(&mut self, ifindex: u32) -> Option<XdpFeatures> {
         let mut request = netdev::Request::new().op_dev_get_do();
         request.encode().push_ifindex(ifindex);
-        let mut reply = self.socket.request(&request).ok()?;
-        let device = reply.recv_one().ok()?;
+        let answer = self.kernel.ask(&request)?;
+        let device = answer.one()?;
         let features = device.get_xdp_features().ok()?;
         let has = |feature: XdpAct| features & feature as u64 != 0;
         let of_sockets = device.get_xsk_features().unwrap_or(0);
@@ -121,10 +118,9 @@ impl Asker {
     fn napis(&mut self, ifindex: u32) -> Option<Vec<Napi>> {
         let mut request = netdev::Request::new().op_napi_get_dump();
         request.encode().push_ifindex(ifindex);
-        let mut reply = self.socket.request(&request).ok()?;
+        let answer = self.kernel.ask(&request)?;
         let mut napis = Vec::new();
-        while let Some(napi) = reply.recv() {
-            let napi = napi.ok()?;
+        for napi in answer.replies() {
             napis.push(Napi {
                 id: napi.get_id().ok()?,
                 irq: napi.get_irq().ok(),
@@ -142,10 +138,9 @@ impl Asker {
     fn queues(&mut self, ifindex: u32, napis: &mut [Napi]) -> Option<Vec<u32>> {
         let mut request = netdev::Request::new().op_queue_get_dump();
         request.encode().push_ifindex(ifindex);
-        let mut reply = self.socket.request(&request).ok()?;
+        let answer = self.kernel.ask(&request)?;
         let mut bound = Vec::new();
-        while let Some(queue) = reply.recv() {
-            let queue = queue.ok()?;
+        for queue in answer.replies() {
             if queue.get_type().ok()? != QueueType::Rx as u32 {
                 continue;
             }
