@@ -27,7 +27,7 @@ pub const DEFAULT_BEAT_LIMIT: Duration = Duration::from_secs(1);
 /// The beat limits that make sense: above the workers' own turn, below anybody's patience.
 const BEAT_LIMITS: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 
-/// How much the maps can hold. For each entry of the limits the kernel takes 16 to 32 bytes at once, and some 100 for each
+/// How much the maps can hold. For each entry of the limits the kernel takes 16 to 32 bytes at once, and some 90 for each
 /// that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
