@@ -49,6 +49,7 @@ fn read(message: &LinkMessage) -> Option<Raw> {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => nic.name.clone_from(name),
+            LinkAttribute::Address(bytes) => nic.address = colon_separated(bytes),
             LinkAttribute::Mtu(mtu) => nic.mtu = *mtu,
             LinkAttribute::NumRxQueues(count) => nic.queues.rx = Some(*count),
             LinkAttribute::NumTxQueues(count) => nic.queues.tx = Some(*count),
@@ -79,6 +80,11 @@ fn read(message: &LinkMessage) -> Option<Raw> {
     }
     let master = master.map(|index| (index, port_kind.unwrap_or_default()));
     (!nic.name.is_empty()).then_some(Raw { nic, master, other: other.filter(|_| !elsewhere) })
+}
+
+fn colon_separated(bytes: &[u8]) -> String {
+    let digits: Vec<_> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    digits.join(":")
 }
 
 /// The programs on a link. With one of them the kernel names it and its mode; with several, one a mode.

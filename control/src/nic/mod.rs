@@ -32,6 +32,8 @@ pub struct Nic {
     pub name: String,
     /// Its index in the kernel.
     pub ifindex: u32,
+    /// Its link-layer address, as sysfs writes it; empty where it has none.
+    pub address: String,
     /// What kind of virtual interface it is, as `ip link add type` names it; `None` for a device.
     pub kind: Option<String>,
     /// Whether it is Ethernet.

@@ -3,10 +3,12 @@
 //! What is changed is written down first, beside the admin socket, so that the next start can put it back where a killed
 //! Weir could not. What somebody else has changed meanwhile is left as it is.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::Nic;
@@ -59,12 +61,13 @@ enum Setting {
     IrqCores(u32),
 }
 
-/// An interface by its name, which is another one if it has another index.
+/// An interface by its name, which is another one if it has another index or address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Interface {
     name: String,
     ifindex: u32,
+    address: String,
 }
 
 /// A setting with its values.
@@ -89,11 +92,14 @@ impl Default for Places {
     }
 }
 
-/// What was changed. Put back when dropped.
+/// What was changed. Put back when dropped, as long as the record is still this one's: another Weir that has started puts
+/// back what it finds recorded, and may have set its own.
 #[derive(Debug)]
 pub struct Tuned {
     places: Places,
     record: PathBuf,
+    /// Device and inode of the record, once there is one.
+    file: Option<(u64, u64)>,
     changes: Vec<Change>,
 }
 
@@ -123,10 +129,11 @@ impl Tuned {
         cores: &[u16],
         record: PathBuf,
     ) -> Result<Self, TuningError> {
-        let mut tuned = Self { places, record, changes: Vec::new() };
+        let mut tuned = Self { places, record, file: None, changes: Vec::new() };
         let mut wanted = Vec::new();
         for nic in nics {
-            let interface = || Interface { name: nic.name.clone(), ifindex: nic.ifindex };
+            let interface =
+                || Interface { name: nic.name.clone(), ifindex: nic.ifindex, address: nic.address.clone() };
             if let Some((polls, timeout_ns)) = profile.deferral() {
                 // The timer first: polls that are put off without one would not come at all.
                 wanted.push((Setting::GroFlushTimeout(interface()), timeout_ns.to_string()));
@@ -160,22 +167,50 @@ impl Tuned {
         Ok(tuned)
     }
 
-    fn write_record(&self) -> Result<(), TuningError> {
+    fn write_record(&mut self) -> Result<(), TuningError> {
         let refused = |source| TuningError::Record { path: self.record.clone(), source };
         let text = serde_json::to_string(&self.changes).map_err(|error| refused(error.into()))?;
         let mut part = self.record.clone().into_os_string();
         part.push(".part");
-        fs::write(&part, text).and_then(|()| fs::rename(&part, &self.record)).map_err(refused)
+        let file = write_new(Path::new(&part), &text).map_err(refused)?;
+        fs::rename(&part, &self.record).map_err(refused)?;
+        self.file = Some(file);
+        Ok(())
     }
+
+    fn has_record(&self) -> bool {
+        let is_own = |file: fs::Metadata| Some((file.dev(), file.ino())) == self.file;
+        fs::symlink_metadata(&self.record).is_ok_and(is_own)
+    }
+}
+
+/// Writes a file for its owner alone, in place of what had the name; its device and inode.
+fn write_new(path: &Path, text: &str) -> io::Result<(u64, u64)> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    let file = file.metadata()?;
+    Ok((file.dev(), file.ino()))
 }
 
 impl Drop for Tuned {
     fn drop(&mut self) {
+        if !self.has_record() {
+            if !self.changes.is_empty() {
+                let record = self.record.display();
+                tracing::warn!("what tuning has changed stays: {record} is not this process's any more");
+            }
+            return;
+        }
         for change in self.changes.drain(..).rev() {
             self.places.put_back(&change);
         }
-        // It may not have been needed.
-        let _ = fs::remove_file(&self.record);
+        if let Err(error) = fs::remove_file(&self.record) {
+            tracing::warn!("cannot remove {}: {error}", self.record.display());
+        }
     }
 }
 
@@ -186,7 +221,7 @@ pub fn restore(record: &Path) {
 
 /// Whether there was a record.
 fn restore_at(places: &Places, record: &Path) -> bool {
-    let text = match fs::read_to_string(record) {
+    let text = match read_own(record) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
         Err(error) => {
@@ -204,6 +239,23 @@ fn restore_at(places: &Places, record: &Path) -> bool {
         tracing::warn!("cannot remove {}: {error}", record.display());
     }
     true
+}
+
+/// The text of a regular file of this process's user. What others have put there is not believed.
+fn read_own(path: &Path) -> io::Result<String> {
+    // Neither led elsewhere by a link nor kept waiting by a pipe.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let mut file: File = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    if found.uid() != geteuid().as_raw() {
+        return Err(io::Error::other(format!("it belongs to the user {}", found.uid())));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The interrupt of each queue to the core of its worker.
@@ -244,12 +296,15 @@ impl Places {
             Setting::NapiDeferHardIrqs(interface) => (interface, "napi_defer_hard_irqs"),
             Setting::GroFlushTimeout(interface) => (interface, "gro_flush_timeout"),
         };
-        let Interface { name, ifindex } = interface;
+        let Interface { name, ifindex, address } = interface;
         if name.is_empty() || name.contains('/') || name.starts_with('.') {
             return Err(io::Error::other(format!("{name:?} is no interface's name")));
         }
         let folder = self.class_net.join(name);
-        if fs::read_to_string(folder.join("ifindex"))?.trim() != ifindex.to_string() {
+        let is = |file: &str, value: &str| {
+            Ok::<_, io::Error>(fs::read_to_string(folder.join(file))?.trim() == value)
+        };
+        if !is("ifindex", &ifindex.to_string())? || !is("address", address)? {
             return Err(io::Error::other(format!("{name} is another interface in sysfs")));
         }
         Ok(folder.join(file))
@@ -277,6 +332,8 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{chown, symlink};
+
     use tempfile::TempDir;
 
     use super::*;
@@ -290,8 +347,12 @@ mod tests {
             let kernel = Self(TempDir::new().unwrap());
             let (nic, irq) = (kernel.0.path().join("net/eth1"), kernel.0.path().join("irq"));
             fs::create_dir_all(&nic).unwrap();
-            for (file, value) in [("ifindex", "7"), ("napi_defer_hard_irqs", "0"), ("gro_flush_timeout", "0")]
-            {
+            for (file, value) in [
+                ("ifindex", "7"),
+                ("address", ADDRESS),
+                ("napi_defer_hard_irqs", "0"),
+                ("gro_flush_timeout", "0"),
+            ] {
                 fs::write(nic.join(file), format!("{value}\n")).unwrap();
             }
             for number in ["30", "31"] {
@@ -329,12 +390,15 @@ mod tests {
             let nic = Nic {
                 name: "eth1".to_owned(),
                 ifindex: 7,
+                address: ADDRESS.to_owned(),
                 napis: [(30, 0), (31, 1)].map(napi).into(),
                 ..Nic::default()
             };
             Tuned::apply_at(self.places(), profile, &[nic], &[2, 3], self.record()).unwrap()
         }
     }
+
+    const ADDRESS: &str = "02:00:00:00:00:07";
 
     const UNTOUCHED: [&str; 4] = ["0", "0", "0-3", "0-3"];
 
@@ -375,16 +439,76 @@ mod tests {
 
     #[test]
     fn another_interface_of_the_name_is_not_touched() {
+        for (file, other) in [("ifindex", "8"), ("address", "02:00:00:00:00:08"), ("address", "")] {
+            let kernel = Kernel::new();
+            std::mem::forget(kernel.apply(Profile::Shared));
+            kernel.set(&format!("net/eth1/{file}"), other);
+            assert!(restore_at(&kernel.places(), &kernel.record()));
+            assert_eq!(kernel.settings()[..2], ["1", "20000"], "{file} {other:?}");
+            drop(kernel.apply(Profile::Gateway));
+            assert_eq!(kernel.settings()[..2], ["1", "20000"], "{file} {other:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_successor_has_recorded_is_its_own() {
+        let kernel = Kernel::new();
+        let first = kernel.apply(Profile::Shared);
+        assert!(restore_at(&kernel.places(), &kernel.record()));
+        let second = kernel.apply(Profile::Shared);
+        drop(first);
+        assert_eq!(kernel.settings()[..2], ["1", "20000"]);
+        assert!(kernel.record().exists());
+        drop(second);
+        assert_eq!((kernel.settings(), kernel.record().exists()), (UNTOUCHED.map(str::to_owned), false));
+    }
+
+    #[test]
+    fn a_record_is_for_its_owner_alone_and_writing_it_follows_no_link() {
+        let kernel = Kernel::new();
+        let others = kernel.0.path().join("others");
+        fs::write(&others, "kept").unwrap();
+        for link in ["weir.sock.tuning", "weir.sock.tuning.part"] {
+            symlink(&others, kernel.0.path().join(link)).unwrap();
+        }
+        let tuned = kernel.apply(Profile::Gateway);
+        let record = fs::symlink_metadata(kernel.record()).unwrap();
+        assert!(record.is_file());
+        assert_eq!(record.mode() & 0o777, 0o600);
+        drop(tuned);
+        assert_eq!(kernel.settings(), UNTOUCHED);
+        assert_eq!(fs::read_to_string(&others).unwrap(), "kept");
+    }
+
+    #[test]
+    fn a_record_that_others_may_have_put_there_is_not_believed() {
         let kernel = Kernel::new();
         std::mem::forget(kernel.apply(Profile::Shared));
-        kernel.set("net/eth1/ifindex", "8");
-        assert!(restore_at(&kernel.places(), &kernel.record()));
+        let moved = kernel.0.path().join("moved");
+        fs::rename(kernel.record(), &moved).unwrap();
+        symlink(&moved, kernel.record()).unwrap();
+        assert!(!restore_at(&kernel.places(), &kernel.record()), "a link to a record");
         assert_eq!(kernel.settings()[..2], ["1", "20000"]);
+        fs::remove_file(kernel.record()).unwrap();
+        fs::create_dir(kernel.record()).unwrap();
+        assert!(!restore_at(&kernel.places(), &kernel.record()), "a folder");
+        fs::remove_dir(kernel.record()).unwrap();
+        fs::rename(&moved, kernel.record()).unwrap();
+        if geteuid().is_root() {
+            chown(kernel.record(), Some(1), None).unwrap();
+            assert!(!restore_at(&kernel.places(), &kernel.record()), "another user's");
+            assert_eq!(kernel.settings()[..2], ["1", "20000"]);
+            chown(kernel.record(), Some(0), None).unwrap();
+        } else {
+            eprintln!("not tried without root: the record of another user");
+        }
+        assert!(restore_at(&kernel.places(), &kernel.record()));
+        assert_eq!(kernel.settings(), UNTOUCHED);
     }
 
     #[test]
     fn a_record_that_is_none_changes_nothing() {
-        let outside = r#"[{"setting": {"gro_flush_timeout": {"name": "../irq/30", "ifindex": 7}}, "before": "9", "after": "0-3"}]"#;
+        let outside = r#"[{"setting": {"gro_flush_timeout": {"name": "../irq/30", "ifindex": 7, "address": ""}}, "before": "9", "after": "0-3"}]"#;
         for text in [
             "",
             "{}",
@@ -402,7 +526,7 @@ mod tests {
     #[test]
     fn nothing_is_changed_that_cannot_be_recorded() {
         let kernel = Kernel::new();
-        let nic = Nic { name: "eth1".to_owned(), ifindex: 7, ..Nic::default() };
+        let nic = Nic { name: "eth1".to_owned(), ifindex: 7, address: ADDRESS.to_owned(), ..Nic::default() };
         let nowhere = kernel.0.path().join("not-there/weir.sock.tuning");
         let refused = Tuned::apply_at(kernel.places(), Profile::Shared, &[nic], &[0], nowhere).unwrap_err();
         assert!(refused.to_string().contains("not-there/weir.sock.tuning"), "{refused}");
