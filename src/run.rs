@@ -134,10 +134,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_USAGE));
     }
     let settings = config.settings.clone();
-    let (control, http) = start(config, feed, args.busy_poll, proxy.listen().hard_fail)?;
-    let tuned = tune(args.tuning.into(), &settings)?;
+    let (mut control, http) = start(config, feed, args.busy_poll, proxy.listen().hard_fail)?;
+    if let Some(tuned) = tune(args.tuning.into(), &settings)? {
+        control.keep(tuned);
+    }
     let ending = control.run();
-    drop((http, tuned));
+    drop(http);
     for panic in &ending.panics {
         tracing::error!("{panic}");
     }

@@ -47,6 +47,7 @@ use crate::metrics::{self, control::Note};
 use crate::netlink::compile::{HOP_LIMIT, compile};
 use crate::netlink::monitor::Monitor;
 use crate::netlink::resolve::{Known, Resolver};
+use crate::nic::tuning::Tuned;
 use crate::reconcile::{Gate, Reconciler};
 
 /// How often what is due is asked and announced. Workers' wishes are seen to as they come, within a poll's bounds.
@@ -114,6 +115,8 @@ pub struct Parts<G> {
 /// The control thread's state.
 #[derive(Debug)]
 pub struct Control<G> {
+    // Before the host, which has the admin socket.
+    tuned: Option<Tuned>,
     config: Config,
     host: Host,
     reconciler: Reconciler,
@@ -148,6 +151,7 @@ impl<G: Gate> Control<G> {
         let served = host.net().ports.get(..host.scope.served.len()).unwrap_or_default();
         let queues = Queues::new(served, config.settings.workers.count.get().into());
         Self {
+            tuned: None,
             queues,
             reloads: Reloads::new(Path::new(config.file())),
             config,
@@ -168,6 +172,12 @@ impl<G: Gate> Control<G> {
             kubernetes,
             started: Instant::now(),
         }
+    }
+
+    /// Takes over settings that were made under the admin socket. They are put back before it goes, since another Weir
+    /// may make its own from then on.
+    pub fn keep(&mut self, tuned: Tuned) {
+        self.tuned = Some(tuned);
     }
 
     /// Opens the gate and works until SIGTERM or SIGINT; SIGHUP reloads. Then the kernel gets all frames, the workers
@@ -247,6 +257,7 @@ impl<G: Gate> Control<G> {
                 }
             }
         };
+        self.tuned = None;
         listening.abort();
         // Its end closes the socket and removes its file.
         let _ = listening.await;

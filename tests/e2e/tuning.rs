@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use testbed::topology::{Family, LAN, WAN};
-use testbed::{Service, Topology, Weir, clients, run};
+use testbed::{Service, Signal, Topology, Weir, clients, run};
 
 use crate::{can_run, eventually, weir};
 
@@ -44,8 +44,15 @@ fn a_profile_holds_while_weir_runs_and_a_killed_ones_is_put_back_by_the_next() -
         ensure!(clients::curl(&topology.client, service.addr(), 6)?.len() == 6, "{profile}");
         let told = running.log().contains("napi_defer_hard_irqs of lan is");
         ensure!(told == (profile != "off"), "{profile}: {}", running.log());
+        running.signal(Signal::SIGTERM)?;
+        eventually(LIMIT, || {
+            ensure!(!running.socket().exists(), "{profile}: still listens");
+            Ok(())
+        })?;
+        // At once: another Weir could start now.
+        let now = settings(&topology)?;
+        ensure!(now == untouched, "after {profile}: {now:?}");
         running.stop()?;
-        ensure!(settings(&topology)? == untouched, "after {profile}: {:?}", settings(&topology)?);
     }
 
     let killed = Weir::start_with(&topology, weir(), &config, &["--tuning", "gateway"])?;
