@@ -266,6 +266,11 @@ impl Engine {
             let decided = place.wrapping_sub(2 * STAGE);
             let (frame, verdict) = (frames.get_mut(decided), verdicts.get_mut(decided));
             if let (Some(frame), Some(verdict), Some(note)) = (frame, verdict, scratch.get(decided)) {
+                if note.lane != Lane::PlainTcp
+                    && let Some(next) = scratch.get(decided + STAGE / 2)
+                {
+                    core.flows.prefetch_wide(next.hit);
+                }
                 *verdict = core.decide(frame, note, now, tables, &mut Silent);
                 match verdict {
                     Verdict::Tx(_) => forwarded += 1,

@@ -181,6 +181,15 @@ impl FlowTable {
         }
     }
 
+    /// Brings the IPv6 addresses of what probably is a flow into the cache, once its entry is there.
+    #[inline]
+    pub fn prefetch_wide(&self, hit: Hit) {
+        let entry = self.entries.get(hit.slot() as usize);
+        if let Some(wide) = entry.and_then(|entry| self.wide.get(entry.wide())) {
+            prefetch(wide);
+        }
+    }
+
     /// What probably is the flow of a hash, and its entry on the way into the cache. To be confirmed by [`Self::confirm`].
     #[inline]
     pub fn probe(&self, hash: u64) -> Hit {
