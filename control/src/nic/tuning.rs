@@ -98,8 +98,8 @@ impl Default for Places {
 pub struct Tuned {
     places: Places,
     record: PathBuf,
-    /// Device and inode of the record, once there is one.
-    file: Option<(u64, u64)>,
+    /// The record, once there is one: kept open, so that no other file gets its inode.
+    file: Option<fs::File>,
     changes: Vec<Change>,
 }
 
@@ -179,21 +179,21 @@ impl Tuned {
     }
 
     fn has_record(&self) -> bool {
-        let is_own = |file: fs::Metadata| Some((file.dev(), file.ino())) == self.file;
+        let Some(Ok(own)) = self.file.as_ref().map(fs::File::metadata) else { return false };
+        let is_own = |found: fs::Metadata| (found.dev(), found.ino()) == (own.dev(), own.ino());
         fs::symlink_metadata(&self.record).is_ok_and(is_own)
     }
 }
 
-/// Writes a file for its owner alone, in place of what had the name; its device and inode.
-fn write_new(path: &Path, text: &str) -> io::Result<(u64, u64)> {
+/// Writes a file for its owner alone, in place of what had the name.
+fn write_new(path: &Path, text: &str) -> io::Result<fs::File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())?;
-    let file = file.metadata()?;
-    Ok((file.dev(), file.ino()))
+    Ok(file)
 }
 
 impl Drop for Tuned {
