@@ -239,6 +239,19 @@ pub struct Traffic {
     pub bytes_out: u64,
 }
 
+impl Traffic {
+    /// What came since the same counters were at `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            flows: self.flows.saturating_sub(before.flows),
+            packets_in: self.packets_in.saturating_sub(before.packets_in),
+            bytes_in: self.bytes_in.saturating_sub(before.bytes_in),
+            packets_out: self.packets_out.saturating_sub(before.packets_out),
+            bytes_out: self.bytes_out.saturating_sub(before.bytes_out),
+        }
+    }
+}
+
 impl std::ops::AddAssign for Traffic {
     fn add_assign(&mut self, other: Self) {
         self.flows += other.flows;

@@ -179,7 +179,7 @@ impl Estimator {
     fn look_at(&mut self, id: BackendId, counters: &impl Counters) -> bool {
         let Some(seen) = self.backends.get_mut(&id) else { return false };
         let now = counters.read(id);
-        let more = since(now, seen.before);
+        let more = now.since(seen.before);
         seen.before = now;
         seen.meter.look(more);
         seen.watch = match seen.watch {
@@ -247,17 +247,6 @@ impl Sum {
         self.meter.look(std::mem::take(&mut self.more));
         self.is_busy = !self.meter.is_still();
         self.is_busy
-    }
-}
-
-/// What came between two looks at the same counters.
-fn since(now: Traffic, before: Traffic) -> Traffic {
-    Traffic {
-        flows: now.flows.saturating_sub(before.flows),
-        packets_in: now.packets_in.saturating_sub(before.packets_in),
-        bytes_in: now.bytes_in.saturating_sub(before.bytes_in),
-        packets_out: now.packets_out.saturating_sub(before.packets_out),
-        bytes_out: now.bytes_out.saturating_sub(before.bytes_out),
     }
 }
 
@@ -486,7 +475,7 @@ mod tests {
                     Traffic { flows: 1, packets_in: 1000, bytes_in: 64_000, packets_out: 0, bytes_out: 0 };
                 shown += step;
                 world.show(2, shown.flows, shown.packets_in, shown.bytes_in);
-                always.look(since(shown, before));
+                always.look(shown.since(before));
             } else {
                 always.look(Traffic::default());
             }

@@ -32,15 +32,7 @@ impl Baseline {
 
     /// Traffic of the backend that has this slot now.
     pub fn traffic(&self, stats: &[Arc<WorkerStats>], id: BackendId) -> Traffic {
-        let now = total(stats, id);
-        let before = self.backends.get(&id).copied().unwrap_or_default();
-        Traffic {
-            flows: now.flows.saturating_sub(before.flows),
-            packets_in: now.packets_in.saturating_sub(before.packets_in),
-            bytes_in: now.bytes_in.saturating_sub(before.bytes_in),
-            packets_out: now.packets_out.saturating_sub(before.packets_out),
-            bytes_out: now.bytes_out.saturating_sub(before.bytes_out),
-        }
+        total(stats, id).since(self.backends.get(&id).copied().unwrap_or_default())
     }
 
     /// New flows of the service that were refused.
