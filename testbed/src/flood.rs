@@ -68,13 +68,11 @@ impl Flood {
         });
         let frames = frames.collect::<Result<Vec<_>, _>>()?;
         let raw = Raw::open(&topology.client, ETH)?;
-        let pause = match std::env::var(RATE_VARIABLE) {
-            Ok(rate) => Duration::from_secs(1)
-                .saturating_mul(BURST)
-                .checked_div(rate.parse().with_context(|| format!("{RATE_VARIABLE}={rate}"))?)
-                .unwrap_or_default(),
-            Err(_) => Duration::from_secs(1) * BURST / RATE_PPS,
+        let rate = match std::env::var(RATE_VARIABLE) {
+            Ok(rate) => rate.parse().with_context(|| format!("{RATE_VARIABLE}={rate}"))?,
+            Err(_) => RATE_PPS,
         };
+        let pause = (Duration::from_secs(1) * BURST).checked_div(rate).unwrap_or_default();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
