@@ -8,33 +8,12 @@ use control::admin::protocol::{Drops, Flows};
 use testbed::echo::{Echo, socket};
 use testbed::servers::{FROM_PATH, HTTP_PORT, Servers, backend_name};
 use testbed::topology::{Family, Topology};
-use testbed::{Namespace, Service, Weir, run};
+use testbed::{Service, Weir};
 
+use crate::get::{Got, PATIENCE, get};
 use crate::{can_run, eventually, weir};
 
-/// How long a client waits for what does not come.
-const PATIENCE: Duration = Duration::from_secs(2);
 const LIMIT: Duration = Duration::from_secs(10);
-
-/// What a client of a web server gets.
-#[derive(Debug, PartialEq, Eq)]
-enum Got {
-    Page(String),
-    Refused,
-    Nothing,
-}
-
-fn ask(client: &Namespace, to: SocketAddr, path: &str) -> Result<Got> {
-    let mut command = client.command("curl");
-    command.args(["--silent", "--show-error", "--fail", "--max-time", &PATIENCE.as_secs().to_string()]);
-    let said = run(command.arg(format!("http://{to}/{path}")), PATIENCE * 2)?;
-    match said.status.code() {
-        Some(0) => Ok(Got::Page(said.out.trim().to_owned())),
-        Some(7) => Ok(Got::Refused),
-        Some(28) => Ok(Got::Nothing),
-        _ => Err(anyhow::anyhow!("curl of {to}: {}", said.err.trim())),
-    }
-}
 
 /// The network with its servers, and a Weir that has more to say than its services.
 struct Net {
@@ -57,7 +36,7 @@ impl Net {
 
     /// What the outside client gets of a service.
     fn ask(&self, to: SocketAddr, path: &str) -> Result<Got> {
-        ask(&self.topology.client, to, path)
+        get(&self.topology.client, None, to, path)
     }
 
     /// Whether packets were dropped for this reason.
@@ -92,7 +71,7 @@ fn only_clients_of_the_source_ranges_are_served() -> Result<()> {
         assert!(matches!(net.ask(allowed, "")?, Got::Page(_)), "{}", name(family));
         assert_eq!(net.ask(other, "")?, Got::Nothing, "{}", name(family));
         let backend = &net.topology.backends[0];
-        assert!(matches!(ask(backend, other, "")?, Got::Page(_)), "{}, who may", name(family));
+        assert!(matches!(get(backend, None, other, "")?, Got::Page(_)), "{}, who may", name(family));
     }
     assert!(net.dropped("source_range")?);
     Ok(())
@@ -130,7 +109,7 @@ fn backends_see_the_clients_that_they_are_shown() -> Result<()> {
     }
     for family in Family::BOTH {
         let own = SocketAddr::new(family.routed_vip(), 84);
-        let got = ask(&net.topology.backends[0], own, FROM_PATH)?;
+        let got = get(&net.topology.backends[0], None, own, FROM_PATH)?;
         assert_eq!(got, Got::Page(family.snat().to_string()), "{}, by way of itself", name(family));
     }
     Ok(())
@@ -164,7 +143,7 @@ fn clients_inside_get_to_other_backends_than_those_outside() -> Result<()> {
         let to = SocketAddr::new(family.routed_vip(), HTTP_PORT);
         for _ in 0..3 {
             assert_eq!(net.ask(to, "")?, Got::Page(backend_name(1)), "{}, outside", name(family));
-            assert_eq!(ask(pod, to, "")?, Got::Page(backend_name(2)), "{}, inside", name(family));
+            assert_eq!(get(pod, None, to, "")?, Got::Page(backend_name(2)), "{}, inside", name(family));
         }
     }
     Ok(())

@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod flood;
 mod ftp;
+mod get;
 mod icmp;
 mod kernel;
 mod kube_proxy;

@@ -16,12 +16,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use control::admin::protocol::BackendRow;
 use serde_json::{Value, json};
+use testbed::Weir;
 use testbed::apiserver::objects::{self, Endpoint};
 use testbed::apiserver::{Access, ApiServer, Cluster, Options};
 use testbed::servers::{FROM_PATH, HTTP_PORT, Servers};
 use testbed::topology::{BACKENDS, ETH, Family, Topology};
-use testbed::{Namespace, Weir, run};
 
+use crate::get::{Got, PATIENCE, get};
 use crate::{can_run, eventually, weir};
 
 /// The own Node.
@@ -31,8 +32,6 @@ const OTHER: &str = "other";
 const TOKEN: &str = "secret";
 /// What comes of a change is there after this, or never.
 const LIMIT: Duration = Duration::from_secs(30);
-/// How long a client waits for what does not come.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// The client's address that is a pod's.
 const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 66));
 const PODS: &str = "10.1.0.64/26";
@@ -51,14 +50,6 @@ fn balancer_ip(number: u8) -> IpAddr {
 
 fn web(addr: IpAddr) -> SocketAddr {
     SocketAddr::new(addr, HTTP_PORT)
-}
-
-/// What a client of a web server gets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Got {
-    Page(String),
-    Refused,
-    Nothing,
 }
 
 /// The network, an API server in the gateway, and a Weir that it feeds.
@@ -117,7 +108,7 @@ impl Net {
 
     /// What a client with this address gets.
     fn ask(&self, from: IpAddr, to: SocketAddr, path: &str) -> Result<Got> {
-        ask(&self.topology.client, Some(from), to, path)
+        get(&self.topology.client, Some(from), to, path)
     }
 
     /// Waits until a client gets this.
@@ -154,22 +145,6 @@ impl Net {
             ensure!(is_right, "{from} gets {got:?} of {to}, not {want:?}");
             Ok(())
         })
-    }
-}
-
-/// Asks with curl.
-fn ask(client: &Namespace, from: Option<IpAddr>, to: SocketAddr, path: &str) -> Result<Got> {
-    let mut command = client.command("curl");
-    command.args(["--silent", "--show-error", "--fail", "--max-time", &PATIENCE.as_secs().to_string()]);
-    if let Some(from) = from {
-        command.args(["--interface", &from.to_string()]);
-    }
-    let said = run(command.arg(format!("http://{to}/{path}")), PATIENCE * 3)?;
-    match said.status.code() {
-        Some(0) => Ok(Got::Page(said.out.trim().to_owned())),
-        Some(7) => Ok(Got::Refused),
-        Some(28) => Ok(Got::Nothing),
-        _ => Err(anyhow::anyhow!("curl of {to}: {}", said.err.trim())),
     }
 }
 

@@ -114,7 +114,7 @@ fn affinity_hairpin_and_internal_policy_are_as_said() -> Result<()> {
     }
     // The endpoint asks for its own Service, and gets to itself.
     let endpoint = &net.topology.backends[0];
-    let got = eventually(LIMIT, || match ask(endpoint, None, web(cluster_ip(2)), FROM_PATH)? {
+    let got = eventually(LIMIT, || match get(endpoint, None, web(cluster_ip(2)), FROM_PATH)? {
         Got::Page(page) => Ok(page),
         other => Err(anyhow::anyhow!("{other:?}")),
     })?;

@@ -119,7 +119,7 @@ fn a_pod_s_environment_is_enough() -> Result<()> {
     })?;
     let servers = Servers::start(&topology)?;
     eventually(LIMIT, || {
-        let got = ask(&topology.client, Some(outside()), web(cluster_ip(1)), "")?;
+        let got = get(&topology.client, Some(outside()), web(cluster_ip(1)), "")?;
         ensure!(matches!(got, Got::Page(_)), "{got:?}\n{}", pod.log());
         Ok(())
     })?;
