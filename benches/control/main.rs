@@ -22,10 +22,12 @@ mod cluster;
 #[path = "../shared/machine.rs"]
 mod machine;
 mod node;
+#[path = "../shared/numbers.rs"]
+mod numbers;
 mod peer;
-#[path = "../shared/percentiles.rs"]
-mod percentiles;
 mod results;
+#[path = "../shared/targets.rs"]
+mod targets;
 
 use std::process::ExitCode;
 
@@ -92,7 +94,7 @@ fn main() -> Result<ExitCode> {
         }
     }
     report.print(last.as_ref());
-    let met = targets(&report);
+    let met = judge(&report);
     if !cli.no_store {
         println!("\nstored in {}", report.store()?.display());
     }
@@ -100,7 +102,7 @@ fn main() -> Result<ExitCode> {
 }
 
 /// Prints the targets, at 50,000 Services, and whether each is met.
-fn targets(report: &Report) -> bool {
+fn judge(report: &Report) -> bool {
     let Some(cost) = report.costs.iter().find(|cost| cost.services == 50_000) else { return true };
     let checks = [
         ("first load until workers use it, ms of one core", cost.load_cpu_ms, 1500.0),
@@ -110,12 +112,5 @@ fn targets(report: &Report) -> bool {
         ("idle, percent of a core", cost.idle_cpu_percent, 1.0),
         ("100 changes a second, percent of a core", cost.busy_cpu_percent, 10.0),
     ];
-    println!();
-    let mut met = true;
-    for (name, value, limit) in checks {
-        let verdict = if value <= limit { "met" } else { "MISSED" };
-        met &= value <= limit;
-        println!("{name:<50} {value:>9.3} of at most {limit:>7.1}: {verdict}");
-    }
-    met
+    targets::met(checks.map(|(name, value, limit)| (name, Some(value), limit)))
 }

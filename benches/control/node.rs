@@ -30,7 +30,7 @@ use xdp_prog::{Delta, SyncError, Xdp};
 
 use crate::cluster;
 use crate::machine::resident;
-use crate::percentiles::Percentiles;
+use crate::numbers::{Percentiles, mib, ms};
 use crate::results::{Cost, Scrape};
 
 const WORKERS: u8 = 2;
@@ -402,14 +402,6 @@ fn thread_cpu() -> Duration {
 /// Processor time of all threads, the workers' included.
 fn process_cpu() -> Duration {
     clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap().into()
-}
-
-fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }
 
 fn percent(cpu: Duration, wall: Duration) -> f64 {

@@ -17,7 +17,7 @@ use nix::sys::time::TimeValLike as _;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster;
-use crate::percentiles::Percentiles;
+use crate::numbers::Percentiles;
 
 /// Services of a transaction.
 const CHUNK: u32 = 250;

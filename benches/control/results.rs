@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::{self, Origin, change};
+use crate::numbers::Percentiles;
 use crate::peer::Peer;
-use crate::percentiles::Percentiles;
 
 /// One run of the bench.
 #[derive(Debug, Serialize, Deserialize)]
@@ -92,19 +92,12 @@ impl Report {
 
     /// Stores the report among the results.
     pub(crate) fn store(&self) -> Result<PathBuf> {
-        let path = self.origin.path("control");
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        std::fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
-            .with_context(|| path.display().to_string())?;
-        Ok(path)
+        self.origin.store("control", self)
     }
 
     /// The newest stored report.
     pub(crate) fn newest() -> Result<Option<Self>> {
-        let reports: Vec<Self> = machine::stored("control")?;
-        Ok(reports.into_iter().max_by_key(|report| report.origin.unix_s))
+        machine::newest("control", |report: &Self| &report.origin)
     }
 }
 

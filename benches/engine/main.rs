@@ -31,6 +31,8 @@ mod measure;
 #[expect(unsafe_code, reason = "advice about memory has no safe wrapper")]
 mod memory;
 mod results;
+#[path = "../shared/targets.rs"]
+mod targets;
 mod workers;
 mod world;
 
@@ -137,7 +139,7 @@ fn main() -> Result<ExitCode> {
         measure(*part, &cli, &cores, &mut report)?;
     }
     report.print(last.as_ref());
-    let met = targets(&report);
+    let met = judge(&report);
     if !cli.no_store && cli.only.is_empty() {
         println!("\nstored in {}", report.store()?.display());
     }
@@ -369,8 +371,8 @@ fn slowest_scheduler(report: &Report) -> Option<f64> {
     cases.flatten().filter_map(|case| case.ratio).map(|ratio| ratio.median).max_by(f64::total_cmp)
 }
 
-/// Prints the targets and whether each is met. A target whose case was not measured does not count.
-fn targets(report: &Report) -> bool {
+/// Prints the targets and whether each is met.
+fn judge(report: &Report) -> bool {
     let ratio = |name: &str, flows: u32| {
         report.case(name, flows).and_then(|case| case.ratio).map(|ratio| ratio.median)
     };
@@ -387,16 +389,5 @@ fn targets(report: &Report) -> bool {
         ("bytes of a nat flow at 10M", report.bytes_a_flow(10_000_000), 128.0),
         ("new, 50,000 services, times 1", ratio("new, 50,000 services", MIDDLE), 1.05),
     ];
-    println!();
-    let mut met = true;
-    for (name, value, limit) in checks {
-        let Some(value) = value else {
-            println!("{name:<50} not measured");
-            continue;
-        };
-        let verdict = if value <= limit { "met" } else { "MISSED" };
-        met &= value <= limit;
-        println!("{name:<50} {value:>7.2} of at most {limit:>6.2}: {verdict}");
-    }
-    met
+    targets::met(checks)
 }

@@ -1,9 +1,8 @@
 //! Results as they are stored, shown and compared.
 
-use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::lifetime::Lifetime;
@@ -108,18 +107,11 @@ impl Report {
 
     /// Stores the report among the results.
     pub(crate) fn store(&self) -> Result<PathBuf> {
-        let path = self.origin.path("engine");
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
-            .with_context(|| path.display().to_string())?;
-        Ok(path)
+        self.origin.store("engine", self)
     }
 
     /// The newest stored report.
     pub(crate) fn newest() -> Result<Option<Self>> {
-        let reports: Vec<Self> = machine::stored("engine")?;
-        Ok(reports.into_iter().max_by_key(|report| report.origin.unix_s))
+        machine::newest("engine", |report: &Self| &report.origin)
     }
 }

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::{self, Origin, change};
-use crate::percentiles::Percentiles;
+use crate::numbers::Percentiles;
 use crate::{Args, Cpu};
 
 /// One run of the bench.
@@ -97,19 +97,12 @@ impl Report {
 
     /// Stores the report among the results.
     pub(crate) fn store(&self) -> Result<PathBuf> {
-        let path = self.origin.path(&self.bench());
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        std::fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
-            .with_context(|| path.display().to_string())?;
-        Ok(path)
+        self.origin.store(&self.bench(), self)
     }
 
     /// The newest stored report of as many Services.
     pub(crate) fn newest(&self) -> Result<Option<Self>> {
-        let reports: Vec<Self> = machine::stored(&self.bench())?;
-        Ok(reports.into_iter().max_by_key(|report| report.origin.unix_s))
+        machine::newest(&self.bench(), |report: &Self| &report.origin)
     }
 
     fn bench(&self) -> String {

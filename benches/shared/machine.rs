@@ -64,16 +64,20 @@ impl Origin {
         if self.modified { " with changes" } else { "" }
     }
 
-    /// Where results of a bench are stored. One commit has one file; with changes, another.
-    pub(crate) fn path(&self, bench: &str) -> PathBuf {
+    /// Stores a result of a bench. One commit has one file; with changes, another.
+    pub(crate) fn store(&self, bench: &str, report: &impl Serialize) -> Result<PathBuf> {
         let suffix = if self.modified { "-modified" } else { "" };
-        folder().join(format!("{bench}-{}{suffix}.json", self.commit))
+        std::fs::create_dir_all(folder())?;
+        let path = folder().join(format!("{bench}-{}{suffix}.json", self.commit));
+        std::fs::write(&path, serde_json::to_string_pretty(report)? + "\n")
+            .with_context(|| path.display().to_string())?;
+        Ok(path)
     }
 }
 
-/// All stored results of a bench.
-pub(crate) fn stored<T: DeserializeOwned>(bench: &str) -> Result<Vec<T>> {
-    let Ok(files) = std::fs::read_dir(folder()) else { return Ok(Vec::new()) };
+/// The newest stored result of a bench; `origin` says where one comes from.
+pub(crate) fn newest<T: DeserializeOwned>(bench: &str, origin: impl Fn(&T) -> &Origin) -> Result<Option<T>> {
+    let Ok(files) = std::fs::read_dir(folder()) else { return Ok(None) };
     let mut reports = Vec::new();
     for file in files {
         let path = file?.path();
@@ -82,7 +86,7 @@ pub(crate) fn stored<T: DeserializeOwned>(bench: &str) -> Result<Vec<T>> {
             reports.push(serde_json::from_str(&text).with_context(|| path.display().to_string())?);
         }
     }
-    Ok(reports)
+    Ok(reports.into_iter().max_by_key(|report| origin(report).unix_s))
 }
 
 /// By how much a number changed, for people.

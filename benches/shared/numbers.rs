@@ -1,4 +1,6 @@
-//! What is told of many numbers.
+//! Numbers as they are told.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,4 +17,12 @@ impl Percentiles {
         let at = |share: f64| numbers[((numbers.len() - 1) as f64 * share).round() as usize];
         Self { p50: at(0.5), p99: at(0.99) }
     }
+}
+
+pub(crate) fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+pub(crate) fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
