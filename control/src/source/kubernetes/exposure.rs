@@ -51,13 +51,13 @@ impl Vip {
         }
     }
 
-    /// Its name in explanations.
-    pub fn name(self) -> &'static str {
+    /// Its name in explanations, with the article.
+    pub fn described(self) -> &'static str {
         match self {
-            Self::Cluster => "ClusterIP",
-            Self::Balancer => "load balancer's address",
-            Self::External => "external IP",
-            Self::NodePort => "node port",
+            Self::Cluster => "a ClusterIP",
+            Self::Balancer => "a load balancer's address",
+            Self::External => "an external IP",
+            Self::NodePort => "a node port",
         }
     }
 }

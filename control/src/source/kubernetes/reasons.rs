@@ -47,7 +47,7 @@ impl Teller<'_> {
         let Exposure { port, family, vip, .. } = exposure;
         let name = if port.name.is_empty() { String::new() } else { format!(", port {}", port.name) };
         let (key, protocol) = (&self.service.key, port.protocol.name());
-        self.words.push(format!("{to}/{protocol} is a {} of Service {key}{name}", vip.name()));
+        self.words.push(format!("{to}/{protocol} is {} of Service {key}{name}", vip.described()));
         let client = self.client(from);
         self.words.push(format!("{from} is {}", client.name()));
         let near = self.policy(*vip, client);
@@ -205,7 +205,7 @@ fn addresses(service: &Service) -> impl Iterator<Item = (Vip, IpAddr)> {
 fn unused(store: &Store, service: &Service, vip: Vip, to: SocketAddr, protocol: Protocol) -> String {
     let here = store.here();
     let ip = to.ip();
-    let what = format!("{ip} is a {} of Service {}", vip.name(), service.key);
+    let what = format!("{ip} is {} of Service {}", vip.described(), service.key);
     if let Some(why) = unserved(service, here.settings) {
         return format!("{what}, which is not served: {}", why.name());
     }
