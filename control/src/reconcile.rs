@@ -337,11 +337,6 @@ impl Reconciler {
         }
     }
 
-    /// The neighbours by which backends and all gateways are reached.
-    pub fn needed_neighbours(&self) -> impl Iterator<Item = &Neighbour> {
-        self.standing.needed()
-    }
-
     /// Which neighbours have come to be needed, or are no longer, since this was asked last, in order.
     pub fn neighbour_news(&mut self) -> Vec<(Neighbour, bool)> {
         self.standing.news()
@@ -555,8 +550,7 @@ mod tests {
         net.routes4.insert((0, 0), via(Some([10, 1, 0, 254].into())));
         reconciler.set_net(net);
         let place = |host| Neighbour { link: 7, addr: [10, 1, 0, host].into() };
-        let needed =
-            |reconciler: &Reconciler| reconciler.needed_neighbours().copied().collect::<HashSet<_>>();
+        let needed = |reconciler: &Reconciler| reconciler.standing.needed().copied().collect::<HashSet<_>>();
         assert_eq!(needed(&reconciler), HashSet::from([place(1), place(254)]));
         reconciler.neighbour_news();
         let next = desired(&[80], &["10.1.0.2", "192.0.2.1"]);

@@ -57,7 +57,8 @@ impl Standing {
     }
 
     /// Those that are needed.
-    pub fn needed(&self) -> impl Iterator<Item = &Neighbour> {
+    #[cfg(test)]
+    pub(crate) fn needed(&self) -> impl Iterator<Item = &Neighbour> {
         self.needed.keys()
     }
 }

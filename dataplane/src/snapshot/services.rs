@@ -360,11 +360,12 @@ impl Services {
         if !self.tells_clients_apart() {
             return None;
         }
-        let id = self.inside.get(vip)?;
-        self.locality.is_inside(src, vip.v6).then(|| self.service(id)).flatten()
+        let found = self.exact_inside(vip)?;
+        self.locality.is_inside(src, vip.v6).then_some(found)
     }
 
     /// The service of clients inside that has exactly this address, port and protocol.
+    #[inline]
     pub fn exact_inside(&self, vip: &VipKey) -> Option<&Service> {
         self.service(self.inside.get(vip)?)
     }
