@@ -15,18 +15,6 @@ pub enum Proto {
     Sctp,
 }
 
-impl Proto {
-    /// The protocol with this IP protocol number; `None` for one that Weir has no services of.
-    pub fn from_ip_number(number: u8) -> Option<Self> {
-        match number {
-            6 => Some(Self::Tcp),
-            17 => Some(Self::Udp),
-            132 => Some(Self::Sctp),
-            _ => None,
-        }
-    }
-}
-
 /// A place that packets are sent to or come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
