@@ -189,6 +189,17 @@ impl Xdp {
     /// returns its verdict: 2 for the kernel (`XDP_PASS`), 4 for a socket (`XDP_REDIRECT`). Nothing is delivered;
     /// counters count. The interface must be up and the frame at least an Ethernet header long.
     pub fn dry_run(&mut self, frame: &[u8], ifindex: u32, queue: u32) -> Result<u32, libbpf_rs::Error> {
+        self.dry_runs(frame, ifindex, queue, 1).map(|(verdict, _)| verdict)
+    }
+
+    /// [`Self::dry_run`] so many times over. Returns how long each took on average, too.
+    pub fn dry_runs(
+        &mut self,
+        frame: &[u8],
+        ifindex: u32,
+        queue: u32,
+        times: u32,
+    ) -> Result<(u32, Duration), libbpf_rs::Error> {
         let mut programs = self.object.progs_mut();
         let program = programs.find(|program| program.name() == PROGRAM);
         let program = program.ok_or_else(|| libbpf_rs::Error::from_raw_os_error(libc::ENOENT))?;
@@ -199,9 +210,10 @@ impl Xdp {
         let input = ProgramInput {
             context_in: Some(context.as_mut_bytes()),
             data_in: Some(frame),
+            repeat: times,
             ..ProgramInput::default()
         };
-        program.test_run(input).map(|output| output.return_value)
+        program.test_run(input).map(|output| (output.return_value, output.duration))
     }
 
     fn write_beat_limit(&self, limit: Duration) -> Result<(), libbpf_rs::Error> {

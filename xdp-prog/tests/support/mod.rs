@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::time::Duration;
 
 use etherparse::{
     EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv6Header, SingleVlanHeader, VlanId,
@@ -100,13 +101,19 @@ impl Bench {
     }
 
     pub(crate) fn made_patient(self) -> Self {
-        self.xdp.set_beat_limit(std::time::Duration::from_secs(3600)).expect("set");
+        self.xdp.set_beat_limit(Duration::from_secs(3600)).expect("set");
         self
     }
 
     /// What the program does with a frame on queue 0: the one counter that moved. Its verdict must agree.
     pub(crate) fn judge(&mut self, frame: &[u8]) -> Counter {
         self.judge_at(frame, self.ifindex, 0)
+    }
+
+    /// How long the program takes for a frame on queue 0, when it runs so many times on it.
+    pub(crate) fn time(&mut self, frame: &[u8], times: u32) -> Duration {
+        self.beat.beat(monotonic_ns());
+        self.xdp.dry_runs(frame, self.ifindex, 0, times).expect("dry runs").1
     }
 
     pub(crate) fn judge_at(&mut self, frame: &[u8], ifindex: u32, queue: u32) -> Counter {
