@@ -5,8 +5,9 @@
 
 use std::mem::offset_of;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{Immutable, IntoBytes};
 
 use crate::ours::Proto;
 
@@ -54,6 +55,8 @@ pub(crate) mod flag {
     pub(crate) const TUNNEL: u16 = weir_flag::WEIR_TUNNEL.0 as u16;
     /// In a SNAT pool.
     pub(crate) const TRANSLATED: u16 = weir_flag::WEIR_TRANSLATED.0 as u16;
+    /// Where the protocol of [`Use::first_port`](super::Use) begins.
+    pub(crate) const FIRST_SHIFT: u32 = weir_flag::WEIR_FIRST_SHIFT.0;
 }
 
 /// `struct weir_address`.
@@ -86,6 +89,7 @@ pub(crate) struct Use {
     pub(crate) backend_every: u8,
     pub(crate) tunnel_low: u16,
     pub(crate) tunnel_high: u16,
+    pub(crate) first_port: [u8; 2],
 }
 
 /// `struct weir_prefix`.
@@ -126,19 +130,20 @@ pub(crate) struct RuleLines {
     pub(crate) list: [RuleLine; MAX_RULES],
 }
 
-/// `struct weir_beat`; the size is what the mapping of `beats` needs to know.
-#[derive(Debug, FromBytes, Immutable)]
+/// `struct weir_beat`.
+#[derive(Debug)]
 #[repr(C)]
 pub(crate) struct BeatLine {
-    pub(crate) at_ns: u64,
+    pub(crate) at_ns: AtomicU64,
     unused: [u64; 7],
 }
 
 /// `struct weir_settings`.
-#[derive(Clone, Copy, Debug, IntoBytes, Immutable)]
+#[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Settings {
-    pub(crate) beat_limit_ns: u64,
+    pub(crate) beat_limit_ns: AtomicU64,
+    pub(crate) interfaces: [AtomicU32; MAX_PORTS as usize],
 }
 
 /// Fails to compile unless both structs have the same size and the same fields at the same places.
@@ -170,7 +175,8 @@ same_layout!(
         vip_every,
         backend_every,
         tunnel_low,
-        tunnel_high
+        tunnel_high,
+        first_port
     }
 );
 same_layout!(Prefix = weir_prefix { length, version, bits });
@@ -179,7 +185,7 @@ same_layout!(
 );
 same_layout!(RuleLines = weir_rules { count, list });
 same_layout!(BeatLine = weir_beat { at_ns, unused });
-same_layout!(Settings = weir_settings { beat_limit_ns });
+same_layout!(Settings = weir_settings { beat_limit_ns, interfaces });
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $variant:ident = $theirs:ident => $name:literal,)*) => {

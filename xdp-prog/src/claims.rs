@@ -89,6 +89,9 @@ impl Held {
     }
 }
 
+/// The protocol of [`Use::first_port`].
+const FIRST_PROTO: u16 = u16::MAX << flag::FIRST_SHIFT;
+
 impl Use {
     /// Adds what is held about the address.
     pub(crate) fn add(&mut self, held: Held) {
@@ -97,6 +100,10 @@ impl Use {
             Some(Kind::Vip) => {
                 self.vip_protos |= bit;
                 self.vip_every |= if every { bit } else { 0 };
+                if !every && self.first_port == [0; 2] {
+                    self.first_port = held.port.to_be_bytes();
+                    self.flags |= held.proto() << flag::FIRST_SHIFT;
+                }
             }
             Some(Kind::Backend) => {
                 self.backend_protos |= bit;
@@ -119,6 +126,11 @@ impl Use {
         }
     }
 
+    /// Protocol and port of the service that needs no look-up.
+    fn first(&self) -> (u16, [u8; 2]) {
+        (self.flags & FIRST_PROTO, self.first_port)
+    }
+
     /// What is in both uses.
     pub(crate) fn common(&self, other: &Self) -> Self {
         let mut shared = Self {
@@ -131,7 +143,12 @@ impl Use {
             backend_every: self.backend_every & other.backend_every,
             tunnel_low: self.tunnel_low.max(other.tunnel_low),
             tunnel_high: self.tunnel_high.min(other.tunnel_high),
+            first_port: self.first_port,
         };
+        if self.first() != other.first() {
+            shared.flags &= !FIRST_PROTO;
+            shared.first_port = [0; 2];
+        }
         if shared.flags & flag::TUNNEL == 0 || shared.tunnel_low > shared.tunnel_high {
             (shared.tunnel_low, shared.tunnel_high) = (0, 0);
         }
@@ -389,7 +406,18 @@ mod tests {
                     Claim::Vip(at(81, Proto::Tcp)),
                     Claim::Vip(at(0, Proto::Udp)),
                 ],
-                Use { vip_protos: tcp | udp, vip_every: udp, ..none },
+                Use { vip_protos: tcp | udp, vip_every: udp, first_port: [0, 80], ..none },
+            ),
+            (
+                "a service of the second protocol",
+                vec![Claim::Vip(at(0, Proto::Tcp)), Claim::Vip(at(0x0102, Proto::Udp))],
+                Use {
+                    vip_protos: tcp | udp,
+                    vip_every: tcp,
+                    first_port: [1, 2],
+                    flags: Proto::Udp.number() << flag::FIRST_SHIFT,
+                    ..none
+                },
             ),
             (
                 "a VIP on every port beside others",
@@ -398,7 +426,7 @@ mod tests {
                     Claim::Vip(at(0, Proto::Tcp)),
                     Claim::Vip(at(9, Proto::Sctp)),
                 ],
-                Use { vip_protos: tcp | sctp, vip_every: tcp, ..none },
+                Use { vip_protos: tcp | sctp, vip_every: tcp, first_port: [0, 80], ..none },
             ),
             (
                 "backends",
@@ -441,8 +469,10 @@ mod tests {
             Claim::Tunnel(ADDR, 0),
         ];
         let less = [Claim::Vip(at(81, Proto::Tcp)), Claim::Snat(ADDR, 1000, 2000), Claim::Tunnel(ADDR, 0)];
+        let over = |proto| used(&[Claim::Vip(at(80, proto))]);
         for (name, a, b, want) in [
-            ("less", used(&full), used(&less), used(&less)),
+            ("less", used(&full), used(&less), Use { first_port: [0; 2], ..used(&less) }),
+            ("one port of two protocols", over(Proto::Tcp), over(Proto::Udp), Use::default()),
             ("the same", used(&full), used(&full), used(&full)),
             ("nothing", used(&full), Use::default(), Use::default()),
             ("overlap", snat(1000, 2000), snat(1500, 3000), snat(1500, 2000)),

@@ -39,12 +39,14 @@ pub enum LoadError {
     /// The compiled program lacks a part.
     #[error("the compiled XDP program has no {0}: this build is broken")]
     Incomplete(&'static str),
-    /// The beats could not be mapped.
-    #[error("the workers' beats cannot be mapped: {0}")]
-    Beats(io::Error),
-    /// The beat limit could not be set.
-    #[error("the beat limit cannot be set: {0}")]
-    BeatLimit(libbpf_rs::Error),
+    /// An array that is written through shared memory could not be mapped.
+    #[error("the XDP program's array {name} cannot be mapped: {source}")]
+    NotMapped {
+        /// The array.
+        name: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }
 
 /// Why the program could not be attached to an interface.
@@ -108,9 +110,6 @@ pub enum AttachError {
     /// The attachment is not there any more: somebody took it away.
     #[error("the XDP program is not attached there any more: somebody detached it")]
     Gone,
-    /// The interface could not be entered in the program's map.
-    #[error("the interface cannot be entered in the XDP program's map of ports: {0}")]
-    Ports(libbpf_rs::Error),
 }
 
 /// Why a socket could not be registered or taken off.

@@ -14,7 +14,6 @@
 
 mod abi;
 mod attach;
-mod beat;
 mod claims;
 mod counters;
 mod error;
@@ -23,13 +22,14 @@ mod loader;
 mod ours;
 mod privilege;
 mod rules;
+mod shared;
 mod tables;
 
 pub use abi::{Counter, MAX_PORTS, MAX_QUEUES};
 pub use attach::Mode;
-pub use beat::Beat;
 pub use counters::Counters;
 pub use error::{AttachError, LoadError, SocketError, SyncError};
 pub use loader::{DEFAULT_BEAT_LIMIT, Limits, Xdp};
 pub use ours::{Claim, Delta, Endpoint, Ours, Proto, Rule};
+pub use shared::Beat;
 pub use tables::SyncReport;

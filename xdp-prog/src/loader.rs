@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use libbpf_rs::{
@@ -9,13 +10,13 @@ use libbpf_rs::{
 };
 use zerocopy::IntoBytes;
 
-use crate::abi::{MAX_PORTS, MAX_QUEUES, OBJECT, Settings};
+use crate::abi::{BeatLine, MAX_PORTS, MAX_QUEUES, OBJECT, Settings};
 use crate::attach::{Attachment, Mode};
-use crate::beat::{Beat, BeatLines};
 use crate::counters::Counters;
 use crate::error::{AttachError, LoadError, SocketError, SyncError};
 use crate::ours::Delta;
 use crate::privilege;
+use crate::shared::{Beat, Element, Shared};
 use crate::tables::{Maps, SyncReport, Table, Tables};
 
 /// The program's name in the object file.
@@ -53,11 +54,10 @@ pub struct Xdp {
     attachments: Vec<Attachment>,
     object: Object,
     tables: Tables,
-    ports: MapHandle,
     xsks: MapHandle,
-    settings: MapHandle,
+    settings: Shared<Settings>,
     counters: Counters,
-    beats: Arc<BeatLines>,
+    beats: Arc<Shared<BeatLine>>,
 }
 
 impl Xdp {
@@ -88,14 +88,13 @@ impl Xdp {
                 node_ports: table("node_ports")?,
                 rules: table("rules")?,
             }),
-            ports: map(&object, "ports")?,
             xsks: map(&object, "xsks")?,
-            settings: map(&object, "settings")?,
+            settings: shared(&object, "settings", 1)?,
             counters: Counters::new(map(&object, "counters")?),
-            beats: Arc::new(BeatLines::map(&map(&object, "beats")?).map_err(LoadError::Beats)?),
+            beats: Arc::new(shared(&object, "beats", MAX_QUEUES)?),
             object,
         };
-        xdp.write_beat_limit(DEFAULT_BEAT_LIMIT).map_err(LoadError::BeatLimit)?;
+        xdp.write_beat_limit(DEFAULT_BEAT_LIMIT);
         Ok(xdp)
     }
 
@@ -112,10 +111,7 @@ impl Xdp {
         let program = program(&self.object).ok_or(AttachError::Gone)?;
         let attachment = Attachment::new(program.as_fd(), port, ifindex, allow_generic)?;
         let mode = attachment.mode(program.as_fd())?;
-        let number = u32::from(port);
-        self.ports
-            .update(ifindex.as_bytes(), number.as_bytes(), MapFlags::ANY)
-            .map_err(AttachError::Ports)?;
+        self.serve(port, ifindex);
         self.attachments.push(attachment);
         Ok(mode)
     }
@@ -128,12 +124,11 @@ impl Xdp {
     }
 
     /// Takes the program off the interface with this port number, if it is on one.
-    pub fn detach(&mut self, port: u8) -> Result<(), AttachError> {
-        let Some(position) = self.attachments.iter().position(|known| known.port == port) else {
-            return Ok(());
-        };
-        let attachment = self.attachments.swap_remove(position);
-        self.ports.delete(attachment.ifindex.as_bytes()).map_err(AttachError::Ports)
+    pub fn detach(&mut self, port: u8) {
+        if let Some(position) = self.attachments.iter().position(|known| known.port == port) {
+            self.attachments.swap_remove(position);
+            self.serve(port, 0);
+        }
     }
 
     /// Gives the frames of this port and queue to an AF_XDP socket. The kernel forgets the socket when it is closed.
@@ -164,7 +159,8 @@ impl Xdp {
         if !BEAT_LIMITS.contains(&limit) {
             return Err(SyncError::BeatLimit(limit));
         }
-        self.write_beat_limit(limit).map_err(|source| SyncError::Kernel { map: "settings", source })
+        self.write_beat_limit(limit);
+        Ok(())
     }
 
     /// Begins a change: nothing is handed over any more that nobody claims now, and nothing new is yet. To be called
@@ -216,9 +212,19 @@ impl Xdp {
         program.test_run(input).map(|output| (output.return_value, output.duration))
     }
 
-    fn write_beat_limit(&self, limit: Duration) -> Result<(), libbpf_rs::Error> {
-        let settings = Settings { beat_limit_ns: u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX) };
-        self.settings.update(0u32.as_bytes(), settings.as_bytes(), MapFlags::ANY)
+    fn write_beat_limit(&self, limit: Duration) {
+        if let Some(settings) = self.settings.at(0) {
+            let limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+            settings.beat_limit_ns.store(limit_ns, Ordering::Relaxed);
+        }
+    }
+
+    /// The port number is that of this interface from now on; 0: of none.
+    fn serve(&self, port: u8, ifindex: u32) {
+        let slot = self.settings.at(0).and_then(|settings| settings.interfaces.get(usize::from(port)));
+        if let Some(slot) = slot {
+            slot.store(ifindex, Ordering::Relaxed);
+        }
     }
 }
 
@@ -229,6 +235,10 @@ fn program(object: &Object) -> Option<Program<'_>> {
 fn map(object: &Object, name: &'static str) -> Result<MapHandle, LoadError> {
     let map = object.maps().find(|map| map.name() == name).ok_or(LoadError::Incomplete(name))?;
     MapHandle::try_from(&map).map_err(refused)
+}
+
+fn shared<T: Element>(object: &Object, name: &'static str, count: u32) -> Result<Shared<T>, LoadError> {
+    Shared::map(&map(object, name)?, count).map_err(|source| LoadError::NotMapped { name, source })
 }
 
 fn set_limit(open: &mut OpenObject, name: &'static str, limit: u32) -> Result<(), LoadError> {

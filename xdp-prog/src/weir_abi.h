@@ -68,6 +68,8 @@ enum weir_flag {
 	WEIR_TRANSLATED = 4,
 	/* A backend at the other end of a tunnel. */
 	WEIR_TUNNEL = 8,
+	/* Where the enum weir_proto of weir_use.first_port begins. */
+	WEIR_FIRST_SHIFT = 8,
 };
 
 /* Layer-4 protocols, in the order of the NodePort bitmap; 1 << protocol in a set of them. */
@@ -109,6 +111,8 @@ struct weir_use {
 	/* First and last UDP port of tunnels to it; both 0: none. */
 	__u16 tunnel_low;
 	__u16 tunnel_high;
+	/* The port of one of the services on it, whose protocol is flags >> WEIR_FIRST_SHIFT; 0: look all of them up. */
+	__be16 first_port;
 };
 
 /* A block of destinations. Key of `rules`. */
@@ -151,10 +155,12 @@ struct weir_beat {
 	__u64 unused[7];
 };
 
-/* The one element of `settings`. */
+/* The one element of `settings`, written through shared memory. */
 struct weir_settings {
 	/* Age of a beat past which its worker gets no more frames. */
 	__u64 beat_limit_ns;
+	/* Index of the interface with each port number; 0: none. */
+	__u32 interfaces[WEIR_MAX_PORTS];
 };
 
 #endif

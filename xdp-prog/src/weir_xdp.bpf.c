@@ -70,14 +70,6 @@ struct {
 	__type(value, __u64);
 } node_ports SEC(".maps");
 
-/* Interface index to the port number that its sockets are registered under. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, WEIR_MAX_PORTS);
-	__type(key, __u32);
-	__type(value, __u32);
-} ports SEC(".maps");
-
 /* Sockets, by port number * WEIR_MAX_QUEUES + queue. */
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -95,8 +87,10 @@ struct {
 	__type(value, struct weir_beat);
 } beats SEC(".maps");
 
+/* Written by the loader through shared memory. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct weir_settings);
@@ -231,6 +225,7 @@ static __always_inline enum reading read_ipv4(struct xdp_md *ctx, __u32 at, stru
 	if (header->version != 4 || header_length < sizeof(*header) || total_length < header_length)
 		return BROKEN;
 
+	ip->src.version = ip->dst.version = 4;
 	ip->src.bits[0] = header->saddr;
 	ip->dst.bits[0] = header->daddr;
 	ip->proto = header->protocol;
@@ -267,6 +262,7 @@ static __always_inline enum reading read_ipv6(struct xdp_md *ctx, __u32 at, stru
 
 	if (!header || header->version != 6)
 		return BROKEN;
+	ip->src.version = ip->dst.version = 6;
 	__builtin_memcpy(ip->src.bits, &header->saddr, sizeof(ip->src.bits));
 	__builtin_memcpy(ip->dst.bits, &header->daddr, sizeof(ip->dst.bits));
 	ip->payload = at + sizeof(*header);
@@ -309,7 +305,6 @@ __noinline enum reading read_ip(struct xdp_md *ctx, __u32 at, __u32 version, str
 	if (!ip)
 		return BROKEN;
 	__builtin_memset(ip, 0, sizeof(*ip));
-	ip->src.version = ip->dst.version = version;
 	return version == 4 ? read_ipv4(ctx, at, ip) : read_ipv6(ctx, at, ip);
 }
 
@@ -361,7 +356,9 @@ static __always_inline enum weir_counter front_of(const struct weir_address *add
 		return WEIR_NOT_OURS;
 	if (use->vip_every >> proto & 1)
 		return WEIR_VIP;
-	if ((use->vip_protos >> proto & 1) && in_set(&vips, addr, port, proto))
+	if ((use->vip_protos >> proto & 1) &&
+	    ((port && port == use->first_port && use->flags >> WEIR_FIRST_SHIFT == proto) ||
+	     in_set(&vips, addr, port, proto)))
 		return WEIR_VIP;
 	if ((use->flags & WEIR_NODE) && is_node_port(number, proto))
 		return WEIR_NODE_PORT;
@@ -388,6 +385,25 @@ static __always_inline int lies_in(const __be32 *addr, const __be32 *bits, const
 	for (int i = 0; i < 4; i++)
 		beside |= (addr[i] ^ bits[i]) & mask[i];
 	return !beside;
+}
+
+/* The port number of the interface that the frame came in by, WEIR_MAX_PORTS if it has none. There are few. */
+static __always_inline __u32 port_of(struct xdp_md *ctx, const struct weir_settings *set)
+{
+	__u32 ifindex = ctx->ingress_ifindex;
+
+	for (__u32 port = 0; port < WEIR_MAX_PORTS; port++) {
+		if (*(volatile __u32 *)&set->interfaces[port] == ifindex)
+			return port;
+	}
+	return WEIR_MAX_PORTS;
+}
+
+static __always_inline struct weir_settings *the_settings(void)
+{
+	__u32 only = 0;
+
+	return bpf_map_lookup_elem(&settings, &only);
 }
 
 /* What a packet is asked about by. */
@@ -417,9 +433,9 @@ __noinline int is_marked(struct xdp_md *ctx, struct ip *ip, __u32 ports_of, __u3
 	if (!found)
 		return 0;
 
-	__u32 ifindex = ctx->ingress_ifindex;
-	__u32 *port = bpf_map_lookup_elem(&ports, &ifindex);
-	__u32 number = port ? *port : WEIR_ANY_PORT;
+	struct weir_settings *set = the_settings();
+	/* A number that no interface has fits the rules about any alone. */
+	__u32 number = set ? port_of(ctx, set) : WEIR_MAX_PORTS;
 	__u32 sport = ports_of >> 16, dport = ports_of & 0xffff;
 	for (__u32 i = 0; i < WEIR_MAX_RULES; i++) {
 		struct weir_rule *rule = &found->list[i];
@@ -602,7 +618,8 @@ static __always_inline enum weir_counter judge_icmpv6(struct xdp_md *ctx, const 
 static __always_inline enum weir_counter judge_ip(struct xdp_md *ctx, __u32 at, __u32 version)
 {
 	struct ip ip = {};
-	enum reading reading = read_ip(ctx, at, version, &ip);
+	/* What most frames are is read without a call. */
+	enum reading reading = version == 4 ? read_ipv4(ctx, at, &ip) : read_ip(ctx, at, version, &ip);
 
 	if (reading != READ)
 		return reading == BROKEN ? WEIR_MALFORMED : WEIR_NOT_OURS;
@@ -673,39 +690,45 @@ enum life {
 	NONE,
 };
 
-/* A beat newer than the clock read here is alive: another core wrote it meanwhile. */
-static __always_inline enum life life_of(__u32 worker)
+/* The coarse clock is behind by this at most: two ticks of the slowest kernel's timer, HZ=100. */
+#define COARSE_NS 20000000
+
+/*
+ * A beat newer than the clock read here is alive: another core wrote it meanwhile. The exact clock is read only where
+ * the coarse one, which is a load from memory, does not settle it.
+ */
+static __always_inline enum life life_of(__u32 worker, const struct weir_settings *set)
 {
-	__u32 only = 0;
-	struct weir_settings *set = bpf_map_lookup_elem(&settings, &only);
 	struct weir_beat *beat = bpf_map_lookup_elem(&beats, &worker);
 
-	if (!set || !beat)
+	if (!beat)
 		return NONE;
 	__u64 at_ns = *(volatile __u64 *)&beat->at_ns;
-	__s64 age_ns = bpf_ktime_get_ns() - at_ns;
+	__s64 limit_ns = *(volatile __u64 *)&set->beat_limit_ns;
 	if (at_ns == 0)
 		return NONE;
-	return age_ns <= (__s64)set->beat_limit_ns ? ALIVE : STALE;
+	if ((__s64)(bpf_ktime_get_coarse_ns() + COARSE_NS - at_ns) <= limit_ns)
+		return ALIVE;
+	return (__s64)(bpf_ktime_get_ns() - at_ns) <= limit_ns ? ALIVE : STALE;
 }
 
 /* Gives the frame to the socket of its queue. Sets `counter` anew when that cannot be. */
 static __always_inline int hand_over(struct xdp_md *ctx, enum weir_counter *counter)
 {
-	__u32 ifindex = ctx->ingress_ifindex;
 	__u32 queue = ctx->rx_queue_index;
-	__u32 *port = bpf_map_lookup_elem(&ports, &ifindex);
+	struct weir_settings *set = the_settings();
+	__u32 port = set ? port_of(ctx, set) : WEIR_MAX_PORTS;
 
-	if (!port) {
+	if (!set || port == WEIR_MAX_PORTS) {
 		*counter = WEIR_UNKNOWN_PORT;
 		return XDP_PASS;
 	}
-	enum life life = queue < WEIR_MAX_QUEUES ? life_of(queue) : NONE;
+	enum life life = queue < WEIR_MAX_QUEUES ? life_of(queue, set) : NONE;
 	if (life != ALIVE) {
 		*counter = life == STALE ? WEIR_STALE_WORKER : WEIR_NO_SOCKET;
 		return XDP_PASS;
 	}
-	int action = bpf_redirect_map(&xsks, *port * WEIR_MAX_QUEUES + queue, XDP_PASS);
+	int action = bpf_redirect_map(&xsks, port * WEIR_MAX_QUEUES + queue, XDP_PASS);
 	if (action != XDP_REDIRECT)
 		*counter = WEIR_NO_SOCKET;
 	return action;

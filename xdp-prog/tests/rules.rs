@@ -112,6 +112,7 @@ fn transport_rows(f: &Family) -> Vec<Row> {
         ("ssh to the node", f.client, 1024, f.node, 22, TCP, NotOurs),
         ("NodePort on another host", f.client, 1024, f.other, 30080, TCP, NotOurs),
         ("service on a node's address", f.client, 1024, f.node_vip, 514, UDP, Vip),
+        ("that service's port over another protocol", f.client, 1024, f.node_vip, 514, TCP, NotOurs),
         ("NodePort beside that service", f.client, 1024, f.node_vip, 30053, UDP, NodePort),
         ("snat, first port", f.backend, 9, f.snat, 40000, TCP, Snat),
         ("snat, last port", f.backend, 9, f.snat, 49999, UDP, Snat),
