@@ -31,6 +31,8 @@ pub(crate) enum Subject {
     Reply,
     /// Full NAT, first packets.
     New,
+    /// The same, spread over a hundred services of ten backends.
+    NewSpread,
     /// Full NAT over IPv6, client to backend.
     EstablishedV6,
     /// Client address kept, client to backend.
@@ -41,11 +43,13 @@ pub(crate) enum Subject {
 
 /// One of the two runs; `process` says which.
 pub(crate) fn run(subject: Subject, process: bool) {
-    let mut shape = Shape::plain(FLOWS + SECTIONS * SECTION as u32);
+    let flows = FLOWS + SECTIONS * SECTION as u32;
+    let mut shape = Shape::plain(flows);
     match subject {
         Subject::EstablishedV6 => shape.v6 = true,
         Subject::EstablishedNat => shape.mode = Mode::Nat,
         Subject::EstablishedDr => shape.mode = Mode::Dr,
+        Subject::NewSpread => shape = Shape::spread(flows, 100, 10),
         Subject::Bare | Subject::Established | Subject::Reply | Subject::New => {}
     }
     let (mut world, mut chunks, mut random) = (World::new(shape), Chunks::new(), Random::new());
@@ -54,8 +58,8 @@ pub(crate) fn run(subject: Subject, process: bool) {
     let mut bare = Bare::new(FLOWS as usize);
     (0..FLOWS).for_each(|flow| bare.insert(&world.client_key(flow), &world.sent_key(flow)));
     let mut meter = if process { Meter::Done } else { Meter::Omitted };
-    if subject == Subject::New {
-        world.open(&mut chunks, FLOWS, FLOWS + SECTIONS * SECTION as u32, &mut meter);
+    if matches!(subject, Subject::New | Subject::NewSpread) {
+        world.open(&mut chunks, FLOWS, flows, &mut meter);
         return;
     }
     let direction = if subject == Subject::Reply { Direction::Reply } else { Direction::Established };

@@ -251,7 +251,7 @@ fn services(report: &mut Report) {
     add(report, "established, 1 service", MIDDLE, &one, None);
     add(report, "established, 50,000 services", MIDDLE, &many, Some(&one));
 
-    let [mut one, mut many, mut spread] = [(); 3].map(|()| Meter::clock());
+    let [mut one, mut many] = [(); 2].map(|()| Meter::clock());
     for turn in 0..4 {
         // Where a table lies in memory may matter: each of the two is made first half of the time.
         let mut worlds = [(); 2].map(|()| World::new(shape));
@@ -263,11 +263,27 @@ fn services(report: &mut Report) {
             worlds[all].open(&mut chunks, first, end, &mut many);
         }
         worlds[few].swap_tables(&mut other);
-        World::new(Shape { spread: true, ..shape }).open(&mut chunks, 0, MIDDLE, &mut spread);
     }
     add(report, "new, 1 service", MIDDLE, &one, None);
     add(report, "new, 50,000 services", MIDDLE, &many, Some(&one));
-    add(report, "new, spread over 50,000 services", MIDDLE, &spread, None);
+    let spread = Shape { spread: true, ..shape };
+    again(report, "new, spread over 50,000 services", spread);
+    again(report, "new, spread over 50,000 services, strangers", Shape { strangers: true, ..spread });
+    let lab = Shape::spread(MIDDLE, 1_000, 10);
+    again(report, "new, spread over 1,000 services", lab);
+    again(report, "new, spread over 1,000 services, strangers", Shape { strangers: true, ..lab });
+}
+
+/// First packets in a gateway that has had such flows before, so that all memory is there.
+fn again(report: &mut Report, name: &str, shape: Shape) {
+    let (mut chunks, mut new) = (Chunks::new(), Meter::clock());
+    let mut world = World::new(shape);
+    world.open(&mut chunks, 0, MIDDLE, &mut Meter::Done);
+    for _ in 0..4 {
+        world.forget();
+        world.open(&mut chunks, 0, MIDDLE, &mut new);
+    }
+    add(report, name, MIDDLE, &new, None);
 }
 
 /// Each scheduler beside `rr`; first packets at a million flows where it takes constant time.

@@ -33,9 +33,9 @@ const UPLINK: PortId = PortId(0);
 /// The port that backends are behind.
 const LAN: PortId = PortId(1);
 
-/// Backends of the first service, and hosts that the backends of all services share.
+/// Backends of the first service, and hosts that the backends of all services share, where nothing else is said.
 const HOSTS: u32 = 256;
-/// Backends of each other service.
+/// Backends of each other service, where nothing else is said.
 const BACKENDS: u32 = 4;
 
 /// More than a bench opens to one backend.
@@ -63,6 +63,12 @@ pub(crate) struct Shape {
     pub(crate) services: u32,
     /// Whether flows are spread over all services. Otherwise all are the first one's.
     pub(crate) spread: bool,
+    /// Backends of the first service, and of each other one.
+    pub(crate) backends: [u32; 2],
+    /// Hosts that the backends are on, 65,534 at most.
+    pub(crate) hosts: u32,
+    /// Whether each flow is another client's. Otherwise a client has thousands.
+    pub(crate) strangers: bool,
     /// The scheduler of all services.
     pub(crate) scheduler: Kind,
     /// Whether services ask where their clients are: who may come, and whose address backends do not see.
@@ -85,7 +91,7 @@ impl Shared {
         let tables = Snapshot {
             generation: 1,
             services: Arc::new(services(shape, shape.services)),
-            net: Arc::new(net(shape.v6)),
+            net: Arc::new(net(shape)),
             timeouts: Timeouts::default(),
             // All flows are half open for a while; by default no more than a quarter may be.
             settings: Settings { half_open: shape.limit, ..Settings::default() },
@@ -107,9 +113,23 @@ impl Shape {
             limit: flows + SECTION as u32,
             services: 1,
             spread: false,
+            backends: [HOSTS, BACKENDS],
+            hosts: HOSTS,
+            strangers: false,
             scheduler: Kind::Rr,
             asks_clients: false,
             run: 1,
+        }
+    }
+
+    /// The same, with flows spread over so many services of so many backends, each on a host of its own.
+    pub(crate) fn spread(flows: u32, services: u32, backends: u32) -> Self {
+        Self {
+            services,
+            spread: true,
+            backends: [backends; 2],
+            hosts: services * backends,
+            ..Self::plain(flows)
         }
     }
 }
@@ -280,8 +300,13 @@ impl World {
 
     /// The packets of a client of this flow.
     pub(crate) fn client_key(&self, flow: u32) -> FlowKey {
-        // 16,384 ports a client, and 65,536 clients a worker.
-        let src = self.address(CLIENTS + (u32::from(self.worker) << 16) + (flow >> 14));
+        // 16,384 ports a client, and 65,536 clients a worker; or one client a flow.
+        let client = if self.shape.strangers {
+            flow.wrapping_mul(0x9e37_79b1) & 0x003f_ffff
+        } else {
+            (u32::from(self.worker) << 16) + (flow >> 14)
+        };
+        let src = self.address(CLIENTS + client);
         let service =
             if self.shape.spread { flow.wrapping_mul(0x9e37_79b1) % self.shape.services } else { 0 };
         let dst = self.address(VIPS + service);
@@ -376,11 +401,12 @@ fn services(shape: &Shape, count: u32) -> Services {
 }
 
 fn service(shape: &Shape, index: u32, ids: &mut impl Iterator<Item = u32>) -> Service {
-    let count = if index == 0 { HOSTS } else { BACKENDS };
+    let [first, other] = shape.backends;
+    let count = if index == 0 { first } else { other };
     let backends: Arc<[Backend]> = ids
         .take(count as usize)
         .map(|id| {
-            let addr = key::address(address(HOST + id % HOSTS, shape.v6), shape.v6);
+            let addr = key::address(address(HOST + id % shape.hosts, shape.v6), shape.v6);
             let port = if shape.mode.has_replies() { BACKEND_PORT } else { SERVICE_PORT };
             // ovf takes the weight for the connections that there is room for.
             let weight = if shape.scheduler == Kind::Ovf { MANY_CONNECTIONS } else { 1 };
@@ -408,7 +434,8 @@ fn asking() -> Access {
 }
 
 /// Two ports: clients behind a gateway, backends on the link.
-fn net(v6: bool) -> Net {
+fn net(shape: &Shape) -> Net {
+    let v6 = shape.v6;
     let mut net = Net { epoch: 1, ..Net::default() };
     for (id, link) in [(UPLINK, 10), (LAN, 20)] {
         let mac = [2, 0, 0, 0, 1, id.0];
@@ -432,7 +459,7 @@ fn net(v6: bool) -> Net {
         net.routes4.insert((HOST & 0xffff_0000, 16), direct(20));
     }
     add_neighbour(&mut net, 10, gateway);
-    for host in 0..HOSTS {
+    for host in 0..shape.hosts {
         add_neighbour(&mut net, 20, key::address(address(HOST + host, v6), v6));
     }
     net
