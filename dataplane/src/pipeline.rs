@@ -5,6 +5,7 @@
 //! confirm, translate, and give the verdict. Each stage is a few packets behind the one before it.
 
 mod admit;
+mod ahead;
 mod answer;
 mod cookies;
 mod defence;
@@ -41,6 +42,7 @@ mod sweep;
 mod tests;
 mod ways;
 
+use self::ahead::GROUP;
 use self::established::or_drop;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -120,10 +122,10 @@ struct Scratch {
     hash: u64,
     hit: Hit,
     lane: Lane,
-    /// The packet, where it is not plain, and where it is one that [opens a flow plainly](first::Foreseen::opens_plainly).
+    /// The packet, where it is not plain, and where it is one that [opens a flow plainly](ahead::Foreseen::opens_plainly).
     parsed: Result<Packet, DropReason>,
     /// What is foreseen of it, where it is plain and of no known flow.
-    first: first::Foreseen,
+    first: ahead::Foreseen,
 }
 
 /// How far a packet was parsed.
@@ -143,7 +145,7 @@ impl Scratch {
         hit: Hit::NONE,
         lane: Lane::Parsed,
         parsed: Err(DropReason::Truncated),
-        first: first::Foreseen::NOTHING,
+        first: ahead::Foreseen::NOTHING,
     };
 
     /// Parses a frame and has the bucket of its flow fetched.
@@ -210,6 +212,7 @@ impl Engine {
         let secret = Secret::of(setup.seed);
         let templates = Templates::new(templates_limit(setup.flow_limit), setup.seed, reserve);
         let fragments = Fragments::new(setup.flow_limit);
+        let (_, backends) = setup.state.capacity();
         Self {
             core: Core {
                 setup,
@@ -224,7 +227,7 @@ impl Engine {
                 fragments,
                 once: None,
                 turn: plain::Turn::default(),
-                ways: ways::Ways::new(),
+                ways: ways::Ways::new(backends),
                 attempts: 0,
                 made: 0,
                 path_mtus: path_mtu::PathMtus::new(),
@@ -246,36 +249,47 @@ impl Engine {
         let Self { core, scratch } = self;
         core.begin(now, tables);
         core.setup.stats.frames.add(frames.len() as u64);
-        let (mut ahead, mut forwarded) = (first::Ahead::new(core), 0);
+        let (mut ahead, mut forwarded) = (ahead::Ahead::new(core), 0);
         let count = frames.len();
-        for place in 0..count + 2 * STAGE {
-            if let (Some(frame), Some(note)) = (frames.get(place), scratch.get_mut(place)) {
-                note.read(frame, &core.flows);
-            }
-            let probed = place.wrapping_sub(STAGE);
-            if probed < count
-                && let Some(note) = scratch.get_mut(probed)
-            {
-                note.probe(&core.flows);
-                if note.hit == Hit::NONE
-                    && let Some(frame) = frames.get(probed)
+        let end = count + 2 * STAGE;
+        // Where the packets that were probed since the first one of no known flow are to be looked ahead at.
+        let (mut place, mut stop) = (0, end);
+        while place < end {
+            while place < stop {
+                if let (Some(frame), Some(note)) = (frames.get(place), scratch.get_mut(place)) {
+                    note.read(frame, &core.flows);
+                }
+                let probed = place.wrapping_sub(STAGE);
+                if probed < count
+                    && let Some(note) = scratch.get_mut(probed)
                 {
-                    core.foresee(frame, note, &mut ahead, tables);
+                    note.probe(&core.flows);
+                    if note.hit == Hit::NONE {
+                        stop = stop.min(place + GROUP);
+                    }
                 }
+                let decided = place.wrapping_sub(2 * STAGE);
+                let (frame, verdict) = (frames.get_mut(decided), verdicts.get_mut(decided));
+                if let (Some(frame), Some(verdict), Some(note)) = (frame, verdict, scratch.get(decided)) {
+                    if note.lane != Lane::PlainTcp
+                        && let Some(next) = scratch.get(decided + STAGE / 2)
+                    {
+                        core.flows.prefetch_wide(next.hit);
+                    }
+                    *verdict = core.decide(frame, note, now, tables, &mut Silent);
+                    match verdict {
+                        Verdict::Tx(_) => forwarded += 1,
+                        other => core.setup.stats.verdict(*other),
+                    }
+                }
+                place += 1;
             }
-            let decided = place.wrapping_sub(2 * STAGE);
-            let (frame, verdict) = (frames.get_mut(decided), verdicts.get_mut(decided));
-            if let (Some(frame), Some(verdict), Some(note)) = (frame, verdict, scratch.get(decided)) {
-                if note.lane != Lane::PlainTcp
-                    && let Some(next) = scratch.get(decided + STAGE / 2)
-                {
-                    core.flows.prefetch_wide(next.hit);
+            if stop < end {
+                let group = stop - STAGE - GROUP..count.min(stop - STAGE);
+                if let (Some(frames), Some(notes)) = (frames.get(group.clone()), scratch.get_mut(group)) {
+                    core.foresee(frames, notes, &mut ahead, tables);
                 }
-                *verdict = core.decide(frame, note, now, tables, &mut Silent);
-                match verdict {
-                    Verdict::Tx(_) => forwarded += 1,
-                    other => core.setup.stats.verdict(*other),
-                }
+                stop = end;
             }
         }
         core.setup.stats.forwarded.add(forwarded);
@@ -293,8 +307,8 @@ impl Engine {
         let mut note = Scratch::EMPTY;
         note.read(frame, &self.core.flows);
         note.probe(&self.core.flows);
-        let mut ahead = first::Ahead::new(&self.core);
-        self.core.foresee(frame, &mut note, &mut ahead, tables);
+        let mut ahead = ahead::Ahead::new(&self.core);
+        self.core.foresee(std::slice::from_ref(frame), std::slice::from_mut(&mut note), &mut ahead, tables);
         let verdict = self.core.decide(frame, &note, now, tables, trace);
         match verdict {
             Verdict::Drop(reason) | Verdict::Reply(Some(reason)) => trace.step(Step::Refused(reason)),

@@ -137,6 +137,18 @@ impl Entry {
         state: State::None,
     };
 
+    /// A free entry, in the list of which `next` is the slot behind it.
+    pub(super) fn free(next: u32) -> Self {
+        Self { addresses: [next.into(), 0], ..Self::FREE }
+    }
+
+    /// What [`Self::free`] was told. Of a live entry it says nothing.
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "a slot lies there")]
+    pub(super) fn next_free(&self) -> u32 {
+        *Way::Forward.of(&self.addresses) as u32
+    }
+
     /// Makes it live. `v6` says which ways are IPv6: forward, reply.
     pub(super) fn set_live(&mut self, mode: Mode, v6: [bool; 2]) {
         let bits = [(v6[0], V6_FORWARD), (v6[1], V6_REPLY), (!mode.has_replies(), NO_OUTPUT)];

@@ -10,7 +10,7 @@ use super::entry::{self, Entry, Tuple, Way, Wide};
 use super::extra::Extra;
 use super::key::FlowKey;
 use super::pool::{self, Pool};
-use crate::ids::{BackendId, ServiceId};
+use crate::ids::{BackendId, HopId, ServiceId};
 use crate::packet::Plain;
 use crate::prefetch::prefetch;
 use crate::rewrite::nat::Deltas;
@@ -78,6 +78,9 @@ pub(crate) struct NewWords {
     pub(crate) service: ServiceId,
     /// Its backend.
     pub(crate) backend: BackendId,
+    /// The next hops that are known, by [`Way`], and the net epoch that they are of.
+    pub(crate) hops: [HopId; 2],
+    pub(crate) epoch: u32,
 }
 
 /// The table has no slot, or no room in either bucket of a key.
@@ -312,13 +315,15 @@ impl FlowTable {
         if !self.has_room() {
             return Err(Full);
         }
-        let slot = self.next_slot()?;
+        let slot = self.next_slot().ok_or(Full)?;
         let NewWords { words: [forward, reply], .. } = *new;
         let entry = Entry {
             addresses: [forward.0, reply.0],
             ports: [forward.1, reply.1],
             service: new.service,
             backend: new.backend,
+            epoch: new.epoch,
+            hops: new.hops,
             deltas: Deltas::of_words(forward, (reply.0.rotate_left(32), reply.1.rotate_left(16))),
             proto: new.proto,
             ..Entry::FREE
@@ -448,7 +453,7 @@ impl FlowTable {
     fn take_slot(&mut self, new: &NewFlow) -> Result<Slot, Full> {
         let (forward, reply) = (&new.tuple.forward, &new.tuple.reply);
         let v6 = [forward.v6, reply.v6];
-        let slot = self.next_slot()?;
+        let slot = self.next_slot().ok_or(Full)?;
         let wide = if v6 == [false; 2] {
             pool::NONE
         } else {
@@ -467,11 +472,21 @@ impl FlowTable {
         Ok(slot)
     }
 
-    /// The slot that the next flow takes.
+    /// The slot that the next flow takes, if there is one.
     #[inline]
-    fn next_slot(&self) -> Result<Slot, Full> {
+    pub(crate) fn next_slot(&self) -> Option<Slot> {
         let slot = if self.free != NONE { self.free } else { self.high };
-        if (slot as usize) < self.entries.len() { Ok(slot) } else { Err(Full) }
+        ((slot as usize) < self.entries.len()).then_some(slot)
+    }
+
+    /// The slot that is next once `slot` is taken, if none is given back meanwhile.
+    #[inline]
+    pub(crate) fn slot_behind(&self, slot: Slot) -> Option<Slot> {
+        if slot >= self.high {
+            return slot.checked_add(1);
+        }
+        let behind = self.entries.get(slot as usize)?.next_free();
+        Some(if behind != NONE { behind } else { self.high })
     }
 
     /// Takes the [next slot](Self::next_slot) for a flow.
@@ -481,7 +496,7 @@ impl FlowTable {
         if slot == self.high {
             self.high += 1;
         } else {
-            self.free = Slot::try_from(*Way::Forward.of(&entry.addresses)).unwrap_or(NONE);
+            self.free = entry.next_free();
         }
         Some(entry)
     }
@@ -490,7 +505,7 @@ impl FlowTable {
         let Some(entry) = self.entries.get_mut(slot as usize) else { return };
         self.wide.give_back(entry.wide());
         self.extra.give_back(entry.extra);
-        *entry = Entry { addresses: [self.free.into(), 0], ..Entry::FREE };
+        *entry = Entry::free(self.free);
         self.free = slot;
     }
 }

@@ -6,7 +6,7 @@ use crate::flow::entry::{Entry, Way};
 use crate::flow::key;
 use crate::flow::table::Slot;
 use crate::frame::{Checksum, Frame};
-use crate::ids::PortId;
+use crate::ids::{HopId, PortId};
 use crate::packet::{Kind, Packet};
 use crate::rewrite::encap::{self, Outer};
 use crate::rewrite::split::{Pieces, Split};
@@ -306,8 +306,15 @@ impl Core {
             Way::Reply => (tuple.reply, tuple.forward),
         };
         let is_usual = !entry.has_extra() && !entry.mode().is_tunnel();
-        if is_usual && let Some(hop) = self.known_hop(slot, way, (towards.src, towards.v6), tables) {
-            return Ok(hop);
+        if is_usual {
+            let (addr, v6) = (towards.src, towards.v6);
+            let known = match way {
+                Way::Forward => self.ways.to_backend(entry.backend, addr, v6),
+                Way::Reply => self.ways.to_client(addr, v6),
+            };
+            if let Some(hop) = self.known_hop(slot, way, known, tables) {
+                return Ok(hop);
+            }
         }
         let spread = u32::try_from(arriving.hash(self.setup.seed) >> 32).unwrap_or_default();
         let Found { hop: id, path, is_only } = match net.find(towards.source(), spread) {
@@ -325,23 +332,28 @@ impl Core {
         self.follow(slot, way, path)?;
         let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
         entry.take_hop(way, id, net.epoch);
+        let backend = entry.backend;
         if is_only && path.mtu.is_none() {
-            self.ways.learn(way, towards.src, towards.v6, id);
+            let (addr, v6) = (towards.src, towards.v6);
+            match way {
+                Way::Forward => self.ways.learn_backend(backend, addr, v6, id),
+                Way::Reply => self.ways.learn_client(addr, v6, id),
+            }
         }
         Ok(hop)
     }
 
-    /// The next hop towards an address, if it was found lately for another flow and that is all there is to know of the
-    /// way; the flow in `slot` remembers it.
+    /// The next hop of a flow's packets on `way`, if it was found lately for another flow ([`Core::ways`]) and that is all
+    /// there is to know of the way; the flow in `slot` remembers it.
     #[inline]
     pub(super) fn known_hop<'t>(
         &mut self,
         slot: Slot,
         way: Way,
-        (addr, v6): (u128, bool),
+        known: Option<HopId>,
         tables: &'t Snapshot,
     ) -> Option<&'t Hop> {
-        let id = self.ways.get(way, addr, v6)?;
+        let id = known?;
         let hop = tables.net.hop(id)?;
         self.flows.entry_mut(slot)?.take_hop(way, id, tables.net.epoch);
         Some(hop)

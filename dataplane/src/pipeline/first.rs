@@ -2,129 +2,28 @@
 //! be asked of a packet of no known flow is many things; here a few tests say that none of them is asked of this one. Any
 //! other is left to [`Core::admit`].
 
-use std::sync::atomic::Ordering::Relaxed;
-
-use super::admit::{check_source, first_state, mode_for, opens};
-use super::established::{enter, next_state};
+use super::admit::{first_state, mode_for};
+use super::ahead::Foreseen;
+use super::established::next_state;
 use super::persist::{Choice, Keeps};
-use super::{Core, Lane, Scratch};
+use super::{Core, Scratch};
 use crate::flow::entry::{self, NO_HOP, Way};
-use crate::flow::key::{self, FlowKey, VipKey, words_v4};
+use crate::flow::key::{self, FlowKey, words_v4};
 use crate::flow::table::{NewWords, Slot};
 use crate::flow::{snat, templates};
 use crate::frame::Frame;
-use crate::ids::{BackendId, NO_BACKEND, ServiceId};
-use crate::packet::{Packet, Plain};
+use crate::ids::HopId;
+use crate::packet::Packet;
 use crate::schedule;
-use crate::snapshot::net::Hop;
-use crate::snapshot::{Backend, FTP, Mode, Service, Snapshot};
+use crate::snapshot::{Backend, Mode, Service, Snapshot};
 use crate::time::Tick;
 use crate::trace::{Answer, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
 
-/// What can be said of a packet of no known flow before the packets in front of it were decided on.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Foreseen {
-    /// The service that it opens a flow of, if nothing but the scheduler has a say in it.
-    service: Option<ServiceId>,
-    /// The backend that will probably be chosen.
-    backend: BackendId,
-    /// What [`Core::attempts`] then is.
-    attempts: u64,
-    /// What the backend's packets will then carry, if that is free.
-    reply: Keyed,
-}
-
 /// Addresses and ports of a key over IPv4, in the order of the wire, and their hash.
-type Keyed = ((u64, u32), u64);
-
-impl Foreseen {
-    pub(super) const NOTHING: Self =
-        Self { service: None, backend: NO_BACKEND, attempts: 0, reply: ((0, 0), 0) };
-
-    /// Whether it opens a flow of a service, and nothing but the scheduler has a say in it.
-    #[inline]
-    pub(super) fn opens_plainly(&self) -> bool {
-        self.service.is_some()
-    }
-}
-
-/// How far a batch was looked ahead.
-#[derive(Debug)]
-pub(super) struct Ahead<'t> {
-    positions: Positions,
-    /// What [`Core::attempts`] will be.
-    attempts: u64,
-    /// The slot that the next flow will probably take.
-    slot: Slot,
-    /// The service that was found last, and by what.
-    service: Option<(VipKey, &'t Service)>,
-}
-
-impl Ahead<'_> {
-    /// Not at all.
-    #[inline]
-    pub(super) fn new(core: &Core) -> Self {
-        let (attempts, slot) = (core.attempts, core.flows.high_water());
-        Self { positions: Positions::default(), attempts, slot, service: None }
-    }
-}
-
-/// Positions of schedulers as they will be once the packets before were decided on, by the low bits of the service's id.
-type Positions = [(Option<ServiceId>, u64); 8];
+pub(super) type Keyed = ((u64, u32), u64);
 
 impl Core {
-    /// Looks ahead at what a packet of no known flow will ask for, so that the memory for all of them is on its way at once.
-    /// What depends on nothing but packet and tables is found out here for good; the backend and its SNAT port are a guess,
-    /// which is right as long as no other worker uses the service's scheduler meanwhile.
-    #[inline(never)]
-    pub(super) fn foresee<'t>(
-        &self,
-        frame: &Frame<'_>,
-        note: &mut Scratch,
-        ahead: &mut Ahead<'t>,
-        tables: &'t Snapshot,
-    ) {
-        note.first = Foreseen::NOTHING;
-        if note.lane == Lane::Parsed {
-            return;
-        }
-        let Some(packet) = frame.head::<Plain>().map(Plain::packet) else { return };
-        let Some(service) = self.plain_service(frame, &packet, &mut ahead.service, tables) else { return };
-        self.flows.prefetch_slot(ahead.slot);
-        ahead.slot = ahead.slot.saturating_add(1);
-        note.first.service = Some(service.id);
-        if let Some(backend) = self.likely(service, &packet.key, &mut ahead.positions)
-            && is_plain(&packet.key, service, backend, tables)
-        {
-            ahead.attempts = ahead.attempts.wrapping_add((backend.mode == Mode::FullNat).into());
-            let attempts = ahead.attempts;
-            let answer = self.first_answer(&packet.key, note.hash, service, backend, attempts, tables);
-            if let Some(reply) = answer {
-                note.first = Foreseen { backend: backend.id, attempts, reply, ..note.first };
-                self.flows.prefetch(reply.1);
-            }
-        }
-        note.parsed = Ok(packet);
-    }
-
-    /// The backend that will probably be chosen.
-    #[inline]
-    fn likely<'t>(
-        &self,
-        service: &'t Service,
-        key: &FlowKey,
-        positions: &mut Positions,
-    ) -> Option<&'t Backend> {
-        let place = service.id.index() % positions.len();
-        let (of, position) = positions.get_mut(place)?;
-        if *of != Some(service.id) {
-            *position = self.setup.state.service(service.id)?.cursor.load(Relaxed);
-            *of = Some(service.id);
-        }
-        schedule::foresee(service, &self.setup.state, key, position)
-    }
-
     /// What becomes of a packet of no known flow; `None`, with nothing changed, where [`Self::admit`] has to say.
     #[inline(never)]
     pub(super) fn pass_first(
@@ -148,8 +47,9 @@ impl Core {
         }
         trace.step(Step::ServiceMatched(service.id));
         trace.step(Step::FlowUnknown);
-        let key = &packet.key;
-        let Some(backend) = schedule::schedule(service, settings, &self.setup.state, key, now) else {
+        let (key, state) = (&packet.key, &self.setup.state);
+        let due = note.first.due.and_then(|due| schedule::confirm(service, state, due));
+        let Some(backend) = due.or_else(|| schedule::schedule(service, settings, state, key, now)) else {
             let answer = Answer::PortUnreachable;
             return Some(self.without_backend(frame, packet, service, answer, tables, trace));
         };
@@ -160,36 +60,6 @@ impl Core {
             return Some(self.follow_choice(frame, packet, service, &choice, now, tables, trace));
         }
         Some(self.open_plain(frame, packet, note, service, backend, now, tables, trace))
-    }
-
-    /// The service of a packet of no known flow, if that opens one and nothing but the scheduler has a say in it. Packet and
-    /// tables alone decide; `last` is what was found last.
-    #[inline]
-    fn plain_service<'t>(
-        &self,
-        frame: &Frame<'_>,
-        packet: &Packet,
-        last: &mut Option<(VipKey, &'t Service)>,
-        tables: &'t Snapshot,
-    ) -> Option<&'t Service> {
-        let key = &packet.key;
-        let is_finished = !(self.turn.has_unfinished && tables.net.leaves_checksums(frame.port));
-        if !is_finished || packet.ttl <= 1 || key.sport == FTP - 1 || !opens(packet, &tables.settings) {
-            return None;
-        }
-        let vip = key.vip();
-        let service = match *last {
-            Some((known, service)) if known == vip => service,
-            _ => {
-                let found = tables.services.find_plain(key).filter(|service| service.is_plain())?;
-                if !tables.services.tells_clients_apart() {
-                    *last = Some((vip, found));
-                }
-                found
-            }
-        };
-        check_source(key, service, frame.port, tables).ok()?;
-        Some(service)
     }
 
     /// Opens the flow and sends its packet.
@@ -206,19 +76,23 @@ impl Core {
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
-        let slot = match self.enlist(packet, note, service, backend, now, tables, trace) {
+        let net = &tables.net;
+        let known = |id: Option<HopId>| id.filter(|id| net.hop(*id).is_some()).unwrap_or(NO_HOP);
+        let to_backend = known(self.ways.to_backend(backend.id, key::bits(backend.addr).0, false));
+        let to_client = known(self.ways.to_client(packet.key.src, false));
+        let hops = [to_backend, to_client];
+        let slot = match self.enlist(packet, note, service, backend, hops, now, tables, trace) {
             Ok(slot) => slot,
             Err(DropReason::FlowTableFull) => {
                 return self.stateless(frame, packet, service, DropReason::FlowTableFull, now, tables, trace);
             }
             Err(reason) => return Err(reason),
         };
-        let (client, backend_addr) = (packet.key.src, key::bits(backend.addr).0);
-        if backend.mode.has_replies() && self.known_hop(slot, Way::Reply, (client, false), tables).is_none() {
+        if to_client == NO_HOP && backend.mode.has_replies() {
             // The client's neighbour is asked for while the backend still thinks.
             let _ = self.find_hop(slot, Way::Reply, tables);
         }
-        let hop: &Hop = match self.known_hop(slot, Way::Forward, (backend_addr, false), tables) {
+        let hop = match net.hop(to_backend) {
             Some(hop) => hop,
             None => self.find_hop(slot, Way::Forward, tables)?,
         };
@@ -241,6 +115,7 @@ impl Core {
         note: &Scratch,
         service: &Service,
         backend: &Backend,
+        hops: [HopId; 2],
         now: Tick,
         tables: &Snapshot,
         trace: &mut impl Trace,
@@ -257,6 +132,8 @@ impl Core {
             mode: backend.mode,
             service: service.id,
             backend: backend.id,
+            hops,
+            epoch: tables.net.epoch,
         };
         let slot = match self.flows.open_words(&new) {
             Ok(slot) => slot,
@@ -278,7 +155,11 @@ impl Core {
         if let Some(counts) = self.setup.state.backend(backend.id) {
             counts.opened_as(next.is_active());
         }
-        enter(entry, slot, next, &self.setup, &mut self.half_open);
+        entry.state = next;
+        if next.is_half_open() {
+            self.half_open.began(slot, entry);
+            self.setup.stats.half_open.set(self.half_open.count() as u64);
+        }
         entry.expires = now.after_seconds(tables.timeouts.of(next));
         Ok(slot)
     }
@@ -330,7 +211,7 @@ impl Core {
 
     /// What the backend's packets of a new plain flow over IPv4 will carry, unless that is taken.
     #[inline]
-    fn first_answer(
+    pub(super) fn first_answer(
         &self,
         key: &FlowKey,
         hash: u64,
@@ -388,7 +269,7 @@ fn port_of(backend: &Backend, key: &FlowKey) -> u16 {
 
 /// Whether a flow to this backend is no more than one between two IPv4 addresses.
 #[inline]
-fn is_plain(key: &FlowKey, service: &Service, backend: &Backend, tables: &Snapshot) -> bool {
+pub(super) fn is_plain(key: &FlowKey, service: &Service, backend: &Backend, tables: &Snapshot) -> bool {
     let mode = backend.mode;
     let is_kept = mode != Mode::Nat || mode_for(key, service, backend, tables) == Ok(mode);
     !mode.is_tunnel() && backend.addr.is_ipv4() && is_kept

@@ -1,15 +1,20 @@
-//! The next hops that new flows were given lately, by destination: most of them go where others just went, and need not
-//! search routes and neighbours for it.
+//! The next hops that new flows were given lately: most of them go where others just went, and need not search routes and
+//! neighbours for it.
 //!
-//! One table for each way, so that any number of clients do not crowd out the backends.
+//! One table for each way, so that any number of clients do not crowd out the backends. A backend has a line of its own,
+//! clients share a few by their addresses.
 
-use crate::flow::entry::{NO_HOP, Way};
-use crate::ids::HopId;
+use zerocopy::FromZeros;
 
-/// Destinations in a table: 16 KiB, of which few backends or clients use little.
+use crate::flow::entry::NO_HOP;
+use crate::ids::{BackendId, HopId};
+use crate::prefetch::prefetch;
+use crate::stats::zeros;
+
+/// Clients in their table: 16 KiB, of which few clients use little.
 const LINES: usize = 512;
 
-/// A destination and the hop towards it.
+/// A client and the hop towards it.
 #[derive(Clone, Copy, Debug)]
 struct Line {
     addr: u128,
@@ -21,18 +26,31 @@ impl Line {
     const EMPTY: Self = Self { addr: 0, hop: NO_HOP, v6: false };
 }
 
+/// The hop towards a backend, which is known by its id, as long as it has this address: ids are used again.
+#[derive(Debug, Default, FromZeros)]
+struct Seat {
+    addr: u128,
+    /// When the hop was found.
+    epoch: u32,
+    hop: u32,
+    /// IP version of the address; 0 where nothing is known.
+    version: u8,
+}
+
 /// What is known of the ways of one epoch of the network ([`Net::epoch`](crate::snapshot::Net::epoch)): as flows do, it
 /// remembers the ids of hops, and no hop.
 #[derive(Debug)]
 pub(super) struct Ways {
     epoch: u32,
-    /// By [`Way`].
-    tables: [Box<[Line; LINES]>; 2],
+    clients: Box<[Line; LINES]>,
+    /// By id.
+    backends: Box<[Seat]>,
 }
 
 impl Ways {
-    pub(super) fn new() -> Self {
-        Self { epoch: 0, tables: [(); 2].map(|()| Box::new([Line::EMPTY; LINES])) }
+    /// For so many backends. Those that are not used take no memory.
+    pub(super) fn new(backends: usize) -> Self {
+        Self { epoch: 0, clients: Box::new([Line::EMPTY; LINES]), backends: zeros(backends) }
     }
 
     /// Forgets everything that is not from this epoch.
@@ -44,29 +62,56 @@ impl Ways {
         }
     }
 
+    /// What is known of backends tells its epoch itself.
     #[cold]
     fn forget(&mut self) {
-        self.tables.iter_mut().for_each(|table| table.fill(Line::EMPTY));
+        self.clients.fill(Line::EMPTY);
     }
 
-    /// The hop towards `addr` for packets on `way`, if it is known and there is one only.
+    /// The hop towards a client, if it is known and there is one only.
     #[inline]
-    pub(super) fn get(&self, way: Way, addr: u128, v6: bool) -> Option<HopId> {
-        let line = way.of(&self.tables).get(place(addr))?;
+    pub(super) fn to_client(&self, addr: u128, v6: bool) -> Option<HopId> {
+        let line = self.clients.get(place(addr))?;
         (line.addr == addr && line.v6 == v6 && line.hop != NO_HOP).then_some(line.hop)
     }
 
     /// Notes it.
-    pub(super) fn learn(&mut self, way: Way, addr: u128, v6: bool, hop: HopId) {
-        let [forward, reply] = &mut self.tables;
-        let table = if way == Way::Forward { forward } else { reply };
-        if let Some(line) = table.get_mut(place(addr)) {
+    pub(super) fn learn_client(&mut self, addr: u128, v6: bool, hop: HopId) {
+        if let Some(line) = self.clients.get_mut(place(addr)) {
             *line = Line { addr, hop, v6 };
+        }
+    }
+
+    /// The hop towards a backend with this address, if it is known and there is one only.
+    #[inline]
+    pub(super) fn to_backend(&self, id: BackendId, addr: u128, v6: bool) -> Option<HopId> {
+        let seat = self.backends.get(id.index())?;
+        let is_known = seat.version == version(v6) && seat.epoch == self.epoch && seat.addr == addr;
+        is_known.then_some(HopId(seat.hop))
+    }
+
+    /// Notes it.
+    pub(super) fn learn_backend(&mut self, id: BackendId, addr: u128, v6: bool, hop: HopId) {
+        if let Some(seat) = self.backends.get_mut(id.index()) {
+            *seat = Seat { addr, epoch: self.epoch, hop: hop.0, version: version(v6) };
+        }
+    }
+
+    /// Brings what is known of a backend into the cache.
+    #[inline]
+    pub(super) fn prefetch_backend(&self, id: BackendId) {
+        if let Some(seat) = self.backends.get(id.index()) {
+            prefetch(seat);
         }
     }
 }
 
-/// Where a destination has its line. Whoever aims at one line gets what everybody had without: a search.
+#[inline]
+fn version(v6: bool) -> u8 {
+    if v6 { 6 } else { 4 }
+}
+
+/// Where a client has its line. Whoever aims at one line gets what everybody had without: a search.
 #[inline]
 #[expect(
     clippy::cast_possible_truncation,
@@ -84,27 +129,37 @@ mod tests {
 
     #[test]
     fn a_hop_is_known_by_way_and_family_until_the_epoch_ends() {
-        let mut ways = Ways::new();
+        let mut ways = Ways::new(2);
         ways.begin(1);
-        ways.learn(Way::Forward, 7, false, HopId(3));
-        ways.learn(Way::Reply, 8, true, HopId(4));
+        ways.learn_backend(BackendId(1), 7, false, HopId(3));
+        ways.learn_backend(BackendId(2), 7, false, HopId(3));
+        ways.learn_client(8, true, HopId(4));
         ways.begin(1);
-        for (name, way, addr, v6, want) in [
-            ("as learned", Way::Forward, 7, false, Some(HopId(3))),
-            ("the other way", Way::Reply, 7, false, None),
-            ("the other family", Way::Forward, 7, true, None),
-            ("IPv6", Way::Reply, 8, true, Some(HopId(4))),
-            ("another address", Way::Reply, 9, true, None),
+        for (name, id, addr, v6, want) in [
+            ("as learned", 1, 7, false, Some(HopId(3))),
+            ("another backend", 0, 7, false, None),
+            ("the id has a new owner", 1, 8, false, None),
+            ("the other family", 1, 7, true, None),
+            ("past the limit", 2, 7, false, None),
         ] {
-            assert_eq!(ways.get(way, addr, v6), want, "{name}");
+            assert_eq!(ways.to_backend(BackendId(id), addr, v6), want, "{name}");
+        }
+        for (name, addr, v6, want) in [
+            ("as learned", 8, true, Some(HopId(4))),
+            ("the other family", 8, false, None),
+            ("a backend", 7, false, None),
+            ("another address", 9, true, None),
+        ] {
+            assert_eq!(ways.to_client(addr, v6), want, "{name}");
         }
         ways.begin(2);
-        assert_eq!([ways.get(Way::Forward, 7, false), ways.get(Way::Reply, 8, true)], [None; 2]);
+        assert_eq!([ways.to_backend(BackendId(1), 7, false), ways.to_client(8, true)], [None; 2]);
     }
 
     #[test]
-    fn no_address_is_known_at_first() {
-        let ways = Ways::new();
-        assert!((0..4096).all(|addr| ways.get(Way::Forward, addr, false).is_none()));
+    fn nothing_is_known_at_first() {
+        let ways = Ways::new(1);
+        assert!((0..4096).all(|addr| ways.to_client(addr, false).is_none()));
+        assert_eq!(ways.to_backend(BackendId(0), 0, false), None);
     }
 }

@@ -34,14 +34,14 @@ impl Cursor {
 
     /// From bit 0 on: the id plus 1, or 0 (32 bits), the hint (16), the level (16).
     #[inline]
-    fn pack(self) -> u64 {
+    pub(super) fn pack(self) -> u64 {
         let id = self.last.map_or(0, |BackendId(id)| id.wrapping_add(1));
         u64::from(id) | u64::from(self.hint) << 32 | u64::from(self.level) << 48
     }
 
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the fields are cut out of the word")]
-    fn unpack(word: u64) -> Self {
+    pub(super) fn unpack(word: u64) -> Self {
         let last = (word as u32).checked_sub(1).map(BackendId);
         Self { last, hint: (word >> 32) as u16, level: (word >> 48) as u16 }
     }
@@ -59,6 +59,20 @@ impl Cursor {
             }
         };
         backends.split_at_checked(start).map_or((&[], backends), |(before, behind)| (behind, before))
+    }
+
+    /// The place behind that of the backend chosen last, in a list of so many that is still the same.
+    #[inline]
+    pub(super) fn next_place(self, count: usize) -> usize {
+        let next = if self.last.is_some() { usize::from(self.hint) + 1 } else { 0 };
+        if next < count { next } else { 0 }
+    }
+
+    /// Whether the backend chosen last, if there is one, still stands where it did.
+    #[inline]
+    pub(super) fn is_kept(self, backends: &[Backend]) -> bool {
+        self.last
+            .is_none_or(|last| backends.get(usize::from(self.hint)).is_some_and(|backend| backend.id == last))
     }
 
     /// What `step` chooses at the position in `word`, which moves on.

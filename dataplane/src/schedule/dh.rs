@@ -33,8 +33,13 @@ impl Table {
         state: &State,
         key: &FlowKey,
     ) -> Option<&'a Backend> {
+        backends.get(self.named(key)?).filter(|backend| eligible(backend, state))
+    }
+
+    /// The place in the list of the backend that the hash of `key` names.
+    #[inline]
+    pub(super) fn named(&self, key: &FlowKey) -> Option<usize> {
         let bucket = usize::from(hash::byte(hash::fold(key.dst)));
-        let place = usize::from(*self.places.get(bucket)?);
-        backends.get(place).filter(|backend| eligible(backend, state))
+        self.places.get(bucket).map(|place| usize::from(*place))
     }
 }

@@ -197,19 +197,31 @@ impl Lookup {
         Self { table, flags, order: Some(order) }
     }
 
+    #[inline]
     fn backend<'a>(&self, backends: &'a [Backend], name: u16) -> Option<&'a Backend> {
-        let place = match &self.order {
-            None => name,
-            Some(order) => *order.get(usize::from(name))?,
-        };
-        backends.get(usize::from(place))
+        backends.get(self.place(name)?)
+    }
+
+    #[inline]
+    fn place(&self, name: u16) -> Option<usize> {
+        match &self.order {
+            None => Some(usize::from(name)),
+            Some(order) => order.get(usize::from(name)).map(|place| usize::from(*place)),
+        }
+    }
+
+    /// The place in the list of the backend whose place in the table the client of `key` has.
+    #[inline]
+    pub(super) fn named(&self, key: &FlowKey) -> Option<usize> {
+        let port = if self.flags.port { key.sport } else { 0 };
+        self.place(self.table.name(hash::fold(key.src), port, 0)?)
     }
 
     /// The backend whose place the client of `key` has, also if that takes no new flows: where a flow that is not known
     /// was opened, as long as the list of backends is the same.
+    #[inline]
     pub fn home<'a>(&self, backends: &'a [Backend], key: &FlowKey) -> Option<&'a Backend> {
-        let port = if self.flags.port { key.sport } else { 0 };
-        self.backend(backends, self.table.name(hash::fold(key.src), port, 0)?)
+        backends.get(self.named(key)?)
     }
 
     /// The table, which services with equal backends share.
@@ -225,16 +237,15 @@ impl Lookup {
         state: &State,
         key: &FlowKey,
     ) -> Option<&'a Backend> {
-        let addr = hash::fold(key.src);
-        let port = if self.flags.port { key.sport } else { 0 };
-        let named = self.backend(backends, self.table.name(addr, port, 0)?)?;
+        let named = self.home(backends, key)?;
         if eligible(named, state) {
             return Some(named);
         }
         if !self.flags.fallback {
             return None;
         }
-        self.fall_back(backends, state, addr, port)
+        let port = if self.flags.port { key.sport } else { 0 };
+        self.fall_back(backends, state, hash::fold(key.src), port)
     }
 
     /// Draws on from the hash, which the offset goes into, until it finds somebody.

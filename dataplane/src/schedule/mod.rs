@@ -145,17 +145,60 @@ pub fn schedule<'a>(
     }
 }
 
-/// What [`schedule`] will probably answer, for a scheduler that takes constant time; `None` for others. `position` is what
-/// [`ServiceState::cursor`] holds, or will; it moves on, and nothing else changes.
+/// A choice that is due, and that [`confirm`] can make in few steps.
+#[derive(Clone, Copy, Debug)]
+pub struct Due {
+    /// The backend's place in the list.
+    place: u32,
+    /// Whether the scheduler has a position.
+    moves: bool,
+    /// What the position has to be, and what it then is.
+    before: u64,
+    after: u64,
+}
+
+/// Where in the list the backend stands that takes the flow if it may, for a scheduler that takes constant time; `None` for
+/// others. What a hash names is so for good, of the others `position` ([`ServiceState::cursor`]) tells. Of the list nothing is
+/// read.
+#[inline]
+pub fn first_asked(service: &Service, key: &FlowKey, position: u64) -> Option<usize> {
+    match &service.scheduler {
+        Scheduler::Rr | Scheduler::Wrr(_) => {
+            Some(Cursor::unpack(position).next_place(service.backends.len()))
+        }
+        Scheduler::Dh(table) => table.named(key),
+        Scheduler::Sh(table) => table.named(key),
+        Scheduler::Mh(lookup) => lookup.named(key),
+        _ => None,
+    }
+}
+
+/// What [`schedule`] will probably answer, for a scheduler that takes constant time; `None` for others. `asked` is what
+/// [`first_asked`] said. `position` is what [`ServiceState::cursor`] holds, or will; it moves on, and nothing else changes.
 #[inline]
 pub fn foresee<'a>(
     service: &'a Service,
     state: &State,
     key: &FlowKey,
+    asked: usize,
     position: &mut u64,
-) -> Option<&'a Backend> {
+) -> Option<(&'a Backend, Option<Due>)> {
     let backends = &service.backends;
-    match &service.scheduler {
+    let cursor = Cursor::unpack(*position);
+    let (due, moves) = match &service.scheduler {
+        Scheduler::Rr => (rr::due(backends, cursor), true),
+        Scheduler::Wrr(levels) => (wrr::due(backends, *levels, cursor), true),
+        _ => (Some((asked, cursor)), false),
+    };
+    if let Some((place, next)) = due
+        && let Some(backend) = backends.get(place).filter(|backend| eligible(backend, state))
+    {
+        let (before, after) = (*position, next.pack());
+        *position = after;
+        let due = u32::try_from(place).ok().map(|place| Due { place, moves, before, after });
+        return Some((backend, due));
+    }
+    let found = match &service.scheduler {
         Scheduler::Rr => Cursor::look_ahead(position, |cursor| rr::step(backends, state, cursor)),
         Scheduler::Wrr(levels) => {
             Cursor::look_ahead(position, |cursor| wrr::step(backends, *levels, state, cursor)).flatten()
@@ -164,7 +207,20 @@ pub fn foresee<'a>(
         Scheduler::Sh(table) => table.find(backends, state, key),
         Scheduler::Mh(lookup) => lookup.find(backends, state, key),
         _ => None,
+    };
+    found.map(|backend| (backend, None))
+}
+
+/// Chooses the backend that was due, as [`schedule`] would now. `None`, with nothing changed, where that may choose another.
+#[inline]
+pub fn confirm<'a>(service: &'a Service, state: &State, due: Due) -> Option<&'a Backend> {
+    // It stands where the search begins, so that nothing but itself decides.
+    let backend = service.backends.get(due.place as usize).filter(|backend| eligible(backend, state))?;
+    if due.moves {
+        let cursor = &state.service(service.id)?.cursor;
+        cursor.compare_exchange(due.before, due.after, Relaxed, Relaxed).ok()?;
     }
+    Some(backend)
 }
 
 /// Takes what a scheduler remembers over from `old` to `new`, two generations of one service.

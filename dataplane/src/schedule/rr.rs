@@ -27,6 +27,14 @@ pub(super) fn step<'a>(
     Some((Cursor::at(place, backend.id, 0), backend))
 }
 
+/// The place that is next, if the list is the same as before, and the position once its backend was chosen.
+#[inline]
+pub(super) fn due(backends: &[Backend], cursor: Cursor) -> Option<(usize, Cursor)> {
+    let place = cursor.next_place(backends.len());
+    let backend = backends.get(place).filter(|_| cursor.is_kept(backends))?;
+    Some((place, Cursor::at(place, backend.id, 0)))
+}
+
 /// The position steps back over backends that are gone, to the nearest one in front of them that is left.
 pub(super) fn carry(old: &[Backend], new: &[Backend], cell: &AtomicU64) {
     let places: HashMap<_, _> = (0..).zip(new).map(|(place, backend)| (backend.id, place)).collect();

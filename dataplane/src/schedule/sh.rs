@@ -55,9 +55,20 @@ impl Table {
         })
     }
 
+    /// The place in the list of the backend that the hash of `key` names.
+    #[inline]
+    pub(super) fn named(&self, key: &FlowKey) -> Option<usize> {
+        self.place(self.hash(key))
+    }
+
+    #[inline]
+    fn place(&self, bucket: u8) -> Option<usize> {
+        self.places.get(usize::from(bucket)).map(|place| usize::from(*place))
+    }
+
     #[inline]
     fn backend<'a>(&self, backends: &'a [Backend], bucket: u8) -> Option<&'a Backend> {
-        backends.get(usize::from(*self.places.get(usize::from(bucket))?))
+        backends.get(self.place(bucket)?)
     }
 
     #[inline]

@@ -574,7 +574,7 @@ proptest! {
     fn what_is_foreseen_comes_true_unless_somebody_interferes(
         weights in proptest::collection::vec(0..4_u32, 1..6),
         overloaded in 0..6_u32,
-        clients in proptest::collection::vec(any::<u32>(), 1..20),
+        clients in proptest::collection::vec((any::<u32>(), any::<bool>(), 0..8_u32), 1..20),
     ) {
         for kind in Kind::ALL.iter().copied() {
             let service = weighted(kind, &weights);
@@ -584,16 +584,41 @@ proptest! {
                 counts.opened();
             }
             scheduled(&service, &state, &FlowKey::default(), NOW);
-            let keys: Vec<_> = clients.iter().map(|src| FlowKey { src: (*src).into(), ..FlowKey::default() }).collect();
-            let before = state.service(service.id).unwrap().cursor.load(Relaxed);
+            let keys: Vec<_> = clients.iter().map(|(src, ..)| FlowKey { src: (*src).into(), ..FlowKey::default() }).collect();
+            let cursor = &state.service(service.id).unwrap().cursor;
+            let before = cursor.load(Relaxed);
             let mut position = before;
-            let foreseen: Vec<_> = keys.iter().map(|key| foresee(&service, &state, key, &mut position)).collect();
-            prop_assert_eq!(state.service(service.id).unwrap().cursor.load(Relaxed), before);
-            if matches!(kind, Kind::Rr | Kind::Wrr | Kind::Dh | Kind::Sh | Kind::Mh) {
-                let chosen: Vec<_> = keys.iter().map(|key| scheduled(&service, &state, key, NOW)).collect();
-                prop_assert_eq!(foreseen, chosen, "{:?}", kind);
-            } else {
+            let mut ahead = |key| foresee(&service, &state, key, first_asked(&service, key, position)?, &mut position);
+            let foreseen: Vec<_> = keys.iter().map(&mut ahead).collect();
+            prop_assert_eq!(cursor.load(Relaxed), before);
+            if !matches!(kind, Kind::Rr | Kind::Wrr | Kind::Dh | Kind::Sh | Kind::Mh) {
                 prop_assert!(foreseen.iter().all(Option::is_none), "{:?}", kind);
+                continue;
+            }
+            let chosen: Vec<_> = keys.iter().map(|key| scheduled(&service, &state, key, NOW)).collect();
+            let backends: Vec<_> = foreseen.iter().map(|found| found.map(|(backend, _)| backend)).collect();
+            prop_assert_eq!(backends, chosen, "{:?}", kind);
+            // Whatever others do meanwhile, what is confirmed is what would be chosen.
+            cursor.store(before, Relaxed);
+            for ((key, found), (_, interferes, filled)) in keys.iter().zip(foreseen).zip(&clients) {
+                if *interferes {
+                    scheduled(&service, &state, key, NOW);
+                }
+                if let Some(counts) = state.backend(BackendId(*filled)) {
+                    counts.set_thresholds(1, 0);
+                    counts.opened();
+                }
+                let seen = cursor.load(Relaxed);
+                let Some(due) = found.and_then(|(_, due)| due) else { continue };
+                let confirmed = confirm(&service, &state, due);
+                let after = cursor.load(Relaxed);
+                if confirmed.is_none() {
+                    prop_assert_eq!(after, seen, "{:?}", kind);
+                    continue;
+                }
+                cursor.store(seen, Relaxed);
+                prop_assert_eq!(scheduled(&service, &state, key, NOW), confirmed, "{:?}", kind);
+                prop_assert_eq!(cursor.load(Relaxed), after, "{:?}", kind);
             }
         }
     }

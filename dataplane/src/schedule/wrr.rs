@@ -37,6 +37,12 @@ impl Levels {
         }
     }
 
+    /// The highest level of which a pass chooses the backend.
+    #[inline]
+    fn reached_by(self, backend: &Backend) -> u16 {
+        weight(backend).saturating_sub(self.step - 1).max(1)
+    }
+
     /// `level` where it is one of these levels or between them, else the first.
     #[inline]
     fn clamp(self, level: u16) -> u16 {
@@ -68,15 +74,23 @@ pub(super) fn step<'a>(
     let rest_of_pass = (before.len()..).zip(behind);
     let (level, (place, backend)) = match reaching(level, state, rest_of_pass) {
         Some(found) => (level, found),
-        None => match highest(backends, levels, state) {
-            Some(highest) => {
-                let level = highest.min(levels.below(level));
-                (level, reaching(level, state, (0..).zip(backends))?)
-            }
+        None => match next_pass(backends, levels.below(level), levels, state) {
+            Some(found) => found,
             None => return given_up(cursor, levels).map(|moved| (moved, None)),
         },
     };
     Some((Cursor::at(place, backend.id, level), Some(backend)))
+}
+
+/// The place that is next, if the list is the same as before and the pass goes on there, and the position once its backend
+/// was chosen.
+#[inline]
+pub(super) fn due(backends: &[Backend], levels: Levels, cursor: Cursor) -> Option<(usize, Cursor)> {
+    let place = cursor.next_place(backends.len());
+    let goes_on = cursor.is_kept(backends) && (place > 0 || cursor.last.is_none());
+    let level = levels.clamp(cursor.level);
+    let backend = backends.get(place).filter(|backend| goes_on && weight(backend) >= level)?;
+    Some((place, Cursor::at(place, backend.id, level)))
 }
 
 /// Where a search ends that finds nobody, where that is another position: the kernel walks the passes down to the
@@ -110,11 +124,28 @@ fn reaching<'a>(
     places.find(|(_, backend)| weight(backend) >= level && eligible(backend, state))
 }
 
+/// The level of the pass behind the present one, at most `level`, and the first place that it chooses.
+#[inline]
+fn next_pass<'a>(
+    backends: &'a [Backend],
+    level: u16,
+    levels: Levels,
+    state: &State,
+) -> Option<(u16, (usize, &'a Backend))> {
+    let from = |level| reaching(level, state, (0..).zip(backends));
+    let found = from(level).filter(|(_, backend)| levels.reached_by(backend) >= level);
+    if let Some(found) = found {
+        // Its own weight shows that no pass has to be left out: others need not be looked at.
+        return Some((level, found));
+    }
+    let level = highest(backends, levels, state)?.min(level);
+    Some((level, from(level)?))
+}
+
 /// The highest level at which a pass chooses anything: passes above it find nobody and can be left out.
 #[inline]
 fn highest(backends: &[Backend], levels: Levels, state: &State) -> Option<u16> {
-    let largest = backends.iter().filter(|backend| eligible(backend, state)).map(weight).max()?;
-    Some(largest.saturating_sub(levels.step - 1).max(1))
+    backends.iter().filter(|backend| eligible(backend, state)).map(|backend| levels.reached_by(backend)).max()
 }
 
 #[inline]

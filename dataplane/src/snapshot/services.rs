@@ -380,13 +380,19 @@ impl Services {
         marked.or_else(|| self.exact_for(key.src, &vip)).or_else(|| self.other(key.src, vip))
     }
 
-    /// [`Self::find`] where nothing but the address, port and protocol tells; `None` says only that more may.
+    /// [`Self::find`] where nothing but the address, port and protocol tells, with its id; `None` says only that more may.
+    /// Of the service itself nothing is read.
     #[inline]
-    pub fn find_plain(&self, key: &FlowKey) -> Option<&Service> {
+    pub(crate) fn find_plain(&self, key: &FlowKey) -> Option<(ServiceId, &Service)> {
         if self.has_ftp() || !self.marks.rules().is_empty() {
             return None;
         }
-        self.exact_for(key.src, &key.vip())
+        let vip = key.vip();
+        if let Some(service) = self.inside(key.src, &vip) {
+            return Some((service.id, service));
+        }
+        let id = self.by_vip.get(&vip)?;
+        Some((id, self.service(id)?))
     }
 
     /// Whether one address, port and protocol may be those of two services, for different clients.

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::flow::key::TCP;
+use crate::ids::HopId;
 
 fn flow(number: u32) -> NewFlow {
     let forward = FlowKey {
@@ -59,6 +60,17 @@ fn a_slot_is_used_again_and_finds_only_its_new_flow() {
     assert_eq!((table.len(), table.high_water()), (1, 1));
 }
 
+#[test]
+fn the_slots_behind_are_those_that_flows_will_take() {
+    let mut table = FlowTable::new(6, 7, &Heap);
+    let slots: Vec<_> = (0..4).map(|number| table.open(&flow(number), Tick(0)).unwrap()).collect();
+    [2, 0, 3].into_iter().for_each(|at: usize| table.close(slots[at]));
+    let behind = std::iter::successors(table.next_slot(), |slot| table.slot_behind(*slot));
+    let ahead: Vec<_> = behind.take(5).collect();
+    let taken: Vec<_> = (4..9).map(|number| table.open(&flow(number), Tick(0)).unwrap()).collect();
+    assert_eq!(ahead, taken);
+}
+
 proptest! {
     #[test]
     fn the_table_equals_a_map(operations in proptest::collection::vec(any::<u8>(), 0..2000)) {
@@ -90,7 +102,11 @@ proptest! {
             mode,
             service: ServiceId(3),
             backend: BackendId(4),
+            hops: [HopId(5), HopId(6)],
+            epoch: 9,
         };
+        let entry = by_tuple.entry_mut(slot).unwrap();
+        [Way::Forward, Way::Reply].into_iter().zip(words.hops).for_each(|(way, hop)| entry.take_hop(way, hop, 9));
         prop_assert_eq!(by_words.open_words(&words), Ok(slot));
         let entries = [&by_tuple, &by_words].map(|table| format!("{:?}", table.entry(slot).unwrap()));
         prop_assert_eq!(&entries[0], &entries[1]);
