@@ -134,7 +134,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_USAGE));
     }
     let settings = config.settings.clone();
-    let (mut control, http) = start(config, feed, args.busy_poll, proxy.listen().hard_fail)?;
+    let (mut control, http) =
+        start(config, feed, host.large_frames, args.busy_poll, proxy.listen().hard_fail)?;
     if let Some(tuned) = tune(args.tuning.into(), &settings)? {
         control.keep(tuned);
     }
@@ -174,6 +175,7 @@ fn clean_up(config: Option<&Config>) -> anyhow::Result<ExitCode> {
 fn start(
     config: Config,
     feed: Option<Feed>,
+    large_frames: bool,
     busy_poll: bool,
     hard_fail: bool,
 ) -> anyhow::Result<(Control<Xdp>, Option<http::thread::Thread>)> {
@@ -182,7 +184,7 @@ fn start(
     if UnixStream::connect(&settings.socket).is_ok() {
         return Err(ListenError::Running(settings.socket.clone()).into());
     }
-    let mut xdp = Xdp::load(&settings.limits.xdp())?;
+    let mut xdp = Xdp::load(&xdp_prog::Limits { large_frames, ..settings.limits.xdp() })?;
     xdp.set_beat_limit(settings.workers.beat_limit)?;
     // Before anything else of the machine is touched: interfaces that another Weir serves are not to be had, and then
     // its kernel path is left alone.

@@ -302,7 +302,7 @@ fn what_is_sent_by_the_kernel_path_is_received_or_routed_on_by_the_kernel() {
         own.sysctl("net/ipv4/conf/all/rp_filter", rp_filter);
         let path = block_on(&own, async || {
             let monitor = Monitor::open().await.unwrap();
-            KernelPath::create(monitor.handle(), &names("weir0"), 2).await.unwrap()
+            KernelPath::create(monitor.handle(), &names("weir0"), 2, 9000).await.unwrap()
         });
         let details = own.ip("-d addr show weir1");
         assert!(details.contains("numtxqueues 2 numrxqueues 2"), "{details}");
@@ -349,11 +349,11 @@ fn what_is_sent_by_the_kernel_path_is_received_or_routed_on_by_the_kernel() {
     }
     block_on(&own, async || {
         let monitor = Monitor::open().await.unwrap();
-        let again = KernelPath::create(monitor.handle(), &names("weir0"), 1).await.unwrap();
+        let again = KernelPath::create(monitor.handle(), &names("weir0"), 1, 1500).await.unwrap();
         again.remove(monitor.handle()).await.unwrap();
         assert!(!ip("link show").contains("weir"), "both ends are gone");
         ip("tuntap add weir1 mode tap");
-        let taken = KernelPath::create(monitor.handle(), &names("weir0"), 1).await;
+        let taken = KernelPath::create(monitor.handle(), &names("weir0"), 1, 1500).await;
         assert!(matches!(taken, Err(KernelPathError::Taken { name }) if &*name == "weir1"));
         assert!(ip("link show weir1").contains("weir1"), "what is not Weir's stays");
     });

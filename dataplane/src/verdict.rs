@@ -129,6 +129,8 @@ reasons! {
     IcmpNoFlow => "icmp_no_flow",
     /// An ICMP error about a packet in a tunnel quotes too little of it to tell whose it is.
     IcmpShortQuote => "icmp_short_quote",
+    /// A received frame is larger than the MTU of every interface when Weir started.
+    FrameTooLarge => "frame_too_large",
     /// The ring to the worker that owns the flow is full.
     HandoffFull => "handoff_full",
     /// The frame is larger than a handoff slot or a chunk of the owner.

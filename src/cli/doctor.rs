@@ -138,7 +138,7 @@ impl MachineReport {
         let mut refuse = |about, text| findings.push(Finding { weight: Weight::Refuses, about, text });
         let support = xsk::support().map_err(|error| refuse("AF_XDP", error.to_string()));
         // Maps of one entry: whether the kernel takes the program does not depend on their size.
-        let limits = Limits { vips: 1, nat_backends: 1, addresses: 1 };
+        let limits = Limits { vips: 1, nat_backends: 1, addresses: 1, large_frames: false };
         let loaded = Xdp::load(&limits).map_err(|error| refuse("XDP program", error.to_string()));
         let tx_metadata = support.is_ok_and(|support| support.tx_metadata);
         if support.is_ok() && !tx_metadata {

@@ -146,6 +146,23 @@ impl Topology {
         Ok(topology)
     }
 
+    /// Gives every link between client and backends another MTU.
+    ///
+    /// # Errors
+    /// When a link does not take it.
+    pub fn set_mtu(&self, mtu: u16) -> Result<()> {
+        let set = |namespace: &Namespace, link: &str| namespace.ip(&format!("link set {link} mtu {mtu}\n"));
+        for (number, backend) in (1..).zip(&self.backends) {
+            set(backend, ETH)?;
+            set(&self.switch, &format!("port{number}"))?;
+        }
+        set(&self.switch, "uplink")?;
+        set(&self.switch, "bridge")?;
+        set(&self.gateway, LAN)?;
+        set(&self.gateway, WAN)?;
+        set(&self.client, ETH)
+    }
+
     /// One more namespace, not connected yet.
     ///
     /// # Errors

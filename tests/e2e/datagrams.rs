@@ -10,11 +10,11 @@ use testbed::{Namespace, Service, Weir, run};
 
 use crate::{Setup, can_run, eventually, weir};
 
-const PORT: u16 = 7007;
+pub(crate) const PORT: u16 = 7007;
 /// Six fragments on Ethernet.
-const LARGE: usize = 8192;
+pub(crate) const LARGE: usize = 8192;
 
-fn service(family: Family, mode: &'static str) -> Service {
+pub(crate) fn service(family: Family, mode: &'static str) -> Service {
     let vip = match mode {
         "fullnat" => family.vip(),
         "nat" => family.routed_vip(),
@@ -24,7 +24,13 @@ fn service(family: Family, mode: &'static str) -> Service {
 }
 
 /// What comes back for a datagram of `len` bytes, sent from `port`.
-fn exchange(topology: &Topology, from: IpAddr, port: u16, to: SocketAddr, len: usize) -> Result<()> {
+pub(crate) fn exchange(
+    topology: &Topology,
+    from: IpAddr,
+    port: u16,
+    to: SocketAddr,
+    len: usize,
+) -> Result<()> {
     // A child that another test has just forked holds the last socket until it runs its own program.
     let client =
         eventually(Duration::from_secs(10), || socket(&topology.client, SocketAddr::new(from, port)))?;
@@ -80,7 +86,7 @@ fn datagrams_of_8_kb_pass_both_ways_in_pieces() -> Result<()> {
 }
 
 /// Has the hosts of a namespace send without DF, and take no notice of the path.
-fn without_df(namespace: &Namespace) -> Result<()> {
+pub(crate) fn without_df(namespace: &Namespace) -> Result<()> {
     namespace.sysctl("net/ipv4/ip_no_pmtu_disc", "1")
 }
 

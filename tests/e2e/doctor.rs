@@ -100,7 +100,12 @@ fn each_trap_is_refused_with_a_sentence_by_doctor_and_by_run() -> Result<()> {
         ("down", "idle", "", "idle is down: set it up"),
         ("no native XDP", "br0", "link set br0 up\n", "bridge has no native XDP for br0"),
         ("a member of a bridge", WAN, "link set wan master br0\n", "wan is a part of br0 (bridge)"),
-        ("jumbo frames", WAN, "link set wan nomaster\nlink set wan mtu 9000\n", "the MTU of wan is 9000"),
+        (
+            "too large an MTU",
+            WAN,
+            "link set wan nomaster\nlink set wan mtu 12000\n",
+            "the MTU of wan is 12000: Weir takes",
+        ),
     ] {
         gateway.ip(prepare)?;
         assert_refused(name, gateway, &[interface, "--workers", "2"], want)?;

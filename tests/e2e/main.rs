@@ -15,6 +15,7 @@ mod icmp;
 mod kernel;
 mod kube_proxy;
 mod kubernetes;
+mod large;
 mod metrics;
 mod modes;
 mod neighbours;

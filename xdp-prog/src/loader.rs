@@ -38,12 +38,15 @@ pub struct Limits {
     pub nat_backends: u32,
     /// Addresses of all kinds: those of VIPs and `nat` backends, the node's, SNAT addresses, owned ones.
     pub addresses: u32,
+    /// Whether frames may be larger than a page: the program is then loaded as one that takes frames in several buffers
+    /// (`BPF_F_XDP_HAS_FRAGS`), which lets it on interfaces with a large MTU.
+    pub large_frames: bool,
 }
 
 impl Default for Limits {
     /// Room for a large cluster.
     fn default() -> Self {
-        Self { vips: 65_536, nat_backends: 65_536, addresses: 65_536 }
+        Self { vips: 65_536, nat_backends: 65_536, addresses: 65_536, large_frames: false }
     }
 }
 
@@ -75,6 +78,10 @@ impl Xdp {
             [("vips", limits.vips), ("backends", limits.nat_backends), ("addresses", limits.addresses)]
         {
             set_limit(&mut open, name, limit)?;
+        }
+        if limits.large_frames {
+            open.progs_mut()
+                .for_each(|mut program| program.set_flags(libbpf_rs::libbpf_sys::BPF_F_XDP_HAS_FRAGS));
         }
         let object = open.load().map_err(refused)?;
         program(&object).ok_or(LoadError::Incomplete(PROGRAM))?;

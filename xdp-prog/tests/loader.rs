@@ -311,7 +311,7 @@ fn a_full_map_is_named_before_anything_changes() {
     if !enter_namespace("full maps") {
         return;
     }
-    let limits = Limits { vips: 3, nat_backends: 2, addresses: 2 };
+    let limits = Limits { vips: 3, nat_backends: 2, addresses: 2, ..Limits::default() };
     let mut xdp = Xdp::load(&limits).expect("load");
     shift(&mut xdp, &Ours::default(), &vips([1, 2, 3]));
     shift(&mut xdp, &vips([1, 2, 3]), &vips([4, 5, 6]));

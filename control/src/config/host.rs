@@ -12,6 +12,8 @@ pub struct HostReport {
     pub faults: Faults,
     /// What Weir can start with, although traffic may pass it or a service by.
     pub warnings: Faults,
+    /// Whether frames of a served interface may be larger than a page, so that they come in several buffers.
+    pub large_frames: bool,
 }
 
 /// What the machine has.
@@ -38,9 +40,14 @@ impl Host {
             Ok(nics) => nics.as_slice(),
             Err(error) => {
                 faults.add(None, "interfaces", error);
-                return HostReport { faults: faults.into_faults(), warnings: warnings.into_faults() };
+                return HostReport {
+                    faults: faults.into_faults(),
+                    warnings: warnings.into_faults(),
+                    large_frames: false,
+                };
             }
         };
+        let large_frames = nics.iter().any(|nic| nic.mtu > judge::NATIVE_MTU);
         let wish = Wish::new(&config.settings, &self.machine);
         let interfaces = config.settings.interfaces.iter().zip(&config.interface_marks);
         for (index, (name, at)) in interfaces.enumerate() {
@@ -57,7 +64,7 @@ impl Host {
                 }
             }
         }
-        HostReport { faults: faults.into_faults(), warnings: warnings.into_faults() }
+        HostReport { faults: faults.into_faults(), warnings: warnings.into_faults(), large_frames }
     }
 
     fn check_cores(&self, config: &Config, faults: &Sink) {

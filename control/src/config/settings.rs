@@ -115,6 +115,7 @@ impl Limits {
             vips: entries(self.services),
             nat_backends: entries(self.backends),
             addresses: entries(self.services + self.backends + others),
+            large_frames: false,
         }
     }
 }

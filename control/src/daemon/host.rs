@@ -18,6 +18,9 @@ use crate::netlink::kernel_path::{self, KernelPath, KernelPathError, names};
 use crate::netlink::mirror::Doubts;
 use crate::netlink::monitor::Monitor;
 
+/// Largest IP packet of ordinary Ethernet, in bytes.
+const ETHERNET_MTU: u32 = 1500;
+
 /// Why Weir cannot start on this machine. What was done before is undone.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -89,7 +92,10 @@ impl Host {
             Path::Veth => Some(names(KERNEL_PATH)),
         };
         let queues = settings.workers.count.get().into();
-        let create = |ends| runtime.block_on(KernelPath::create(monitor.handle(), ends, queues));
+        // What a served interface carries, the path carries too.
+        let mtus = served.iter().filter_map(|name| monitor.mirror().link_named(name)).map(|link| link.mtu);
+        let mtu = mtus.fold(ETHERNET_MTU, u32::max);
+        let create = |ends| runtime.block_on(KernelPath::create(monitor.handle(), ends, queues, mtu));
         let kernel_path = ends.as_ref().map(create).transpose()?;
         let scope = Scope { served, kernel_path: ends };
         let mut host = Self {

@@ -67,18 +67,19 @@ pub fn names(kernel_path: &str) -> (Arc<str>, Arc<str>) {
 }
 
 impl KernelPath {
-    /// Makes the pair `names` (kernel's end, workers' end) with so many queues, and sets both up.
+    /// Makes the pair `names` (kernel's end, workers' end) with so many queues and that MTU, and sets both up.
     pub async fn create(
         handle: &Handle,
         names: &(Arc<str>, Arc<str>),
         queues: u32,
+        mtu: u32,
     ) -> Result<Self, KernelPathError> {
         for name in [&names.0, &names.1] {
             remove_left_over(handle, name).await?;
         }
         let refused =
             |source| KernelPathError::Refused { what: format!("create {} and {}", names.0, names.1), source };
-        handle.link().add(pair(names, queues)).execute().await.map_err(refused)?;
+        handle.link().add(pair(names, queues, mtu)).execute().await.map_err(refused)?;
         let made = Self::set_up(handle, names).await;
         if made.is_err() {
             // The fault that counts is the first one.
@@ -129,14 +130,16 @@ pub async fn clean_up(handle: &Handle, names: &(Arc<str>, Arc<str>)) -> Result<b
     Ok(found)
 }
 
-fn pair(names: &(Arc<str>, Arc<str>), queues: u32) -> LinkMessage {
-    let attributes = [LinkAttribute::NumTxQueues(queues), LinkAttribute::NumRxQueues(queues)];
+fn pair(names: &(Arc<str>, Arc<str>), queues: u32, mtu: u32) -> LinkMessage {
+    let mtu = LinkAttribute::Mtu(mtu);
+    let attributes = [LinkAttribute::NumTxQueues(queues), LinkAttribute::NumRxQueues(queues), mtu];
     let mut far = LinkUnspec::new_with_name(&names.1).build();
     far.attributes.extend(attributes.clone());
-    let [tx, rx] = attributes;
+    let [tx, rx, mtu] = attributes;
     LinkVeth::new(&names.0, &names.1)
         .append_extra_attribute(tx)
         .append_extra_attribute(rx)
+        .append_extra_attribute(mtu)
         .set_info_data(InfoData::Veth(InfoVeth::Peer(far)))
         .build()
 }

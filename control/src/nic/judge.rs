@@ -14,8 +14,12 @@ const KERNEL_MIN: (u32, u32) = (5, 15);
 const MLX5_ONE_NUMBERING: (u32, u32) = (6, 1);
 /// Until here sockets of ice that come or go under load could hang its port (Linux 6.11).
 const ICE_SOUND: (u32, u32) = (6, 11);
-/// Largest MTU of which native XDP is commonly taken: a page less headroom, layer 2 and what the kernel keeps at the end.
-const NATIVE_MTU: u32 = 3498;
+/// Largest MTU of which native XDP is commonly taken: a page less headroom, layer 2 and what the kernel keeps at the end. Beyond,
+/// the program has to be one that takes frames of several buffers.
+pub(crate) const NATIVE_MTU: u32 = 3498;
+
+/// The kernel with which AF_XDP began to carry frames of several buffers.
+const SEVERAL_BUFFERS: (u32, u32) = (6, 6);
 /// Bytes of a huge page.
 const HUGE_PAGE: u64 = 2 << 20;
 
@@ -107,7 +111,7 @@ pub fn nic(nic: &Nic, wish: &Wish, machine: &Machine) -> Vec<Finding> {
         return findings.done();
     }
     place(nic, &mut findings);
-    state(nic, &mut findings);
+    state(nic, machine, &mut findings);
     modes(nic, wish, machine, &mut findings);
     queues(nic, wish, &mut findings);
     driver(nic, wish, machine, &mut findings);
@@ -215,21 +219,43 @@ fn place(nic: &Nic, findings: &mut Findings) {
     }
 }
 
-fn state(nic: &Nic, findings: &mut Findings) {
+fn state(nic: &Nic, machine: &Machine, findings: &mut Findings) {
     let name = &nic.name;
     if !nic.up {
         findings.refuses("state", format_args!("{name} is down: set it up (ip link set {name} up)"));
     } else if !nic.carrier {
         findings.costs("state", format_args!("{name} has no carrier"));
     }
-    let (mtu, most) = (nic.mtu, u32::from(xsk::MTU_MAX));
+    frame_size(nic, machine, findings);
+}
+
+/// Frames of one buffer or of several.
+fn frame_size(nic: &Nic, machine: &Machine, findings: &mut Findings) {
+    let (name, mtu, kernel) = (&nic.name, nic.mtu, &machine.kernel);
+    let (most, one_buffer) = (u32::from(xsk::MTU_MAX), u32::from(xsk::CHUNK_MTU_MAX));
+    let lower = format_args!("set it lower (ip link set {name} mtu {one_buffer})");
     if mtu > most {
         findings.refuses(
             "MTU",
+            format_args!("the MTU of {name} is {mtu}: Weir takes {most} bytes at most, set it lower (ip link set {name} mtu {most})"),
+        );
+    } else if mtu > one_buffer && machine.version() < Some(SEVERAL_BUFFERS) {
+        findings.refuses(
+            "MTU",
             format_args!(
-                "the MTU of {name} is {mtu}: Weir takes frames of one buffer, {most} bytes at most, set it lower (ip link \
-                 set {name} mtu {most})"
+                "the MTU of {name} is {mtu}: AF_XDP of Linux {kernel} carries {one_buffer} bytes at most, Linux 6.6 and newer more; {lower}"
             ),
+        );
+    } else if mtu > one_buffer && nic.xdp.is_some_and(|xdp| xdp.native && !xdp.multi_buffer) {
+        let driver = nic.driver_or_kind();
+        findings.refuses(
+            "MTU",
+            format_args!("the MTU of {name} is {mtu}: {driver} gives XDP programs no frames of several buffers; {lower}"),
+        );
+    } else if mtu > one_buffer {
+        findings.costs(
+            "MTU",
+            format_args!("the MTU of {name} is {mtu}: frames of more than {one_buffer} bytes come in several buffers and are copied twice"),
         );
     } else if mtu > NATIVE_MTU {
         findings.costs(

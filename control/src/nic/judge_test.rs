@@ -107,8 +107,29 @@ fn each_trap_is_told_with_what_to_do() {
         (
             "jumbo frames",
             "6.18",
+            changed(|nic| {
+                nic.mtu = 9000;
+                nic.xdp = nic.xdp.map(|xdp| XdpFeatures { multi_buffer: true, ..xdp });
+            }),
+            "costs: the MTU of eth1 is 9000: frames of more than 3818 bytes come in several buffers",
+        ),
+        (
+            "jumbo frames of a driver that has one buffer for each",
+            "6.18",
             changed(|nic| nic.mtu = 9000),
-            "refuses: the MTU of eth1 is 9000: Weir takes frames of one buffer, 3818 bytes",
+            "refuses: the MTU of eth1 is 9000: ixgbe gives XDP programs no frames of several buffers",
+        ),
+        (
+            "jumbo frames of an old kernel",
+            "6.1",
+            changed(|nic| nic.mtu = 9000),
+            "refuses: the MTU of eth1 is 9000: AF_XDP of Linux 6.1 carries 3818 bytes at most",
+        ),
+        (
+            "larger than jumbo frames",
+            "6.18",
+            changed(|nic| nic.mtu = 16_000),
+            "refuses: the MTU of eth1 is 16000: Weir takes 11498 bytes at most",
         ),
         ("a large MTU", "6.18", changed(|nic| nic.mtu = 3600), "costs: the MTU of eth1 is 3600"),
         (

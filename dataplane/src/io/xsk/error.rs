@@ -78,9 +78,9 @@ pub enum XskError {
         /// What the driver said.
         source: io::Error,
     },
-    /// Frames of this interface are larger than a page.
+    /// Frames of this interface are larger than Weir takes.
     #[error(
-        "the MTU of {interface} is {mtu}: AF_XDP carries at most {limit}, set it lower (ip link set {interface} mtu)"
+        "the MTU of {interface} is {mtu}: Weir takes at most {limit}, set it lower (ip link set {interface} mtu {limit})"
     )]
     MtuTooLarge {
         /// Its name.
@@ -88,6 +88,19 @@ pub enum XskError {
         /// Its MTU in bytes.
         mtu: u16,
         /// The largest MTU that fits.
+        limit: u16,
+    },
+    /// Frames of this interface take several chunks, which cannot be had.
+    #[error(
+        "the MTU of {interface} is {mtu}, and this kernel or driver carries no more than {limit} by AF_XDP in this mode: set it \
+         lower (ip link set {interface} mtu {limit}), or use Linux 6.6 or newer"
+    )]
+    OneChunk {
+        /// Its name.
+        interface: Arc<str>,
+        /// Its MTU in bytes.
+        mtu: u16,
+        /// The largest MTU whose frames fit a chunk.
         limit: u16,
     },
     /// A ring size that is no power of two, or too large.

@@ -29,7 +29,7 @@ pub use self::error::XskError;
 pub use self::socket::{BindMode, Statistics, Support, support};
 
 use self::port::{BATCH, Port};
-use self::ports::{Ports, XDP_HEADROOM};
+use self::ports::{CHUNKS_OF_FRAME, Ports, XDP_HEADROOM};
 use self::socket::{Request, Socket};
 use self::umem::Umem;
 use crate::frame::Frame;
@@ -41,9 +41,16 @@ use crate::verdict::Verdict;
 const LAYER_2_LEN: u32 = 22;
 const CHUNK_SIZES: [u32; 2] = [2048, 4096];
 
-/// The largest MTU of an interface whose frames fit a chunk with the kernel's headroom before them.
-pub const MTU_MAX: u16 = 3818;
-const _: () = assert!(MTU_MAX as u32 == CHUNK_SIZES[1] - XDP_HEADROOM - LAYER_2_LEN);
+/// The largest MTU of an interface whose frames fit a chunk with the kernel's headroom before them. Those of a larger one come
+/// and go in several chunks, which takes Linux 6.6.
+pub const CHUNK_MTU_MAX: u16 = 3818;
+const _: () = assert!(CHUNK_MTU_MAX as u32 == CHUNK_SIZES[1] - XDP_HEADROOM - LAYER_2_LEN);
+
+/// The largest MTU of an interface.
+pub const MTU_MAX: u16 = 11_498;
+const _: () = assert!(
+    (MTU_MAX as u32 + LAYER_2_LEN) as usize == CHUNKS_OF_FRAME * (CHUNK_SIZES[1] - XDP_HEADROOM) as usize
+);
 
 /// Whether frames are to stay where the NIC put them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -168,7 +175,8 @@ impl XskIo {
         }
         let wanted = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let poll = opened.iter().map(|socket| socket.fd.as_raw_fd()).chain([-1]).map(wanted).collect();
-        Ok(Self { ports: Ports::new(umem, ports), sockets, poll })
+        let large = large(&config.ports).map(|port| usize::from(port.mtu) + LAYER_2_LEN as usize);
+        Ok(Self { ports: Ports::new(umem, ports, large), sockets, poll })
     }
 
     /// The sockets, by [`PortId`], for the XDP program's map and for whoever shows them.
@@ -248,6 +256,7 @@ fn open_port(
         ring_size: config.ring_size,
         share,
         modes,
+        large: large(&config.ports),
     };
     let open = |share, modes| socket::open(umem, &request(share, modes));
     match (port.zero_copy, fast, slow) {
@@ -263,11 +272,25 @@ fn open_port(
     }
 }
 
-/// The smallest chunk that holds a frame of every port.
+/// The port with the largest MTU.
+fn largest(ports: &[PortConfig]) -> Option<&PortConfig> {
+    ports.iter().max_by_key(|port| port.mtu)
+}
+
+/// The port with the largest MTU, where its frames do not fit a chunk.
+fn large(ports: &[PortConfig]) -> Option<&PortConfig> {
+    largest(ports).filter(|port| port.mtu > CHUNK_MTU_MAX)
+}
+
+/// The smallest chunk that holds a frame of every port, or else the largest.
 fn chunk_size(ports: &[PortConfig]) -> Result<u32, XskError> {
     let room = |size: u32| size - XDP_HEADROOM - LAYER_2_LEN;
-    let Some(largest) = ports.iter().max_by_key(|port| port.mtu) else { return Ok(CHUNK_SIZES[0]) };
-    CHUNK_SIZES.into_iter().find(|size| u32::from(largest.mtu) <= room(*size)).ok_or_else(|| {
-        XskError::MtuTooLarge { interface: Arc::clone(&largest.name), mtu: largest.mtu, limit: MTU_MAX }
-    })
+    let [small, page] = CHUNK_SIZES;
+    match largest(ports) {
+        Some(port) if port.mtu > MTU_MAX => {
+            Err(XskError::MtuTooLarge { interface: Arc::clone(&port.name), mtu: port.mtu, limit: MTU_MAX })
+        }
+        Some(port) if u32::from(port.mtu) > room(small) => Ok(page),
+        _ => Ok(small),
+    }
 }

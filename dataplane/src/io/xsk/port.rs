@@ -40,6 +40,8 @@ pub(super) struct Port<W> {
     receiving: u32,
     /// Chunks in the TX ring, the completion ring or the driver's hands for sending.
     sending: u32,
+    /// Chunks among these after which their frame goes on: they do not count as frames.
+    continued: u32,
     /// Whether the TX ring has entries that the other end was not told of.
     unannounced: bool,
     /// Whether a descriptor may ask for a checksum ([`super::metadata`]).
@@ -54,32 +56,112 @@ pub(super) struct Extent {
     pub(super) offset: usize,
     /// Its length in bytes.
     pub(super) len: u32,
-    /// Options of a TX descriptor.
+    /// Options of its descriptor.
     pub(super) options: u32,
+}
+
+impl Extent {
+    /// Whether the frame goes on in the chunk of the next descriptor.
+    #[inline]
+    pub(super) fn goes_on(self) -> bool {
+        goes_on(self.options)
+    }
+
+    /// Its bytes in their chunk.
+    pub(super) fn of(self, chunk: &[u8]) -> &[u8] {
+        chunk.get(self.offset..self.offset + self.len as usize).unwrap_or_default()
+    }
+}
+
+#[inline]
+fn goes_on(options: u32) -> bool {
+    options & libc::XDP_PKT_CONTD != 0
 }
 
 impl<W: Wake> Port<W> {
     pub(super) fn new(rings: Rings, wake: W, offload: bool, counters: Arc<PortCounters>) -> Self {
-        Self { rings, wake, receiving: 0, sending: 0, unannounced: false, offload, counters }
+        Self { rings, wake, receiving: 0, sending: 0, continued: 0, unannounced: false, offload, counters }
     }
 
-    /// Takes the next received frame.
+    /// Takes the next received frame, or the first of its chunks where it [goes on](Extent::goes_on): then
+    /// [`Self::gather`] has to follow.
     #[inline]
     pub(super) fn receive(&mut self, umem: &mut Umem) -> Option<(Held, Extent)> {
         loop {
-            let descriptor = self.rings.rx.pop()?;
-            let Some((chunk, offset)) = umem.reclaim(descriptor.addr) else {
-                self.counters.bad_descriptors.add(1);
-                continue;
-            };
-            self.receiving = self.receiving.saturating_sub(1);
-            if offset + descriptor.len as usize > umem.chunk_size() {
-                self.counters.bad_descriptors.add(1);
-                umem.give_back(chunk);
-                continue;
+            match self.next_chunk(umem)? {
+                Ok(received) => return Some(received),
+                Err(options) if goes_on(options) => _ = self.rest(umem, |_| false),
+                Err(_) => {}
             }
-            return Some((chunk, Extent { offset, len: descriptor.len, options: 0 }));
         }
+    }
+
+    /// Copies a frame of several chunks together, to the start of `room`; the first of them is `first`, which it gives back.
+    /// `None`, and nothing is left of the frame, where `room` is too small or a descriptor makes no sense.
+    #[cold]
+    pub(super) fn gather(
+        &mut self,
+        umem: &mut Umem,
+        first: (Held, Extent),
+        room: &mut [u8],
+    ) -> Option<usize> {
+        let mut len = 0;
+        let mut append = |part: &[u8]| {
+            let place = room.get_mut(len..len + part.len());
+            len += part.len();
+            place.map(|place| place.copy_from_slice(part)).is_some()
+        };
+        let (mut chunk, extent) = first;
+        let begun = append(extent.of(umem.bytes(&mut chunk)));
+        umem.give_back(chunk);
+        // Asked for in any case: it takes what is left of the frame.
+        let ended = self.rest(umem, append);
+        (begun && ended).then_some(len)
+    }
+
+    /// Takes the chunks up to the end of a frame, and hands `take` the bytes of each. Returns whether all were there and taken.
+    #[cold]
+    fn rest(&mut self, umem: &mut Umem, mut take: impl FnMut(&[u8]) -> bool) -> bool {
+        let mut whole = true;
+        loop {
+            let options = match self.next_chunk(umem) {
+                Some(Ok((mut chunk, extent))) => {
+                    whole &= take(extent.of(umem.bytes(&mut chunk)));
+                    umem.give_back(chunk);
+                    extent.options
+                }
+                Some(Err(options)) => {
+                    whole = false;
+                    options
+                }
+                // The kernel publishes whole frames.
+                None => {
+                    self.counters.bad_descriptors.add(1);
+                    return false;
+                }
+            };
+            if !goes_on(options) {
+                return whole;
+            }
+        }
+    }
+
+    /// Takes the next received chunk; the options of its descriptor where that makes no sense.
+    #[inline]
+    fn next_chunk(&mut self, umem: &mut Umem) -> Option<Result<(Held, Extent), u32>> {
+        let descriptor = self.rings.rx.pop()?;
+        let libc::xdp_desc { addr, len, options } = descriptor;
+        let Some((chunk, offset)) = umem.reclaim(addr) else {
+            self.counters.bad_descriptors.add(1);
+            return Some(Err(options));
+        };
+        self.receiving = self.receiving.saturating_sub(1);
+        if offset + len as usize > umem.chunk_size() {
+            self.counters.bad_descriptors.add(1);
+            umem.give_back(chunk);
+            return Some(Err(options));
+        }
+        Some(Ok((chunk, Extent { offset, len, options })))
     }
 
     /// Ends a run of [`Self::receive`]: the entries that were read are the other end's again.
@@ -103,6 +185,7 @@ impl<W: Wake> Port<W> {
         let pushed = self.rings.tx.push(libc::xdp_desc { addr, len: frame.len, options: frame.options });
         debug_assert!(pushed, "the TX ring holds fewer entries than are being sent");
         self.sending += 1;
+        self.continued += u32::from(frame.goes_on());
         self.unannounced = true;
         Ok(())
     }
@@ -174,7 +257,9 @@ impl<W: Wake> Port<W> {
         if count != 0 {
             self.rings.completion.release();
             self.sending = self.sending.saturating_sub(count);
-            self.counters.tx.add(u64::from(count));
+            let continued = self.continued.min(count);
+            self.continued -= continued;
+            self.counters.tx.add(u64::from(count - continued));
         }
     }
 

@@ -1,6 +1,9 @@
 //! The worker's side of the rings against a kernel that the test plays.
 #![expect(unsafe_code, reason = "the kernel's side writes into the frame memory")]
 
+#[path = "ports_large_test.rs"]
+mod large;
+
 use std::cell::RefCell;
 use std::io;
 use std::ptr::NonNull;
@@ -31,8 +34,10 @@ struct Kernel {
     /// Whether the interface takes frames.
     up: bool,
     wakeups: usize,
-    /// First byte and options of every frame sent.
+    /// First byte and options of every chunk sent.
     sent: Vec<(u8, u32)>,
+    /// The chunks sent, whole.
+    bytes: Vec<Vec<u8>>,
 }
 
 // SAFETY: the memory behind `umem` outlives every test's kernel and is written by the side that a chunk is lent to.
@@ -51,14 +56,35 @@ impl Kernel {
         true
     }
 
+    /// Receives a frame in several chunks.
+    fn deliver_parts(&mut self, parts: &[&[u8]]) {
+        for (number, part) in parts.iter().enumerate() {
+            let addr = self.fill.pop().unwrap() + HEADROOM as u64;
+            self.fill.release();
+            // SAFETY: as in `deliver`; no part is larger than a chunk behind its headroom.
+            unsafe {
+                self.umem.add(addr as usize).copy_from_nonoverlapping(NonNull::from(*part).cast(), part.len())
+            };
+            let options = if number + 1 < parts.len() { libc::XDP_PKT_CONTD } else { 0 };
+            assert!(self.rx.push(libc::xdp_desc { addr, len: part.len() as u32, options }));
+        }
+        self.rx.publish();
+    }
+
     /// Sends at most `budget` frames; returns how many.
     fn transmit(&mut self, budget: usize) -> usize {
         let before = self.sent.len();
         for _ in 0..budget {
             let Some(descriptor) = self.tx.pop() else { break };
             // SAFETY: the chunk came from the TX ring, so it lies in the UMEM and is the kernel's.
-            let first = unsafe { self.umem.add(descriptor.addr as usize).read() };
-            self.sent.push((first, descriptor.options));
+            let bytes = unsafe {
+                std::slice::from_raw_parts(
+                    self.umem.add(descriptor.addr as usize).as_ptr(),
+                    descriptor.len as usize,
+                )
+            };
+            self.sent.push((bytes[0], descriptor.options));
+            self.bytes.push(bytes.to_vec());
             assert!(self.completion.push(descriptor.addr), "as many completions as TX entries");
         }
         self.tx.release();
@@ -113,6 +139,7 @@ fn socket(umem: &Umem) -> (Rings, Kernel) {
         up: true,
         wakeups: 0,
         sent: Vec::new(),
+        bytes: Vec::new(),
     };
     let rings = Rings {
         rx: Consumer::new(rx, &LAYOUT, RING).unwrap(),
@@ -125,8 +152,13 @@ fn socket(umem: &Umem) -> (Rings, Kernel) {
 
 type Shared = Rc<RefCell<Kernel>>;
 
-/// Two ports, whose kernel sends when it is woken.
+/// Two ports, whose kernel sends when it is woken, for frames that fit a chunk.
 fn two_ports() -> (Ports<Shared>, [Shared; 2], [Arc<PortCounters>; 2]) {
+    two_ports_for(None)
+}
+
+/// The same, for frames of so many bytes.
+fn two_ports_for(large: Option<usize>) -> (Ports<Shared>, [Shared; 2], [Arc<PortCounters>; 2]) {
     let chunks = 2 * 2 * RING as usize + BATCH;
     let umem = Umem::over(Mapping::anonymous(chunks * CHUNK as usize).unwrap(), CHUNK);
     let counters: [Arc<PortCounters>; 2] = Default::default();
@@ -139,7 +171,7 @@ fn two_ports() -> (Ports<Shared>, [Shared; 2], [Arc<PortCounters>; 2]) {
         ports.push(Port::new(rings, Rc::clone(&kernel), true, Arc::clone(counters)));
         kernels.push(kernel);
     }
-    (Ports::new(umem, ports), kernels.try_into().ok().unwrap(), counters)
+    (Ports::new(umem, ports, large), kernels.try_into().ok().unwrap(), counters)
 }
 
 fn assert_whole(ports: &Ports<impl Wake>) {
@@ -331,7 +363,7 @@ fn a_kernel_thread_and_a_worker_thread_lose_nothing() {
     let umem = Umem::over(Mapping::anonymous((2 * RING as usize + BATCH) * CHUNK as usize).unwrap(), CHUNK);
     let (rings, mut kernel) = socket(&umem);
     let done = Arc::new(AtomicBool::new(false));
-    let mut ports = Ports::new(umem, vec![Port::new(rings, Awake, false, Arc::default())]);
+    let mut ports = Ports::new(umem, vec![Port::new(rings, Awake, false, Arc::default())], None);
     let nic = std::thread::spawn({
         let done = Arc::clone(&done);
         move || {

@@ -11,6 +11,7 @@ use super::port::{BATCH, Rings, Wake};
 use super::ring::{Consumer, Producer};
 use super::sys::{self, Mapping};
 use super::umem::Umem;
+use super::{CHUNK_MTU_MAX, PortConfig};
 
 #[expect(clippy::cast_possible_truncation, reason = "44")]
 const FAMILY: u16 = libc::AF_XDP as u16;
@@ -28,6 +29,8 @@ pub(super) struct Request<'a> {
     pub(super) share: Option<&'a Socket>,
     /// The modes to try.
     pub(super) modes: &'a [BindMode],
+    /// The port whose frames take several chunks, where there is one.
+    pub(super) large: Option<&'a PortConfig>,
 }
 
 /// How frames get from the driver to a socket and back.
@@ -105,8 +108,8 @@ pub struct Support {
 /// registered and given back.
 pub fn support() -> Result<Support, XskError> {
     let interface = Arc::from("no interface");
-    let request =
-        Request { interface: &interface, ifindex: 0, queue: 0, ring_size: 64, share: None, modes: &[] };
+    let (interface, share, modes, large) = (&interface, None, &[], None);
+    let request = Request { interface, ifindex: 0, queue: 0, ring_size: 64, share, modes, large };
     let umem =
         Umem::new(1, 4096).map_err(|source| XskError::Memory { chunks: 1, chunk_size: 4096, source })?;
     let fd = sys::socket().map_err(|error| request.explain("socket", error))?;
@@ -203,16 +206,25 @@ fn bind_in_some_mode(fd: BorrowedFd<'_>, request: &Request<'_>) -> Result<(), Xs
         address.sxdp_shared_umem_fd = owner.fd.as_raw_fd() as u32;
         return bind(fd, &address).map_err(|error| request.explain_bind(owner.mode, error));
     }
+    let several = request.large.map_or(0, |_| libc::XDP_USE_SG);
     let mut refused = None;
     for mode in request.modes {
-        address.sxdp_flags = mode.flags();
+        address.sxdp_flags = mode.flags() | several;
         match bind(fd, &address) {
             Ok(()) => return Ok(()),
             Err(error) if concerns_mode(&error) => refused = Some((*mode, error)),
             Err(error) => return Err(request.explain_bind(*mode, error)),
         }
     }
-    refused.map_or(Ok(()), |(mode, error)| Err(request.explain_bind(mode, error)))
+    let Some((mode, error)) = refused else { return Ok(()) };
+    if let Some(port) = request.large {
+        address.sxdp_flags = mode.flags();
+        if bind(fd, &address).is_ok() {
+            let (interface, mtu) = (Arc::clone(&port.name), port.mtu);
+            return Err(XskError::OneChunk { interface, mtu, limit: CHUNK_MTU_MAX });
+        }
+    }
+    Err(request.explain_bind(mode, error))
 }
 
 /// Binds, and waits while the queue is still being released: the kernel does that some time after a close.
@@ -301,7 +313,7 @@ mod tests {
     fn request<'a>(interface: &'a Arc<str>, share: Option<&'a Socket>) -> Request<'a> {
         let line = ip(&format!("-o link show {interface}"));
         let ifindex = line.split(':').next().unwrap().parse().unwrap();
-        Request { interface, ifindex, queue: 0, ring_size: 64, share, modes: &[BindMode::Copy] }
+        Request { interface, ifindex, queue: 0, ring_size: 64, share, modes: &[BindMode::Copy], large: None }
     }
 
     #[test]
