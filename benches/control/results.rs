@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{self, Origin, change};
+use testbed::Origin;
+
+use crate::machine::{self, change};
 use crate::numbers::Percentiles;
 use crate::peer::Peer;
 
@@ -67,12 +69,12 @@ impl Report {
     /// An empty report about this checkout and this machine.
     pub(crate) fn new() -> Result<Self> {
         let paths = ["Cargo.toml", "Cargo.lock", "dataplane/src", "control/src", "xdp-prog/src", "benches"];
-        Ok(Self { origin: Origin::here(&paths)?, costs: Vec::new(), peers: Vec::new() })
+        Ok(Self { origin: machine::here(&paths)?, costs: Vec::new(), peers: Vec::new() })
     }
 
     /// Prints all numbers, with the differences from `last`.
     pub(crate) fn print(&self, last: Option<&Self>) {
-        self.origin.print(last.map(|last| &last.origin));
+        machine::print(&self.origin, last.map(|last| &last.origin));
         println!("\n{:<9} {:<58} {:>10} {:>10}", "Services", "", "", "change");
         for cost in &self.costs {
             let before = last.and_then(|last| last.costs.iter().find(|old| old.services == cost.services));
@@ -92,7 +94,7 @@ impl Report {
 
     /// Stores the report among the results.
     pub(crate) fn store(&self) -> Result<PathBuf> {
-        self.origin.store("control", self)
+        machine::store("control", &self.origin, self)
     }
 
     /// The newest stored report.

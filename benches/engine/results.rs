@@ -6,7 +6,9 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::lifetime::Lifetime;
-use crate::machine::{self, Origin, change};
+use testbed::Origin;
+
+use crate::machine::{self, change};
 use crate::measure::Summary;
 
 /// One run of the bench.
@@ -49,7 +51,7 @@ impl Report {
     pub(crate) fn new(frame_bytes: u32, batch: usize) -> Result<Self> {
         let paths = ["Cargo.toml", "Cargo.lock", "dataplane/src", "benches"];
         Ok(Self {
-            origin: Origin::here(&paths)?,
+            origin: machine::here(&paths)?,
             frame_bytes,
             batch,
             cases: Vec::new(),
@@ -75,7 +77,7 @@ impl Report {
 
     /// Prints all numbers, with the differences from `last`.
     pub(crate) fn print(&self, last: Option<&Self>) {
-        self.origin.print(last.map(|last| &last.origin));
+        machine::print(&self.origin, last.map(|last| &last.origin));
         println!(
             "\n{:<44} {:>10} {:>8} {:>15} {:>6} {:>8}",
             "case", "flows", "ns", "p10 to p90", "ratio", "change"
@@ -107,7 +109,7 @@ impl Report {
 
     /// Stores the report among the results.
     pub(crate) fn store(&self) -> Result<PathBuf> {
-        self.origin.store("engine", self)
+        machine::store("engine", &self.origin, self)
     }
 
     /// The newest stored report.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{self, Origin, change};
+use testbed::Origin;
+
+use crate::machine::{self, change};
 use crate::numbers::Percentiles;
 use crate::{Args, Cpu};
 
@@ -46,7 +48,7 @@ impl Report {
         let paths = ["Cargo.toml", "Cargo.lock", "dataplane/src", "control/src", "testbed/src", "benches"];
         let none = Percentiles { p50: 0.0, p99: 0.0 };
         Ok(Self {
-            origin: Origin::here(&paths)?,
+            origin: machine::here(&paths)?,
             services: args.services,
             endpoints: args.endpoints,
             pages: args.pages,
@@ -65,7 +67,7 @@ impl Report {
 
     /// Prints all numbers, with the differences from `last`.
     pub(crate) fn print(&self, last: Option<&Self>) {
-        self.origin.print(last.map(|last| &last.origin));
+        machine::print(&self.origin, last.map(|last| &last.origin));
         let way = if self.pages { "lists in pages" } else { "watches" };
         println!("{} Services with {} endpoints each, by {way}\n", self.services, self.endpoints);
         let old = last.map(Self::rows);
@@ -97,7 +99,7 @@ impl Report {
 
     /// Stores the report among the results.
     pub(crate) fn store(&self) -> Result<PathBuf> {
-        self.origin.store(&self.bench(), self)
+        machine::store(&self.bench(), &self.origin, self)
     }
 
     /// The newest stored report of as many Services.

@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use testbed::clients::{self, Direction};
 use testbed::servers::{HTTP_PORT, Servers};
 use testbed::topology::{ETH, Family, LAN, QUEUES, Topology, WAN};
-use testbed::{Process, Service, Weir};
+use testbed::{Origin, Process, Service, Weir};
 
 const DIRECTIONS: [Direction; 2] = [Direction::Upload, Direction::Download];
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -161,10 +161,8 @@ fn store(path: &Path, args: &Args, figures: &[Figure], interfaces: &Value) -> Re
         })
         .collect();
     let report = json!({
-        "commit": said("git", &["describe", "--always", "--dirty", "--abbrev=12"])?,
-        "cpu": said("sh", &["-c", "lscpu | sed -n 's/^Model name: *//p'"])?,
+        "origin": Origin::of(&std::env::current_dir()?, &Origin::SOURCES)?,
         "cores": std::thread::available_parallelism()?.get(),
-        "kernel": said("uname", &["-r"])?,
         "interfaces": interfaces,
         "queues": QUEUES,
         "seconds": args.seconds,
@@ -172,9 +170,4 @@ fn store(path: &Path, args: &Args, figures: &[Figure], interfaces: &Value) -> Re
     });
     std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
         .with_context(|| format!("writing {}", path.display()))
-}
-
-fn said(program: &str, args: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(args).output().with_context(|| format!("running {program}"))?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -22,6 +22,7 @@ pub mod echo;
 pub mod flood;
 mod http;
 mod namespace;
+mod origin;
 mod process;
 mod raw;
 pub mod sctp;
@@ -36,6 +37,7 @@ pub use http::{Load, load, load_for};
 pub use namespace::Namespace;
 /// For [`Weir::signal`] and [`Process::signal`].
 pub use nix::sys::signal::Signal;
+pub use origin::Origin;
 pub use process::{Process, Said, run};
 pub use raw::Raw;
 pub use topology::{Scratch, Topology};

@@ -1,13 +1,12 @@
 //! Under which circumstances something was measured.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use testbed::Origin;
 
 use crate::network::Topology;
 use crate::traffic::Cores;
@@ -15,16 +14,11 @@ use crate::traffic::Cores;
 /// Circumstances of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Conditions {
-    /// When it began, in seconds since 1970.
-    pub(crate) unix_s: u64,
-    pub(crate) commit: String,
-    /// Whether the sources differed from the commit.
-    pub(crate) modified: bool,
-    pub(crate) cpu: String,
+    #[serde(flatten)]
+    pub(crate) origin: Origin,
     pub(crate) cores: usize,
     /// Who has which of them.
     pub(crate) assigned: Cores,
-    pub(crate) kernel: String,
     pub(crate) topology: Topology,
     /// Driver of each interface that is not a veth of the lab's own, and what it says about itself.
     pub(crate) nics: Vec<String>,
@@ -37,18 +31,10 @@ pub(crate) struct Conditions {
 impl Conditions {
     /// Those of this machine now.
     pub(crate) fn now(root: &Path, topology: &Topology, assigned: &Cores, repeats: usize) -> Result<Self> {
-        let git = |args: &[&str]| said("git", &[&["-C", &root.to_string_lossy()], args].concat());
-        let cpus = fs::read_to_string("/proc/cpuinfo")?;
-        let cpu =
-            cpus.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == "model name");
         Ok(Self {
-            unix_s: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
-            commit: git(&["rev-parse", "--short=12", "HEAD"])?,
-            modified: !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty(),
-            cpu: cpu.map(|(_, name)| name.trim().to_owned()).unwrap_or_default(),
+            origin: Origin::of(root, &Origin::SOURCES)?,
             cores: std::thread::available_parallelism()?.get(),
             assigned: assigned.clone(),
-            kernel: said("uname", &["-r"])?,
             topology: topology.clone(),
             nics: nics(topology),
             weir_interfaces: Value::Null,
@@ -56,24 +42,17 @@ impl Conditions {
         })
     }
 
-    /// The file of a result. One commit has one; with changes, another.
-    pub(crate) fn file_name(&self) -> String {
-        let suffix = if self.modified { "-modified" } else { "" };
-        format!("lab-{}{suffix}.json", self.commit)
-    }
-
     /// Lines for people.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
-        let modified = if self.modified { ", with changes" } else { "" };
         let Cores { generator, sink, device } = &self.assigned;
         let topology = match &self.topology {
             Topology::Namespaces => "network namespaces and veth pairs".to_owned(),
             Topology::Wires(wires) => format!("generator {}, sink {}", wires.generator, wires.sink),
         };
         let mut lines = vec![
-            ("Commit", format!("{}{modified}", self.commit)),
-            ("CPU", format!("{}, {} cores", self.cpu, self.cores)),
-            ("Kernel", self.kernel.clone()),
+            ("Commit", self.origin.sources()),
+            ("CPU", format!("{}, {} cores", self.origin.cpu, self.cores)),
+            ("Kernel", self.origin.kernel.clone()),
             ("Topology", topology),
             ("Cores", format!("generator {generator:?}, sink {sink:?}, device {device:?}")),
             ("Repeats", self.repeats.to_string()),
@@ -90,13 +69,15 @@ impl Conditions {
     #[cfg(test)]
     pub(crate) fn example() -> Self {
         Self {
-            unix_s: 1_700_000_000,
-            commit: "0123456789ab".to_owned(),
-            modified: false,
-            cpu: "Example <1>".to_owned(),
+            origin: Origin {
+                commit: "0123456789ab".to_owned(),
+                modified: false,
+                unix_s: 1_700_000_000,
+                cpu: "Example <1>".to_owned(),
+                kernel: "6.18".to_owned(),
+            },
             cores: 2,
             assigned: Cores { generator: vec![0], sink: vec![0], device: vec![1] },
-            kernel: "6.18".to_owned(),
             topology: Topology::Namespaces,
             nics: Vec::new(),
             weir_interfaces: Value::Null,
@@ -132,16 +113,4 @@ fn nics(topology: &Topology) -> Vec<String> {
 fn said(program: &str, args: &[&str]) -> Result<String> {
     let output = Command::new(program).args(args).output().with_context(|| format!("running {program}"))?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_result_of_changed_sources_has_a_file_of_its_own() {
-        for (modified, want) in [(false, "lab-0123456789ab.json"), (true, "lab-0123456789ab-modified.json")] {
-            assert_eq!(Conditions { modified, ..Conditions::example() }.file_name(), want);
-        }
-    }
 }

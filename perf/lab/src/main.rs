@@ -197,9 +197,9 @@ fn run(args: &RunArgs) -> Result<ExitCode> {
 
 /// Prints, stores and compares.
 fn finish(args: &RunArgs, report: &mut Report) -> Result<ExitCode> {
-    let path = args.results.join(report.conditions.file_name());
+    let path = args.results.join(report.conditions.origin.file_name("lab"));
     if let Some((last, before)) = Report::last(&args.results, None) {
-        println!("\nCompared with {} ({}):", last.display(), before.conditions.commit);
+        println!("\nCompared with {} ({}):", last.display(), before.conditions.origin.sources());
         let lines = report.compared(&before);
         println!("{}\n", if lines.is_empty() { "nothing in common".to_owned() } else { lines.join("\n") });
     }

@@ -202,7 +202,7 @@ impl Report {
         });
         reports
             .filter_map(|path| Some((path.clone(), Self::read(&path).ok()?)))
-            .max_by_key(|(_, report)| report.conditions.unix_s)
+            .max_by_key(|(_, report)| report.conditions.origin.unix_s)
     }
 
     /// Writes it.

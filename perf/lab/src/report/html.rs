@@ -25,7 +25,7 @@ fn document(report: &Report, text: &mut String) -> std::fmt::Result {
         text,
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>Weir's lab, {commit}</title>\
          <style>{STYLE}</style></head><body>\n<h1>Weir beside its peers</h1>\n<table>",
-        commit = escape(&report.conditions.commit),
+        commit = escape(&report.conditions.origin.commit),
     )?;
     for (name, value) in report.conditions.lines() {
         writeln!(text, "<tr><th>{}</th><td>{}</td></tr>", escape(name), escape(&value))?;
