@@ -226,13 +226,14 @@ impl<I: LiveIo, H: Handler, B: Fn(u64)> Worker<I, H, B> {
             || self.mailbox.has_query()
             || self.snapshots.is_outdated()
             || self.stop.load(Ordering::Relaxed);
+        let mut is_rung = false;
         if !is_called {
             self.view.sleeps.add(1);
             let most = self.idle.beat_limit / 4;
             let timeout = self.waiting.patience(now_ns).map_or(most, |patience| most.min(patience));
-            self.io.wait(bell.as_fd(), timeout);
+            is_rung = self.io.wait(bell.as_fd(), timeout);
         }
-        bell.get_up();
+        bell.get_up(is_rung);
     }
 }
 

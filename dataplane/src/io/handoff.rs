@@ -48,11 +48,14 @@ impl Bell {
         fence(Ordering::SeqCst);
     }
 
-    /// The worker is awake.
-    pub fn get_up(&self) {
+    /// The worker is awake. `readable`: the descriptor is, and is silenced. One that a bell makes readable only now, since
+    /// it was rung at the last moment, wakes the worker once more.
+    pub fn get_up(&self, readable: bool) {
         self.asleep.store(false, Ordering::Relaxed);
-        // Silences the descriptor; it says EAGAIN where nobody rang.
-        let _ = self.event.read();
+        if readable {
+            // It does not block.
+            let _ = self.event.read();
+        }
     }
 }
 
@@ -343,12 +346,13 @@ mod tests {
                 expected += 1;
             }
             b.bell().lie_down();
-            if !b.has_mail() && expected < total {
+            let sleeps = !b.has_mail() && expected < total;
+            if sleeps {
                 let mut fds = [nix::poll::PollFd::new(b.bell().as_fd(), nix::poll::PollFlags::POLLIN)];
                 let rang = nix::poll::poll(&mut fds, 5000u16).unwrap();
                 assert_eq!(rang, 1, "asleep with mail after {expected}");
             }
-            b.bell().get_up();
+            b.bell().get_up(sleeps);
         }
         sender.join().unwrap();
     }
@@ -362,5 +366,16 @@ mod tests {
         bell.ring();
         bell.ring();
         assert_eq!(bell.event.read().unwrap(), 1, "asleep: one event");
+    }
+
+    #[test]
+    fn a_bell_that_rings_while_the_worker_gets_up_is_silenced_after_the_next_sleep() {
+        let bell = Bell::new().unwrap();
+        bell.lie_down();
+        bell.ring();
+        bell.get_up(false);
+        bell.lie_down();
+        bell.get_up(true);
+        assert!(bell.event.read().is_err(), "silent");
     }
 }

@@ -126,12 +126,11 @@ impl LiveIo for MemoryIo {
         self.injected.len() - before
     }
 
-    fn wait(&mut self, bell: BorrowedFd<'_>, timeout: Duration) {
-        if self.wire.inward.is_empty() {
-            let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-            // A frame on the wire wakes nobody; the timeout, or the bell, does.
-            let _ = poll(&mut [PollFd::new(bell, PollFlags::POLLIN)], timeout);
-        }
+    fn wait(&mut self, bell: BorrowedFd<'_>, timeout: Duration) -> bool {
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+        let timeout = if self.wire.inward.is_empty() { timeout } else { PollTimeout::ZERO };
+        // A frame on the wire wakes nobody; the timeout, or the bell, does.
+        poll(&mut [PollFd::new(bell, PollFlags::POLLIN)], timeout).is_ok_and(|ready| ready > 0)
     }
 }
 

@@ -38,7 +38,8 @@ pub trait LiveIo: Io {
     fn inject(&mut self, fill: impl FnMut(&mut [u8]) -> Option<Arrival>) -> usize;
 
     /// Sleeps until a frame arrives, `bell` becomes readable or `timeout` is over, and not longer. It may end early.
-    fn wait(&mut self, bell: BorrowedFd<'_>, timeout: Duration);
+    /// Returns whether `bell` is readable.
+    fn wait(&mut self, bell: BorrowedFd<'_>, timeout: Duration) -> bool;
 }
 
 /// A frame that was written into a chunk by [`LiveIo::inject`].

@@ -216,7 +216,7 @@ impl LiveIo for XskIo {
         self.ports.inject(fill)
     }
 
-    fn wait(&mut self, bell: BorrowedFd<'_>, timeout: Duration) {
+    fn wait(&mut self, bell: BorrowedFd<'_>, timeout: Duration) -> bool {
         // What the interface did not take is tried again soon.
         let limit = if self.ports.push_out() { Duration::from_millis(1) } else { Duration::MAX };
         let timeout_ms = i32::try_from(timeout.min(limit).as_millis()).unwrap_or(i32::MAX);
@@ -224,7 +224,8 @@ impl LiveIo for XskIo {
             last.fd = bell.as_raw_fd();
         }
         // It fails for no reason that concerns the worker but a lack of kernel memory; then the turn comes early.
-        let _ = sys::poll(&mut self.poll, timeout_ms);
+        sys::poll(&mut self.poll, timeout_ms).is_ok()
+            && self.poll.last().is_some_and(|last| last.revents != 0)
     }
 }
 
