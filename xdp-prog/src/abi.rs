@@ -55,8 +55,6 @@ pub(crate) mod flag {
     pub(crate) const TUNNEL: u16 = weir_flag::WEIR_TUNNEL.0 as u16;
     /// In a SNAT pool.
     pub(crate) const TRANSLATED: u16 = weir_flag::WEIR_TRANSLATED.0 as u16;
-    /// Where the protocol of [`Use::first_port`](super::Use) begins.
-    pub(crate) const FIRST_SHIFT: u32 = weir_flag::WEIR_FIRST_SHIFT.0;
 }
 
 /// `struct weir_address`.
@@ -89,7 +87,6 @@ pub(crate) struct Use {
     pub(crate) backend_every: u8,
     pub(crate) tunnel_low: u16,
     pub(crate) tunnel_high: u16,
-    pub(crate) first_port: [u8; 2],
 }
 
 /// `struct weir_prefix`.
@@ -143,7 +140,16 @@ pub(crate) struct BeatLine {
 #[repr(C)]
 pub(crate) struct Settings {
     pub(crate) beat_limit_ns: AtomicU64,
+    pub(crate) front_mix: AtomicU64,
+    pub(crate) front_mask: AtomicU32,
     pub(crate) interfaces: [AtomicU32; MAX_PORTS as usize],
+}
+
+/// `struct weir_bucket`.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Bucket {
+    pub(crate) places: [AtomicU64; types::weir_limit::WEIR_BUCKET.0 as usize],
 }
 
 /// Fails to compile unless both structs have the same size and the same fields at the same places.
@@ -175,8 +181,7 @@ same_layout!(
         vip_every,
         backend_every,
         tunnel_low,
-        tunnel_high,
-        first_port
+        tunnel_high
     }
 );
 same_layout!(Prefix = weir_prefix { length, version, bits });
@@ -185,7 +190,8 @@ same_layout!(
 );
 same_layout!(RuleLines = weir_rules { count, list });
 same_layout!(BeatLine = weir_beat { at_ns, unused });
-same_layout!(Settings = weir_settings { beat_limit_ns, interfaces });
+same_layout!(Settings = weir_settings { beat_limit_ns, front_mix, front_mask, interfaces });
+same_layout!(Bucket = weir_bucket { places });
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $variant:ident = $theirs:ident => $name:literal,)*) => {

@@ -76,6 +76,13 @@ impl Held {
         is_place.then(|| Place::new(self.addr(), self.port, self.proto()))
     }
 
+    /// The service that it is, if it is one over IPv4 on one port: address, port and the protocol's number.
+    pub(crate) fn front(self) -> Option<(u32, u16, u16)> {
+        let [a, b, c, d, ..] = self.bits;
+        let is_front = self.kind() == Some(Kind::Vip) && self.port != 0 && !self.addr().is_v6();
+        is_front.then_some((u32::from_be_bytes([a, b, c, d]), self.port, self.proto()))
+    }
+
     /// The bounds of all that is held about an address.
     fn about(addr: Address) -> (Self, Self) {
         let v6 = u16::from(addr.is_v6()) << 15;
@@ -89,9 +96,6 @@ impl Held {
     }
 }
 
-/// The protocol of [`Use::first_port`].
-const FIRST_PROTO: u16 = u16::MAX << flag::FIRST_SHIFT;
-
 impl Use {
     /// Adds what is held about the address.
     pub(crate) fn add(&mut self, held: Held) {
@@ -100,10 +104,6 @@ impl Use {
             Some(Kind::Vip) => {
                 self.vip_protos |= bit;
                 self.vip_every |= if every { bit } else { 0 };
-                if !every && self.first_port == [0; 2] {
-                    self.first_port = held.port.to_be_bytes();
-                    self.flags |= held.proto() << flag::FIRST_SHIFT;
-                }
             }
             Some(Kind::Backend) => {
                 self.backend_protos |= bit;
@@ -126,11 +126,6 @@ impl Use {
         }
     }
 
-    /// Protocol and port of the service that needs no look-up.
-    fn first(&self) -> (u16, [u8; 2]) {
-        (self.flags & FIRST_PROTO, self.first_port)
-    }
-
     /// What is in both uses.
     pub(crate) fn common(&self, other: &Self) -> Self {
         let mut shared = Self {
@@ -143,12 +138,7 @@ impl Use {
             backend_every: self.backend_every & other.backend_every,
             tunnel_low: self.tunnel_low.max(other.tunnel_low),
             tunnel_high: self.tunnel_high.min(other.tunnel_high),
-            first_port: self.first_port,
         };
-        if self.first() != other.first() {
-            shared.flags &= !FIRST_PROTO;
-            shared.first_port = [0; 2];
-        }
         if shared.flags & flag::TUNNEL == 0 || shared.tunnel_low > shared.tunnel_high {
             (shared.tunnel_low, shared.tunnel_high) = (0, 0);
         }
@@ -406,18 +396,7 @@ mod tests {
                     Claim::Vip(at(81, Proto::Tcp)),
                     Claim::Vip(at(0, Proto::Udp)),
                 ],
-                Use { vip_protos: tcp | udp, vip_every: udp, first_port: [0, 80], ..none },
-            ),
-            (
-                "a service of the second protocol",
-                vec![Claim::Vip(at(0, Proto::Tcp)), Claim::Vip(at(0x0102, Proto::Udp))],
-                Use {
-                    vip_protos: tcp | udp,
-                    vip_every: tcp,
-                    first_port: [1, 2],
-                    flags: Proto::Udp.number() << flag::FIRST_SHIFT,
-                    ..none
-                },
+                Use { vip_protos: tcp | udp, vip_every: udp, ..none },
             ),
             (
                 "a VIP on every port beside others",
@@ -426,7 +405,7 @@ mod tests {
                     Claim::Vip(at(0, Proto::Tcp)),
                     Claim::Vip(at(9, Proto::Sctp)),
                 ],
-                Use { vip_protos: tcp | sctp, vip_every: tcp, first_port: [0, 80], ..none },
+                Use { vip_protos: tcp | sctp, vip_every: tcp, ..none },
             ),
             (
                 "backends",
@@ -469,10 +448,8 @@ mod tests {
             Claim::Tunnel(ADDR, 0),
         ];
         let less = [Claim::Vip(at(81, Proto::Tcp)), Claim::Snat(ADDR, 1000, 2000), Claim::Tunnel(ADDR, 0)];
-        let over = |proto| used(&[Claim::Vip(at(80, proto))]);
         for (name, a, b, want) in [
-            ("less", used(&full), used(&less), Use { first_port: [0; 2], ..used(&less) }),
-            ("one port of two protocols", over(Proto::Tcp), over(Proto::Udp), Use::default()),
+            ("less", used(&full), used(&less), used(&less)),
             ("the same", used(&full), used(&full), used(&full)),
             ("nothing", used(&full), Use::default(), Use::default()),
             ("overlap", snat(1000, 2000), snat(1500, 3000), snat(1500, 2000)),

@@ -17,6 +17,7 @@ mod attach;
 mod claims;
 mod counters;
 mod error;
+mod fronts;
 mod link;
 mod loader;
 mod ours;

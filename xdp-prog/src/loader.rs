@@ -14,6 +14,7 @@ use crate::abi::{BeatLine, MAX_PORTS, MAX_QUEUES, OBJECT, Settings};
 use crate::attach::{Attachment, Mode};
 use crate::counters::Counters;
 use crate::error::{AttachError, LoadError, SocketError, SyncError};
+use crate::fronts::{self, Fronts};
 use crate::ours::Delta;
 use crate::privilege;
 use crate::shared::{Beat, Element, Shared};
@@ -83,20 +84,26 @@ impl Xdp {
             open.progs_mut()
                 .for_each(|mut program| program.set_flags(libbpf_rs::libbpf_sys::BPF_F_XDP_HAS_FRAGS));
         }
+        let buckets = fronts::buckets(limits.vips);
+        set_limit(&mut open, "fronts", buckets)?;
         let object = open.load().map_err(refused)?;
         program(&object).ok_or(LoadError::Incomplete(PROGRAM))?;
+        let settings: Shared<Settings> = shared(&object, "settings", 1)?;
+        let fronts = shared(&object, "fronts", buckets)?;
+        let fronts = Fronts::new(fronts, buckets, settings.at(0).ok_or(LoadError::Incomplete("settings"))?);
         let table = |name| map(&object, name).map(|map| Table { name, map });
         let xdp = Self {
             attachments: Vec::new(),
             tables: Tables::new(Maps {
                 vips: table("vips")?,
+                fronts,
                 backends: table("backends")?,
                 addresses: table("addresses")?,
                 node_ports: table("node_ports")?,
                 rules: table("rules")?,
             }),
             xsks: map(&object, "xsks")?,
-            settings: shared(&object, "settings", 1)?,
+            settings,
             counters: Counters::new(map(&object, "counters")?),
             beats: Arc::new(shared(&object, "beats", MAX_QUEUES)?),
             object,

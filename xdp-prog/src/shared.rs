@@ -10,7 +10,7 @@ use std::{fmt, io};
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::abi::{BeatLine, MAX_QUEUES, Settings};
+use crate::abi::{BeatLine, Bucket, MAX_QUEUES, Settings};
 
 /// An element of a mapped array.
 ///
@@ -21,6 +21,8 @@ pub(crate) unsafe trait Element {}
 unsafe impl Element for BeatLine {}
 // SAFETY: atomic integers.
 unsafe impl Element for Settings {}
+// SAFETY: as above.
+unsafe impl Element for Bucket {}
 
 /// A mapped array.
 pub(crate) struct Shared<T> {

@@ -13,6 +13,7 @@ use zerocopy::IntoBytes;
 use crate::abi::{Address, NODE_PORT_WORDS, PROTOS, Place, Prefix, RuleLines, Use};
 use crate::claims::{Claims, Held, Kind, Touched};
 use crate::error::SyncError;
+use crate::fronts::Fronts;
 use crate::ours::Delta;
 use crate::rules;
 
@@ -42,6 +43,7 @@ pub(crate) struct Table {
 #[derive(Debug)]
 pub(crate) struct Maps {
     pub(crate) vips: Table,
+    pub(crate) fronts: Fronts,
     pub(crate) backends: Table,
     pub(crate) addresses: Table,
     pub(crate) node_ports: Table,
@@ -171,6 +173,7 @@ impl Tables {
         lag.held.append(&mut new.into_iter().collect());
         for held in &gone {
             lag.held.remove(held);
+            maps.fronts.remove(*held);
             if let Some((map, key)) = maps.place(*held) {
                 map.delete(key.as_bytes(), &mut report)?;
             }
@@ -218,7 +221,6 @@ impl Tables {
         } else {
             write_held(maps, lag.held.iter().copied(), report)?;
         }
-        lag.held.clear();
         while let Some(index) = lag.words.first().copied() {
             if let Some(written) =
                 node_ports.get_mut(index as usize).filter(|word| **word != claims.word(index))
@@ -243,6 +245,13 @@ impl Tables {
             let lagging = lag.addresses.iter().filter(|(_, (written, wanted))| written != wanted);
             write_addresses(&maps.addresses, lagging.map(|(addr, (_, wanted))| (*addr, *wanted)), report)?;
         }
+        // Behind the maps, which have to have what is here.
+        if lag.all {
+            claims.held().for_each(|held| maps.fronts.add(held));
+        } else {
+            lag.held.iter().filter(|held| claims.has(**held)).for_each(|held| maps.fronts.add(*held));
+        }
+        lag.held.clear();
         lag.addresses.clear();
         lag.all = false;
         Ok(())

@@ -17,6 +17,8 @@ enum weir_limit {
 	WEIR_MAX_QUEUES = 128,
 	/* IPv6 extension headers followed in a packet. */
 	WEIR_MAX_EXTENSIONS = 8,
+	/* Places in a bucket of `fronts`. */
+	WEIR_BUCKET = 4,
 	/* Words of the NodePort bitmap for one protocol: a bit a port. */
 	WEIR_NODE_PORT_WORDS = 1024,
 	/* Rules that are tried for a packet; what is beyond is for the engine to tell apart. */
@@ -68,8 +70,6 @@ enum weir_flag {
 	WEIR_TRANSLATED = 4,
 	/* A backend at the other end of a tunnel. */
 	WEIR_TUNNEL = 8,
-	/* Where the enum weir_proto of weir_use.first_port begins. */
-	WEIR_FIRST_SHIFT = 8,
 };
 
 /* Layer-4 protocols, in the order of the NodePort bitmap; 1 << protocol in a set of them. */
@@ -111,8 +111,15 @@ struct weir_use {
 	/* First and last UDP port of tunnels to it; both 0: none. */
 	__u16 tunnel_low;
 	__u16 tunnel_high;
-	/* The port of one of the services on it, whose protocol is flags >> WEIR_FIRST_SHIFT; 0: look all of them up. */
-	__be16 first_port;
+};
+
+/*
+ * Services over IPv4, half a cache line of them. Element of `fronts`, written through shared memory. A place is
+ * address << 32 | port << 16 | enum weir_proto + 1; 0: none. Its bucket is place * weir_settings.front_mix >> 32, as far
+ * as front_mask goes.
+ */
+struct weir_bucket {
+	__u64 places[WEIR_BUCKET];
 };
 
 /* A block of destinations. Key of `rules`. */
@@ -159,6 +166,9 @@ struct weir_beat {
 struct weir_settings {
 	/* Age of a beat past which its worker gets no more frames. */
 	__u64 beat_limit_ns;
+	__u64 front_mix;
+	/* Buckets of `fronts`, a power of two, less 1. */
+	__u32 front_mask;
 	/* Index of the interface with each port number; 0: none. */
 	__u32 interfaces[WEIR_MAX_PORTS];
 };

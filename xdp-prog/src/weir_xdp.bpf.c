@@ -35,6 +35,15 @@ struct {
 	__type(value, __u8);
 } vips SEC(".maps");
 
+/* Services over IPv4 a second time: what most frames are for is told by one cache line. Where a bucket is full, in `vips` alone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct weir_bucket);
+} fronts SEC(".maps");
+
 /* Backends in `nat` mode by address, port and protocol: a set. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -331,6 +340,32 @@ static __always_inline __u32 transport_of(__u8 proto)
 
 /* ---- rules ---- */
 
+static __always_inline struct weir_settings *the_settings(void)
+{
+	__u32 only = 0;
+
+	return bpf_map_lookup_elem(&settings, &only);
+}
+
+/* Whether `fronts` has the service. */
+static __always_inline int is_front(const struct weir_address *addr, __u32 port, __u32 proto)
+{
+	__u64 place = (__u64)bpf_ntohl(addr->bits[0]) << 32 | port << 16 | (proto + 1);
+	struct weir_settings *set = the_settings();
+
+	if (!set || addr->version != 4)
+		return 0;
+	__u32 index = (__u32)(place * *(volatile __u64 *)&set->front_mix >> 32) & *(volatile __u32 *)&set->front_mask;
+	struct weir_bucket *bucket = bpf_map_lookup_elem(&fronts, &index);
+	if (!bucket)
+		return 0;
+	for (int i = 0; i < WEIR_BUCKET; i++) {
+		if (*(volatile __u64 *)&bucket->places[i] == place)
+			return 1;
+	}
+	return 0;
+}
+
 static __always_inline int in_set(void *set, const struct weir_address *addr, __be16 port, __u32 proto)
 {
 	struct weir_endpoint endpoint = { .addr = *addr, .port = port, .proto = proto };
@@ -349,16 +384,16 @@ static __always_inline int is_node_port(__u32 port, __u32 proto)
 /* By which rule packets to this address and port are Weir's. */
 static __always_inline enum weir_counter front_of(const struct weir_address *addr, __be16 port, __u32 proto)
 {
-	struct weir_use *use = bpf_map_lookup_elem(&addresses, addr);
 	__u32 number = bpf_ntohs(port);
 
+	if (is_front(addr, number, proto))
+		return WEIR_VIP;
+	struct weir_use *use = bpf_map_lookup_elem(&addresses, addr);
 	if (!use)
 		return WEIR_NOT_OURS;
 	if (use->vip_every >> proto & 1)
 		return WEIR_VIP;
-	if ((use->vip_protos >> proto & 1) &&
-	    ((port && port == use->first_port && use->flags >> WEIR_FIRST_SHIFT == proto) ||
-	     in_set(&vips, addr, port, proto)))
+	if ((use->vip_protos >> proto & 1) && in_set(&vips, addr, port, proto))
 		return WEIR_VIP;
 	if ((use->flags & WEIR_NODE) && is_node_port(number, proto))
 		return WEIR_NODE_PORT;
@@ -397,13 +432,6 @@ static __always_inline __u32 port_of(struct xdp_md *ctx, const struct weir_setti
 			return port;
 	}
 	return WEIR_MAX_PORTS;
-}
-
-static __always_inline struct weir_settings *the_settings(void)
-{
-	__u32 only = 0;
-
-	return bpf_map_lookup_elem(&settings, &only);
 }
 
 /* What a packet is asked about by. */
