@@ -73,7 +73,7 @@ struct Counts {
 
 /// Forwards until it is stopped.
 pub(crate) fn run(args: &ForwardArgs, stop: &Stop) -> Result<serde_json::Value> {
-    let options = Options { attach: args.attach, ring: args.ring };
+    let options = Options { attach: args.attach, ring: args.ring, copy: false };
     let stations = (0..args.queues)
         .map(|queue| Station::open(&[&args.first, &args.second], queue, options))
         .collect::<Result<Vec<_>>>()?;

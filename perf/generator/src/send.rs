@@ -43,6 +43,9 @@ pub(crate) struct SendArgs {
     /// The file by which the sink tells how many frames have come.
     #[arg(long, value_name = "FILE")]
     progress: Option<PathBuf>,
+    /// Sleep while the window is closed rather than yield: what interrupts do meanwhile is then not taken for waiting.
+    #[arg(long, requires = "window")]
+    sleep: bool,
     /// When the first frame is due, in nanoseconds of the monotonic clock.
     #[arg(long, value_name = "NS")]
     start_ns: Option<u64>,
@@ -99,6 +102,9 @@ pub(crate) struct PortArgs {
     /// Entries of each ring.
     #[arg(long, default_value_t = 4096)]
     ring: u32,
+    /// Copy mode, also where the driver has zero-copy.
+    #[arg(long)]
+    copy: bool,
 }
 
 impl PortArgs {
@@ -128,7 +134,7 @@ impl PortArgs {
 
     /// A station for each thread, with the thread's number.
     pub(crate) fn stations(&self, attach: Attach) -> Result<Vec<(u16, Station)>> {
-        let options = Options { attach, ring: self.ring };
+        let options = Options { attach, ring: self.ring, copy: self.copy };
         (0..self.queues)
             .map(|stream| {
                 let queue = u32::from(self.first_queue) + u32::from(stream);
@@ -303,7 +309,7 @@ fn send(
     let pace = Pace::new(start, args);
     let mut counts = Counts::default();
     let mut window = match (args.window, &args.progress) {
-        (Some(size), Some(file)) => Some(Window::open(size, file)?),
+        (Some(size), Some(file)) => Some(Window::open(size, args.sleep, file)?),
         _ => None,
     };
     while counts.sent < args.count && !stop.is_raised() {
@@ -392,6 +398,7 @@ fn collect_rest(station: &mut Station, stream: u16, open: u64, stop: &Stop) -> R
 /// A limit of the frames under way.
 struct Window {
     size: u64,
+    sleep: bool,
     progress: Progress,
     /// Frames that are counted as lost, since nothing came for so long.
     lost: u64,
@@ -399,9 +406,9 @@ struct Window {
 }
 
 impl Window {
-    fn open(size: u64, file: &Path) -> Result<Self> {
+    fn open(size: u64, sleep: bool, file: &Path) -> Result<Self> {
         ensure!(size > 0, "a window of one frame at least");
-        Ok(Self { size, progress: Progress::open(file)?, lost: 0, waited: Duration::ZERO })
+        Ok(Self { size, sleep, progress: Progress::open(file)?, lost: 0, waited: Duration::ZERO })
     }
 
     /// How many frames may be sent beyond those `sent`, at least some: waits until the window is half open, and lets others
@@ -417,7 +424,11 @@ impl Window {
         if room(self) < enough {
             let (begun, start) = (Instant::now(), thread::cpu_time()?);
             while room(self) < enough && begun.elapsed() < PATIENCE {
-                std::thread::yield_now();
+                if self.sleep {
+                    std::thread::sleep(Duration::from_micros(50));
+                } else {
+                    std::thread::yield_now();
+                }
             }
             if room(self) < enough {
                 self.lost = sent.saturating_sub(self.progress.count());

@@ -68,6 +68,9 @@ pub(crate) struct SinkArgs {
     /// Entries of each ring.
     #[arg(long, default_value_t = 4096)]
     ring: u32,
+    /// Copy mode, also where the driver has zero-copy.
+    #[arg(long)]
+    copy: bool,
 }
 
 #[derive(Serialize)]
@@ -153,7 +156,7 @@ struct Counts {
 
 /// Receives until the time is up or until it is stopped.
 pub(crate) fn run(args: &SinkArgs, stop: &Stop) -> Result<serde_json::Value> {
-    let options = Options { attach: args.attach, ring: args.ring };
+    let options = Options { attach: args.attach, ring: args.ring, copy: args.copy };
     let stations = (0..args.queues)
         .map(|queue| Station::open(&[&args.interface], queue, options))
         .collect::<Result<Vec<_>>>()?;

@@ -43,6 +43,8 @@ pub(crate) struct Options {
     pub(crate) attach: Attach,
     /// Entries of each ring: a power of two.
     pub(crate) ring: u32,
+    /// Copy mode, also where the driver has zero-copy.
+    pub(crate) copy: bool,
 }
 
 /// Sockets on the same queue index of each interface, in the order of the interfaces.
@@ -232,7 +234,8 @@ impl Port {
         let receives = !matches!(options.attach, Attach::None);
         let ring = QueueSize::new(options.ring)?;
         let mut config = SocketConfig::builder();
-        config.rx_queue_size(ring).tx_queue_size(ring).bind_flags(BindFlags::XDP_USE_NEED_WAKEUP);
+        let mode = if options.copy { BindFlags::XDP_COPY } else { BindFlags::empty() };
+        config.rx_queue_size(ring).tx_queue_size(ring).bind_flags(BindFlags::XDP_USE_NEED_WAKEUP | mode);
         match options.attach {
             Attach::Native => config.xdp_flags(XdpFlags::XDP_FLAGS_DRV_MODE),
             Attach::Generic => config.xdp_flags(XdpFlags::XDP_FLAGS_SKB_MODE),

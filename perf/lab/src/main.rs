@@ -106,6 +106,9 @@ struct RunArgs {
     /// Cores of the device.
     #[arg(long, value_delimiter = ',', value_name = "CORES")]
     device_cores: Vec<usize>,
+    /// Have generator and sink use copy mode, also where they could do without.
+    #[arg(long)]
+    copy: bool,
     #[command(flatten)]
     wires: WireArgs,
 }
@@ -189,7 +192,7 @@ fn run(args: &RunArgs) -> Result<ExitCode> {
     let binaries = Binaries { weir: absolute(&args.weir)?, generator: absolute(&args.generator)? };
     let _raised = priority::raise()?;
     let conditions = Conditions::now(&std::env::current_dir()?, &topology, &cores, repeats)?;
-    let lab = Lab { topology, binaries, cores };
+    let lab = Lab { topology, binaries, cores, copy: args.copy };
     let mut report = Report { conditions, absent, figures: Vec::new() };
     plan.run(&lab, &mut report)?;
     finish(args, &mut report)

@@ -27,6 +27,8 @@ pub(crate) struct Lab {
     pub(crate) topology: Topology,
     pub(crate) binaries: Binaries,
     pub(crate) cores: Cores,
+    /// Whether generator and sink use copy mode, also where they could do without.
+    pub(crate) copy: bool,
 }
 
 /// A device at work in its network, for several measurements.
@@ -48,9 +50,7 @@ impl<'a> Bench<'a> {
     /// Sets a device up.
     pub(crate) fn new(lab: &'a Lab, device: &'a Device, services: Services, workers: usize) -> Result<Self> {
         let network = match device {
-            Device::Nothing => {
-                Network::direct(&lab.topology)?.context("these interfaces are wired to a device")?
-            }
+            Device::Nothing => Network::direct(&lab.topology)?.context("the device is elsewhere")?,
             _ => {
                 // One to send by and another to receive from, where both happen on one interface. No more than are served:
                 // the kernel spreads what it sends over all that there are.
@@ -69,6 +69,7 @@ impl<'a> Bench<'a> {
             cores: &self.lab.cores,
             target: self.device.target(&self.network, self.services)?,
             queues: self.workers,
+            copy: self.lab.copy,
         })
     }
 

@@ -141,11 +141,16 @@ impl Network {
         }
     }
 
-    /// Generator and sink with nothing between them: what they cost by themselves. `None` where the wires are fixed.
+    /// Generator and sink with nothing between them: what they cost by themselves. On wires the generator then has the device's
+    /// interface towards the sink. `None` where the device is elsewhere.
     pub(crate) fn direct(topology: &Topology) -> Result<Option<Self>> {
         match topology {
             Topology::Namespaces => Self::namespaces(false, 1, 1).map(Some),
-            Topology::Wires(_) => Ok(None),
+            Topology::Wires(Wires { device: None, .. }) => Ok(None),
+            Topology::Wires(Wires { sink, device: Some([_, generator]), .. }) => {
+                let [generator, sink] = [generator, sink].map(Clone::clone);
+                Self::wires(&Wires { generator, sink, device: None, device_mac: None }).map(Some)
+            }
         }
     }
 
@@ -195,6 +200,9 @@ impl Network {
                 let ports = [Port::find(&Place::Here, first)?, Port::find(&Place::Here, second)?];
                 let middle = Middle { place: Place::Here, ports };
                 changes = address(&middle, &near_port, &far_port, true)?;
+                for port in &middle.ports {
+                    changes.extend(accept_all(&middle.place, port)?);
+                }
                 Some(middle)
             }
             None => None,
@@ -239,6 +247,21 @@ fn address(middle: &Middle, near: &Port, far: &Port, undo: bool) -> Result<Vec<U
         place.ip(add)?;
     }
     Ok(made)
+}
+
+/// Has an interface take in frames for others, as those are that a bridge hands on. What is to be undone, where it did not.
+fn accept_all(place: &Place, Port { name, .. }: &Port) -> Result<Option<Undo>> {
+    // IFF_PROMISC of include/uapi/linux/if.h.
+    const PROMISCUOUS: u32 = 0x100;
+    let said = place.said(&["cat", &format!("/sys/class/net/{name}/flags")])?;
+    let flags = u32::from_str_radix(said.trim().trim_start_matches("0x"), 16)
+        .with_context(|| format!("flags of {name}: {said}"))?;
+    if flags & PROMISCUOUS != 0 {
+        return Ok(None);
+    }
+    let undo = undone_by(place.command("ip").args(["link", "set", name, "promisc", "off"]), &[]);
+    place.ip(&format!("link set {name} promisc on"))?;
+    Ok(Some(undo))
 }
 
 /// Arguments of `ip`.
@@ -286,6 +309,25 @@ fn vacant(place: &Place, show: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_takes_in_frames_for_others_until_that_is_undone() {
+        if !testbed::is_root() {
+            eprintln!(
+                "an_interface_takes_in_frames_for_others_until_that_is_undone did not run: it needs root"
+            );
+            return;
+        }
+        let place = Place::Namespace(Namespace::of_role("device").unwrap());
+        place.ip("link add in0 type veth peer name out0").unwrap();
+        let port = Port { name: "in0".to_owned(), mac: "02:00:00:00:00:01".to_owned() };
+        let takes = || place.said(&["ip", "link", "show", "in0"]).unwrap().contains("PROMISC");
+        let undo = accept_all(&place, &port).unwrap();
+        assert!(takes());
+        assert!(accept_all(&place, &port).unwrap().is_none(), "it did already, so there is nothing to undo");
+        drop(undo);
+        assert!(!takes());
+    }
 
     #[test]
     fn what_is_there_already_is_refused_and_stays() {

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 
 use crate::device::{Device, Kind, Mode, Services};
 use crate::measure::{Bench, Lab};
-use crate::network::Topology;
+use crate::network::{Topology, Wires};
 use crate::results::{Key, Quantity, Report, Sample, number};
 use crate::traffic::{Cores, Load, Pace, Packets};
 
@@ -104,7 +104,8 @@ impl Plan {
     ) -> Self {
         let mut plan = Self { steps: Vec::new(), repeats, notes: Vec::new() };
         let mut all = devices;
-        if *topology == Topology::Namespaces {
+        let elsewhere = matches!(topology, Topology::Wires(Wires { device: None, .. }));
+        if !elsewhere {
             // First, for the others' costs are net of it.
             all.insert(0, Device::Nothing);
         }
@@ -344,8 +345,8 @@ impl Run<'_, '_> {
             self.ends.insert(ends, sample.gross_ns);
             return Ok(());
         }
-        // Where wires are between them there is nothing to compare with, but then nothing of the device runs in the name of
-        // generator and sink either.
+        // With a device elsewhere there is nothing to compare with, but then nothing of it runs in the name of generator and
+        // sink either.
         let ends_ns = self.ends.get(&ends).copied().unwrap_or(sample.ends_ns);
         self.put(self.key(Quantity::Cost, load, None), sample.gross_ns - ends_ns, sample);
         Ok(())

@@ -191,6 +191,8 @@ pub(crate) struct Traffic<'a> {
     pub(crate) target: Target,
     /// Queues, and so threads, of generator and sink.
     pub(crate) queues: usize,
+    /// Whether they use copy mode, also where they could do without.
+    pub(crate) copy: bool,
 }
 
 /// A running sink.
@@ -240,6 +242,7 @@ impl Traffic<'_> {
         all.extend(
             ["--queues", "--streams"].into_iter().flat_map(|key| [key.into(), self.queues.to_string()]),
         );
+        all.extend(self.copy.then(|| "--copy".into()));
         all.extend_from_slice(args);
         Ok(Sink(self.tool("sink", place, &all)?))
     }
@@ -260,6 +263,10 @@ impl Traffic<'_> {
             Pace::Window(size) => {
                 args.extend(["--window".into(), size.to_string()]);
                 args.extend(self.progress());
+                if matches!(self.network.near, Place::Here) {
+                    // What a NIC's interrupts do counts for the device, and not as the generator's waiting.
+                    args.push("--sleep".into());
+                }
             }
             Pace::Rate(rate) => args.extend(["--rate".into(), rate.to_string()]),
             Pace::Timed(rate) => args.extend(["--rate".into(), rate.to_string(), "--spin".into()]),
@@ -314,6 +321,7 @@ impl Traffic<'_> {
         args.extend(["--queues".into(), self.queues.to_string()]);
         args.extend(["--src".into(), crate::network::CLIENT.to_string(), "--dst".into(), first.to_string()]);
         args.extend(["--dsts".into(), count.to_string(), "--dport".into(), port.to_string()]);
+        args.extend(self.copy.then(|| "--copy".into()));
         if self.target.returns {
             // A queue of an interface has one socket, and the sink has the first.
             args.extend(["--first-queue".into(), "1".into()]);
