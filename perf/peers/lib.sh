@@ -63,6 +63,38 @@ present_xdp() {
     if ip -d link show dev "$1" | grep "prog/xdp" >/dev/null; then echo "$1 has an XDP program already"; fi
 }
 
+# Whether there is IPVS. Its table of connections is made as large as the lab's new flows ask for, where the module is not there yet.
+check_ipvs() {
+    [ -e /proc/net/ip_vs ] || modprobe -q ip_vs conn_tab_bits=18 2>/dev/null || { echo "this kernel has no IPVS"; exit 1; }
+    need ipvsadm awk
+}
+
+present_ipvs() {
+    [ -z "$(ipvsadm -Sn)" ] || echo "IPVS has services already"
+    [ ! -e /sys/class/net/lab-ipvs ] || echo "there is an interface lab-ipvs already"
+}
+
+# The services, with round robin and masquerading forwarding.
+setup_ipvs() {
+    # IPVS takes what is for the machine itself, so every VIP has to be local.
+    ip link add lab-ipvs type dummy
+    ip link set lab-ipvs up
+    generate 'for (s = 0; s < services; s++) print "address add " dotted(number(vip) + s) "/32 dev lab-ipvs"' | ip -batch -
+    generate '
+        option = proto == "udp" ? "-u" : "-t"
+        for (s = 0; s < services; s++) {
+            service = dotted(number(vip) + s) ":" port
+            printf "-A %s %s -s rr\n", option, service
+            for (e = 0; e < endpoints; e++)
+                printf "-a %s %s -r %s:%d -m\n", option, service, dotted(number(backend) + s * endpoints + e), target
+        }' | ipvsadm -R
+}
+
+teardown_ipvs() {
+    ipvsadm -C || true
+    ip link del lab-ipvs || true
+}
+
 # Compiles an XDP program of this directory and attaches it in the driver to an interface.
 attach_xdp() {
     local source=$1 interface=$2 object
