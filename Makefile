@@ -4,6 +4,7 @@
 # make lint    formatting, lints, documentation, dependencies
 # make bench   the engine's cost, what changes cost, iperf3 beside a bare forwarder, and the lab in its short form
 # make lab     Weir beside its peers: CPU a packet, throughput, connections, latency, scaling; says how long it takes
+# make lab-vm  the same beside kernel IPVS, on virtio-net in zero-copy mode: in a guest, in instructions
 # make deps    installs what all of these need; each of them asks for its own part first
 
 SHELL := /bin/bash
@@ -85,6 +86,17 @@ lab: deps-build+net+bench
 	cargo build --release --manifest-path perf/generator/Cargo.toml
 	cargo build --release --package lab
 	$(SUDO) nice -n -20 target/release/weir-lab run $(LAB_ARGS)
+
+# Costs alone, for they are instructions here; more memory than the kernel takes for small, so that it tracks as many connections
+# as the lab opens.
+.PHONY: lab-vm
+lab-vm: deps-build+net+bench+vm
+	cargo build --release --bin weir
+	cargo build --release --manifest-path perf/generator/Cargo.toml
+	cargo build --release --package lab
+	mkdir -p perf/results/guest
+	perf/vm/run.sh --nics --instructions --memory 6144 --keep perf/results/guest -- perf/vm/lab.sh --results perf/results/guest \
+		--short --repeats 3 --profiles cost --devices bare,weir-fullnat,weir-nat,ipvs,ipvs-nat,nftables,ip-forward $(LAB_ARGS)
 
 # The seeds, then so many seconds of each target. Stable Rust suffices: the flags of coverage are let through. Without a
 # sanitizer, which finds nothing in safe Rust: checks of bounds and overflow are on, and there are several times as many runs.

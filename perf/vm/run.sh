@@ -2,21 +2,28 @@
 # Runs a command as root in a virtual machine with a Debian kernel, on this machine's own files: they are seen read-only
 # through an overlay in the guest's memory, so nothing that the command writes stays. Ends with the command's status.
 #
-#     perf/vm/run.sh [--kernel VERSION] [--nics] [--kvm] [--memory MIB] [--timeout SECONDS] [--] COMMAND...
+#     perf/vm/run.sh [--kernel VERSION] [--nics] [--instructions] [--keep DIRECTORY] [--kvm] [--memory MIB]
+#                    [--timeout SECONDS] [--] COMMAND...
 #
 # The guest has no network but what the command makes. With --nics it has four virtio-net cards of two queues each, the
 # first connected with the second and the third with the fourth, by bridges in a network namespace that ends with the
 # guest; the command finds them by their MAC addresses (testbed/src/topology.rs), as WEIR_TEST_NICS tells it to. The guest
 # is emulated and starts in some 5 seconds; --kvm has the processor run it, which not every machine that has /dev/kvm can.
+#
+# With --instructions the guest has one processor, cards of one queue, and a clock that goes by one nanosecond with each
+# instruction that the processor executes (while it idles, as the real one does): processor time in the guest is then a
+# count of instructions, and what else this machine does has no part in it. What is written to the directory of --keep stays.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-version=6.18 memory=4096 limit=1800 kvm= nics=
+version=6.18 memory=4096 limit=1800 kvm= nics= instructions= keep= processors=2
 while [ $# -gt 0 ]; do
     case $1 in
         --kernel) version=$2; shift 2 ;;
         --kvm) kvm=1; shift ;;
         --nics) nics=4; shift ;;
+        --instructions) instructions=1 processors=1; shift ;;
+        --keep) keep=$(realpath "$2"); shift 2 ;;
         --memory) memory=$2; shift 2 ;;
         --timeout) limit=$2; shift 2 ;;
         --) shift; break ;;
@@ -30,6 +37,8 @@ done
 
 kernel=$("$here/kernel.sh" "$version")
 release=$(cat "$kernel/release")
+[ -z "$keep" ] || [ -d "$keep" ] || { echo "run.sh: --keep: no directory $keep" >&2; exit 2; }
+[ -z "$kvm" ] || [ -z "$instructions" ] || { echo "run.sh: --instructions counts emulated ones, not those of --kvm" >&2; exit 2; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -58,6 +67,7 @@ done
     printf '%q ' "$@"
     echo
 } >"$work/command"
+echo "$keep" >"$work/keep"
 cat >"$root/init" <<'INIT'
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -66,9 +76,9 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 for module in /modules/*; do insmod "$module"; done
-share() { mount -t 9p -o "trans=virtio,version=9p2000.L,msize=262144,cache=loose,ro" "$1" "$2"; }
+share() { mount -t 9p -o "trans=virtio,version=9p2000.L,msize=262144,$3" "$1" "$2"; }
 mkdir -p /host /layer /job /kernel
-share host /host && share job /job && share kernel /kernel
+for tag in host job kernel; do share $tag /$tag cache=loose,ro; done
 mount -t tmpfs -o size=50% layer /layer
 mkdir -p /layer/upper /layer/work
 mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /new
@@ -83,6 +93,8 @@ mount -t devpts devpts /new/dev/pts
 mount -t bpf bpf /new/sys/fs/bpf
 mount -t cgroup2 cgroup /new/sys/fs/cgroup
 cp /job/command /new/run/command
+keep=$(cat /job/keep)
+[ -z "$keep" ] || share keep "/new$keep" cache=none
 ip link set lo up
 chroot /new /usr/bin/env -i HOME=/root TERM=dumb WEIR_VM="$release" \
     PATH=/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
@@ -96,26 +108,33 @@ printf '#!/bin/busybox sh\nexec /bin/busybox chroot /new /sbin/modprobe "$@"\n' 
 chmod +x "$root/init" "$root/sbin/modprobe"
 (cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) >"$work/initramfs.gz"
 
-share() { echo "-virtfs local,path=$1,mount_tag=$2,security_model=none,readonly=on,multidevs=remap"; }
-# A card's queues are those of its tap, which the kernel fills by flow and not by sender.
+share() { echo "-virtfs local,path=$1,mount_tag=$2,security_model=none,readonly=$3,multidevs=remap"; }
+# A card's queues are those of its tap, which the kernel fills by flow and not by sender: one for each processor.
+mq=on multi_queue=multi_queue
+[ "$processors" -gt 1 ] || mq=off multi_queue=
 network=() wires=
 for ((nic = 0; nic < ${nics:-0}; nic++)); do
-    network+=(-netdev "tap,id=wire$nic,ifname=tap$nic,script=no,downscript=no,queues=2,vhost=off"
-        -device "virtio-net-pci,netdev=wire$nic,mac=02:77:65:69:72:0$nic,mq=on,vectors=10,disable-legacy=on,iommu_platform=on,romfile=")
+    network+=(-netdev "tap,id=wire$nic,ifname=tap$nic,script=no,downscript=no,queues=$processors,vhost=off"
+        -device "virtio-net-pci,netdev=wire$nic,mac=02:77:65:69:72:0$nic,mq=$mq,vectors=10,disable-legacy=on,iommu_platform=on,romfile=")
     bridge=bridge$((nic / 2))
     [ $((nic % 2)) = 1 ] || wires+="ip link add $bridge type bridge mcast_snooping 0 && ip link set $bridge up && "
-    wires+="ip tuntap add tap$nic mode tap multi_queue vnet_hdr && ip link set tap$nic master $bridge up && "
+    wires+="ip tuntap add tap$nic mode tap $multi_queue vnet_hdr && "
+    # Room for all that a generator has under way.
+    wires+="ip link set tap$nic txqueuelen 4096 master $bridge up && "
 done
 # shellcheck disable=SC2046
-acceleration=(-accel tcg,thread=multi)
-[ -z "$kvm" ] || acceleration=(-accel kvm)
+acceleration=(-accel tcg,thread=multi -cpu max)
+[ -z "$kvm" ] || acceleration=(-accel kvm -cpu max)
+[ -z "$instructions" ] || acceleration=(-accel tcg,thread=single -icount shift=0
+    -cpu "max,model-id=QEMU TCG: an instruction a nanosecond")
+[ -z "$keep" ] || keep=$(share "$keep" keep off)
 around=()
 [ -z "$nics" ] || around=(unshare --net sh -c "$wires"'exec "$@"' sh)
-"${around[@]}" timeout --kill-after=10 "$limit" qemu-system-x86_64 "${acceleration[@]}" -cpu max -smp 2 -m "$memory" \
+"${around[@]}" timeout --kill-after=10 "$limit" qemu-system-x86_64 "${acceleration[@]}" -smp "$processors" -m "$memory" \
     -nodefaults -no-user-config -nographic -serial stdio -no-reboot \
     -kernel "$kernel/vmlinuz" -initrd "$work/initramfs.gz" \
     -append "console=ttyS0 quiet panic=-1 loglevel=3 mitigations=off" \
-    "${network[@]}" $(share / host) $(share "$work" job) $(share "$kernel" kernel) </dev/null | tee "$work/log"
+    "${network[@]}" $(share / host on) $(share "$work" job on) $(share "$kernel" kernel on) $keep </dev/null | tee "$work/log"
 status=$(tr -d '\r' <"$work/log" | sed -n 's/^.*weir-vm: the command ended with \([0-9]*\)$/\1/p' | tail -n 1)
 [ -n "$status" ] || { echo "run.sh: the guest ended without a status" >&2; exit 1; }
 exit "$status"

@@ -27,7 +27,7 @@ enum Limit {
     Least(f64),
 }
 
-const WANTED: [Wanted; 4] = [
+const WANTED: [Wanted; 5] = [
     Wanted {
         text: "Weir's CPU a packet at most 1.15 times the bare AF_XDP forwarder's",
         quantity: Quantity::Cost,
@@ -51,6 +51,14 @@ const WANTED: [Wanted; 4] = [
         over: "nftables",
         under: "weir-fullnat",
         limit: Limit::Least(4.0),
+    },
+    Wanted {
+        text: "Weir's CPU a packet at most half of kernel IPVS's",
+        quantity: Quantity::Cost,
+        packets: "established",
+        over: "weir-fullnat",
+        under: "ipvs",
+        limit: Limit::Most(0.5),
     },
     Wanted {
         text: "99th percentile of latency at half load at most 1.5 times the bare forwarder's",
@@ -106,7 +114,7 @@ mod tests {
             cost("nftables", "new", 500.0),
         ]));
         let met: Vec<_> = targets.iter().map(|target| target.met).collect();
-        assert_eq!(met, [Some(true), Some(false), Some(true), None]);
+        assert_eq!(met, [Some(true), Some(false), Some(true), None, None]);
         assert_eq!(targets[2].ratio, Some(5.0));
     }
 }
