@@ -71,6 +71,7 @@ lint: deps-build+lint
 bench: deps-build+net+bench
 	cargo bench --bench engine
 	cargo $(RUNNER) bench --bench control
+	cargo $(RUNNER) bench --package xdp-prog --bench program
 	cargo build --release --bin weir
 	cargo build --release --manifest-path perf/generator/Cargo.toml
 	cargo build --release --package testbed --example iperf
