@@ -318,7 +318,7 @@ mod tests {
             );
             return;
         }
-        let place = Place::Namespace(Namespace::of_role("device").unwrap());
+        let place = Place::Namespace(Namespace::of_role("promiscuous").unwrap());
         place.ip("link add in0 type veth peer name out0").unwrap();
         let port = Port { name: "in0".to_owned(), mac: "02:00:00:00:00:01".to_owned() };
         let takes = || place.said(&["ip", "link", "show", "in0"]).unwrap().contains("PROMISC");
