@@ -134,13 +134,19 @@ impl Shape {
     }
 }
 
-/// The tuple that a flow's packets have behind the gateway.
+/// A tuple, of IPv6 addresses the last bits: what a flow's packets have behind the gateway, or come with.
 #[derive(Clone, Copy, Default)]
 struct Sent {
     src: u32,
     dst: u32,
     sport: u16,
     dport: u16,
+}
+
+impl Sent {
+    fn of(key: &FlowKey) -> Self {
+        Self { src: key.src as u32, dst: key.dst as u32, sport: key.sport, dport: key.dport }
+    }
 }
 
 /// An engine, its tables, and what became of its flows.
@@ -208,8 +214,7 @@ impl World {
             world.expect_sent(&frames, LAN);
             for (flow, frame) in (first..).zip(&frames) {
                 let key = read(frame.bytes()).expect("a whole frame");
-                world.sent[flow as usize] =
-                    Sent { src: key.src as u32, dst: key.dst as u32, sport: key.sport, dport: key.dport };
+                world.sent[flow as usize] = Sent::of(&key);
             }
         });
     }
@@ -266,35 +271,59 @@ impl World {
         random: &mut Random,
         meter: &mut Meter,
     ) {
+        let drawn = self.draw(direction, SECTION, flows, random);
+        self.pass(chunks, direction, &drawn, meter);
+    }
+
+    /// The same for so many sections, after some that are not measured and have the caches forget what was before. All flows
+    /// are drawn first: a table of what frames are to be is as large as the caches, too.
+    pub(crate) fn turn(
+        &mut self,
+        chunks: &mut Chunks,
+        direction: Direction,
+        flows: u32,
+        random: &mut Random,
+        (before, sections): (usize, usize),
+        meter: &mut Meter,
+    ) {
+        let drawn = self.draw(direction, (before + sections) * SECTION, flows, random);
+        let (first, rest) = drawn.split_at(before * SECTION);
+        first.chunks(SECTION).for_each(|drawn| self.pass(chunks, direction, drawn, &mut Meter::Done));
+        rest.chunks(SECTION).for_each(|drawn| self.pass(chunks, direction, drawn, meter));
+    }
+
+    /// Has a section of these packets processed.
+    fn pass(&mut self, chunks: &mut Chunks, direction: Direction, drawn: &[Sent], meter: &mut Meter) {
         let (from, to) = match direction {
             Direction::Established => (UPLINK, LAN),
             Direction::Reply => (LAN, UPLINK),
         };
-        let mut frames = self.prepare(chunks, direction, from, flows, random);
+        let mut frames = self.prepare(chunks, from, drawn);
         if self.measured(meter, &mut frames) {
             self.expect_sent(&frames, to);
         }
     }
 
-    fn prepare<'a>(
-        &self,
-        chunks: &'a mut Chunks,
-        direction: Direction,
-        port: PortId,
-        flows: u32,
-        random: &mut Random,
-    ) -> Vec<Frame<'a>> {
+    /// So many packets of known flows below `flows`, in random order.
+    fn draw(&self, direction: Direction, count: usize, flows: u32, random: &mut Random) -> Vec<Sent> {
         let (mut flow, mut left) = (0, 0);
-        chunks.fill(port, SECTION, || {
+        let next = || {
             if left == 0 {
                 (flow, left) = (random.below(flows), self.shape.run);
             }
             left -= 1;
-            let key = match direction {
-                Direction::Established => self.client_key(flow),
-                Direction::Reply => self.backend_key(flow),
-            };
-            (key, ACK)
+            match direction {
+                Direction::Established => Sent::of(&self.client_key(flow)),
+                Direction::Reply => Sent::of(&self.backend_key(flow)),
+            }
+        };
+        std::iter::repeat_with(next).take(count).collect()
+    }
+
+    fn prepare<'a>(&self, chunks: &'a mut Chunks, port: PortId, drawn: &[Sent]) -> Vec<Frame<'a>> {
+        let mut drawn = drawn.iter();
+        chunks.fill(port, drawn.len(), || {
+            (drawn.next().map_or_else(FlowKey::default, |sent| self.key(*sent)), ACK)
         })
     }
 
@@ -322,7 +351,10 @@ impl World {
 
     /// What the engine makes of [`Self::client_key`].
     pub(crate) fn sent_key(&self, flow: u32) -> FlowKey {
-        let Sent { src, dst, sport, dport } = self.sent[flow as usize];
+        self.key(self.sent[flow as usize])
+    }
+
+    fn key(&self, Sent { src, dst, sport, dport }: Sent) -> FlowKey {
         let [src, dst] = [src, dst].map(|low| self.address(low));
         FlowKey { src, dst, sport, dport, proto: key::TCP, v6: self.shape.v6 }
     }
@@ -483,11 +515,29 @@ pub(crate) fn bare_section(
     random: &mut Random,
     meter: &mut Meter,
 ) {
-    let mut frames = world.prepare(chunks, Direction::Established, UPLINK, flows, random);
-    let mut known = 0;
-    let done = meter.run(SECTION, || known = frames.chunks_mut(BATCH).map(|batch| bare.process(batch)).sum());
-    if done.is_some() {
-        assert_eq!(known, SECTION);
-        assert!(read(frames[0].bytes()).is_some(), "a damaged frame: {:?}", frames[0].bytes());
+    bare_turn(bare, world, chunks, flows, random, (0, 1), meter);
+}
+
+/// What [`World::turn`] is for the engine.
+pub(crate) fn bare_turn(
+    bare: &Bare,
+    world: &World,
+    chunks: &mut Chunks,
+    flows: u32,
+    random: &mut Random,
+    (before, sections): (usize, usize),
+    meter: &mut Meter,
+) {
+    let drawn = world.draw(Direction::Established, (before + sections) * SECTION, flows, random);
+    for (section, drawn) in drawn.chunks(SECTION).enumerate() {
+        let meter = if section < before { &mut Meter::Done } else { &mut *meter };
+        let mut frames = world.prepare(chunks, UPLINK, drawn);
+        let mut known = 0;
+        let done =
+            meter.run(SECTION, || known = frames.chunks_mut(BATCH).map(|batch| bare.process(batch)).sum());
+        if done.is_some() {
+            assert_eq!(known, SECTION);
+            assert!(read(frames[0].bytes()).is_some(), "a damaged frame: {:?}", frames[0].bytes());
+        }
     }
 }
