@@ -8,7 +8,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::admit::{check_source, opens};
-use super::first::{Keyed, is_plain};
+use super::first::{Keyed, plain_mode};
 use super::{Core, Lane, STAGE, Scratch};
 use crate::flow::key::{self, VipKey};
 use crate::flow::table::{Hit, Slot};
@@ -19,9 +19,8 @@ use crate::prefetch::{prefetch, prefetch_whole};
 use crate::schedule::{self, Due};
 use crate::snapshot::{Backend, FTP, Mode, Service, Snapshot};
 
-/// Packets that are looked ahead at together: fewer than a stage, so that a few packets pass between that and the first
-/// one's verdict.
-pub(super) const GROUP: usize = STAGE - 2;
+/// Packets that are looked ahead at together. As many pass between that and the first one's verdict.
+pub(super) const GROUP: usize = STAGE / 2;
 
 /// What can be said of a packet of no known flow before the packets in front of it were decided on.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +31,8 @@ pub(super) struct Foreseen {
     pub(super) asked: Option<usize>,
     /// The backend that will probably be chosen.
     pub(super) backend: BackendId,
+    /// How the flow is then forwarded.
+    pub(super) mode: Option<Mode>,
     /// How that choice is made in few steps.
     pub(super) due: Option<Due>,
     /// What [`Core::attempts`] then is.
@@ -41,8 +42,15 @@ pub(super) struct Foreseen {
 }
 
 impl Foreseen {
-    pub(super) const NOTHING: Self =
-        Self { service: None, asked: None, backend: NO_BACKEND, due: None, attempts: 0, reply: ((0, 0), 0) };
+    pub(super) const NOTHING: Self = Self {
+        service: None,
+        asked: None,
+        backend: NO_BACKEND,
+        mode: None,
+        due: None,
+        attempts: 0,
+        reply: ((0, 0), 0),
+    };
 
     /// Says nothing any more.
     #[inline]
@@ -221,13 +229,11 @@ impl Core {
         let position = self.position(service.id, &mut ahead.positions)?;
         let state = &self.setup.state;
         let (backend, due) = schedule::foresee(service, state, key, first.asked?, position)?;
-        if !is_plain(key, service, backend, tables) {
-            return None;
-        }
-        ahead.attempts = ahead.attempts.wrapping_add((backend.mode == Mode::FullNat).into());
+        let mode = plain_mode(key, service, backend, tables)?;
+        ahead.attempts = ahead.attempts.wrapping_add((mode == Mode::FullNat).into());
         let attempts = ahead.attempts;
-        let reply = self.first_answer(key, *hash, service, backend, attempts, tables)?;
-        (first.backend, first.due) = (backend.id, due);
+        let reply = self.first_answer(key, *hash, service, (backend, mode), attempts, tables)?;
+        (first.backend, first.mode, first.due) = (backend.id, Some(mode), due);
         (first.attempts, first.reply) = (attempts, reply);
         self.flows.prefetch(reply.1);
         self.fetch_hop(backend, tables);

@@ -54,12 +54,14 @@ impl Core {
             return Some(self.without_backend(frame, packet, service, answer, tables, trace));
         };
         trace.step(Step::Scheduled(backend.id));
-        if note.first.backend != backend.id && !is_plain(key, service, backend, tables) {
+        let is_foreseen = note.first.backend == backend.id;
+        let mode = if is_foreseen { note.first.mode } else { plain_mode(key, service, backend, tables) };
+        let Some(mode) = mode else {
             let port = port_of(backend, key);
             let choice = Choice { backend, port, template: templates::NONE, keeps: Keeps::Flow };
             return Some(self.follow_choice(frame, packet, service, &choice, now, tables, trace));
-        }
-        Some(self.open_plain(frame, packet, note, service, backend, now, tables, trace))
+        };
+        Some(self.open_plain(frame, packet, note, service, (backend, mode), now, tables, trace))
     }
 
     /// Opens the flow and sends its packet.
@@ -71,7 +73,7 @@ impl Core {
         packet: &Packet,
         note: &Scratch,
         service: &Service,
-        backend: &Backend,
+        (backend, mode): (&Backend, Mode),
         now: Tick,
         tables: &Snapshot,
         trace: &mut impl Trace,
@@ -81,14 +83,14 @@ impl Core {
         let to_backend = known(self.ways.to_backend(backend.id, key::bits(backend.addr).0, false));
         let to_client = known(self.ways.to_client(packet.key.src, false));
         let hops = [to_backend, to_client];
-        let slot = match self.enlist(packet, note, service, backend, hops, now, tables, trace) {
+        let slot = match self.enlist(packet, note, service, (backend, mode), hops, now, tables, trace) {
             Ok(slot) => slot,
             Err(DropReason::FlowTableFull) => {
                 return self.stateless(frame, packet, service, DropReason::FlowTableFull, now, tables, trace);
             }
             Err(reason) => return Err(reason),
         };
-        if to_client == NO_HOP && backend.mode.has_replies() {
+        if to_client == NO_HOP && mode.has_replies() {
             // The client's neighbour is asked for while the backend still thinks.
             let _ = self.find_hop(slot, Way::Reply, tables);
         }
@@ -114,7 +116,7 @@ impl Core {
         packet: &Packet,
         note: &Scratch,
         service: &Service,
-        backend: &Backend,
+        (backend, mode): (&Backend, Mode),
         hops: [HopId; 2],
         now: Tick,
         tables: &Snapshot,
@@ -124,12 +126,12 @@ impl Core {
         if key.proto == key::TCP {
             self.half_open.tidy(&self.flows);
         }
-        let (reply, reply_hash) = self.answered_as(key, note, service, backend, tables, trace)?;
+        let (reply, reply_hash) = self.answered_as(key, note, service, (backend, mode), tables, trace)?;
         let new = NewWords {
             words: [(key.addresses_v4(), key.ports()), reply],
             hashes: [note.hash, reply_hash],
             proto: key.proto,
-            mode: backend.mode,
+            mode,
             service: service.id,
             backend: backend.id,
             hops,
@@ -142,7 +144,7 @@ impl Core {
             }
             Err(_) => return Err(DropReason::FlowTableFull),
         };
-        trace.step(Step::FlowOpened(backend.mode));
+        trace.step(Step::FlowOpened(mode));
         self.setup.stats.flows_opened.add(1);
         self.setup.stats.opened(backend.id);
         self.publish(new.hashes, new.mode);
@@ -171,11 +173,11 @@ impl Core {
         key: &FlowKey,
         note: &Scratch,
         service: &Service,
-        backend: &Backend,
+        (backend, mode): (&Backend, Mode),
         tables: &Snapshot,
         trace: &mut impl Trace,
     ) -> Result<Keyed, DropReason> {
-        if backend.mode == Mode::FullNat {
+        if mode == Mode::FullNat {
             // Counted by attempts, so that a retransmission after a failed one searches elsewhere.
             self.attempts = self.attempts.wrapping_add(1);
         }
@@ -184,7 +186,7 @@ impl Core {
         };
         let Foreseen { backend: likely, attempts, reply, .. } = note.first;
         let is_foreseen = likely == backend.id && attempts == self.attempts;
-        let taken = match backend.mode {
+        let taken = match mode {
             Mode::FullNat if is_foreseen && is_free(&reply) => reply,
             Mode::FullNat => {
                 let from = source(backend, key);
@@ -216,11 +218,11 @@ impl Core {
         key: &FlowKey,
         hash: u64,
         service: &Service,
-        backend: &Backend,
+        (backend, mode): (&Backend, Mode),
         attempts: u64,
         tables: &Snapshot,
     ) -> Option<Keyed> {
-        if backend.mode != Mode::FullNat {
+        if mode != Mode::FullNat {
             return Some(self.untranslated(backend, key));
         }
         let to = self.candidates(hash, service, attempts, tables)?.next()?;
@@ -267,12 +269,18 @@ fn port_of(backend: &Backend, key: &FlowKey) -> u16 {
     if backend.port == 0 { key.dport } else { backend.port }
 }
 
-/// Whether a flow to this backend is no more than one between two IPv4 addresses.
+/// How a flow to this backend is forwarded, if it is no more than one between two IPv4 addresses.
 #[inline]
-pub(super) fn is_plain(key: &FlowKey, service: &Service, backend: &Backend, tables: &Snapshot) -> bool {
-    let mode = backend.mode;
-    let is_kept = mode != Mode::Nat || mode_for(key, service, backend, tables) == Ok(mode);
-    !mode.is_tunnel() && backend.addr.is_ipv4() && is_kept
+pub(super) fn plain_mode(
+    key: &FlowKey,
+    service: &Service,
+    backend: &Backend,
+    tables: &Snapshot,
+) -> Option<Mode> {
+    if backend.mode.is_tunnel() || !backend.addr.is_ipv4() {
+        return None;
+    }
+    mode_for(key, service, backend, tables).ok()
 }
 
 /// An IPv4 address out of a key's.

@@ -222,17 +222,12 @@ pub struct Service {
 }
 
 impl Service {
-    /// Whether all that it wants of a packet that opens a flow is a backend: nothing that has to be asked, remembered or
-    /// changed besides.
+    /// Whether all that it wants of a packet that opens a flow is that its client may come, and a backend: nothing that has
+    /// to be remembered or changed besides.
     #[inline]
     pub fn is_plain(&self) -> bool {
-        let Self { persistence, engine, one_packet, access, options, .. } = self;
-        *options == Options::default()
-            && persistence.is_none()
-            && engine.is_none()
-            && !one_packet
-            && access.sources.is_none()
-            && access.masquerade == Masquerade::Hairpin
+        let Self { persistence, engine, one_packet, options, .. } = self;
+        *options == Options::default() && persistence.is_none() && engine.is_none() && !one_packet
     }
 }
 

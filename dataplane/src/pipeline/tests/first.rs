@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::ids::BackendId;
-use crate::snapshot::Services;
 use crate::snapshot::marks::{MarkRule, Protocols};
+use crate::snapshot::{Access, Locality, Masquerade, Networks, Service, Services};
 use crate::trace::{Step, Trace};
 
 /// The same tables, of which every first packet is asked everything.
@@ -19,6 +19,18 @@ fn asking(tables: &Snapshot) -> Snapshot {
         mark: std::num::NonZeroU32::MIN,
     };
     let services = Services::clone(&tables.services).with_rules(vec![rule]);
+    Snapshot { services: Arc::new(services), ..tables.clone() }
+}
+
+/// The same tables, whose services ask where a client is: half of them may come, and some are not shown to backends.
+fn choosy(tables: &Snapshot, masquerade: Masquerade) -> Snapshot {
+    let low = |number| u32::try_from(crate::flow::key::bits(client(number, false).ip()).0).unwrap();
+    let networks = |numbers: [u16; 2]| Networks::new([(low(numbers[0]), low(numbers[1]))], []);
+    let access = Access { sources: Some(networks([0, 8])), masquerade, ..Access::default() };
+    let list = tables.services.iter().map(|service| Service { access: access.clone(), ..service.clone() });
+    let mut services = Services::clone(&tables.services);
+    services.change(&[], list.collect());
+    let services = services.with_locality(Locality { local: networks([4, 6]), ..Locality::default() });
     Snapshot { services: Arc::new(services), ..tables.clone() }
 }
 
@@ -77,12 +89,18 @@ proptest! {
     #[test]
     fn a_flow_is_opened_alike_whether_all_was_asked_or_not(
         workers in 1..3_u8,
+        masquerade in prop_oneof![
+            Just(None),
+            Just(Some(Masquerade::Hairpin)),
+            Just(Some(Masquerade::NotLocal)),
+            Just(Some(Masquerade::Always)),
+        ],
         packets in proptest::collection::vec(
             (0..12_u16, any::<bool>(), 78..84_u16, 0..6_u8, 1..4_u8, 0..4_u8),
             1..60,
         ),
     ) {
-        let usual = tables();
+        let usual = masquerade.map_or_else(tables, |masquerade| choosy(&tables(), masquerade));
         let other = asking(&usual);
         // Few slots, so that flows have to make room.
         let [mut short, mut long] = [(); 2].map(|()| engines(workers, 24).remove(0));
@@ -126,8 +144,8 @@ proptest! {
 }
 
 #[test]
-fn a_plain_service_wants_nothing_of_a_first_packet() {
-    use crate::snapshot::{Access, Masquerade, Networks, Options, Persistence, Service};
+fn a_plain_service_wants_a_backend_for_a_first_packet_and_a_client_that_may_come() {
+    use crate::snapshot::{Options, Persistence};
 
     let options = |options| Service { options, ..Service::default() };
     let access = |access| Service { access, ..Service::default() };
@@ -138,8 +156,8 @@ fn a_plain_service_wants_nothing_of_a_first_packet() {
         ("SIP", Service { engine: Some(crate::snapshot::Engine::Sip), ..Service::default() }, false),
         ("one packet", Service { one_packet: true, ..Service::default() }, false),
         ("an option", options(Options { toa: true, ..Options::default() }), false),
-        ("ranges", access(Access { sources: Some(Networks::default()), ..Access::default() }), false),
-        ("masquerade", access(Access { masquerade: Masquerade::Always, ..Access::default() }), false),
+        ("ranges", access(Access { sources: Some(Networks::default()), ..Access::default() }), true),
+        ("masquerade", access(Access { masquerade: Masquerade::Always, ..Access::default() }), true),
     ] {
         assert_eq!(service.is_plain(), want, "{name}");
     }
