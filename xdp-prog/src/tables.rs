@@ -219,7 +219,8 @@ impl Tables {
             write_held(maps, claims.held(), report)?;
             lag.words.extend(claims.words());
         } else {
-            write_held(maps, lag.held.iter().copied(), report)?;
+            // What was undone may be among it.
+            write_held(maps, lag.held.iter().copied().filter(|held| claims.has(*held)), report)?;
         }
         while let Some(index) = lag.words.first().copied() {
             if let Some(written) =

@@ -357,6 +357,52 @@ fn map_of(name: &str, limit: u32) -> MapHandle {
     MapHandle::from_map_id(map.id).expect("a map")
 }
 
+/// A key that nobody has who means it.
+fn foreign_key(map: &MapHandle, number: u32) -> Vec<u8> {
+    let mut key = vec![0xee; map.key_size() as usize];
+    key.splice(..4, number.to_ne_bytes());
+    key
+}
+
+#[test]
+fn of_a_change_that_the_kernel_refuses_at_its_begin_nothing_is_left() {
+    if !enter_namespace("a refusal at the begin") {
+        return;
+    }
+    let before = Ours { snat: [(SNAT, 1000..=2000)].into(), ..vips([80]) };
+    let after = Ours { snat: [(SNAT, 1500..=3000)].into(), ..vips([81]) };
+    // No other test has maps of these sizes.
+    let limits = Limits { vips: 4801, addresses: 4813, ..Limits::default() };
+    let mut bench = Bench::with_limits(&before, &limits).made_patient();
+    let (vips, addresses) = (map_of("vips", limits.vips), map_of("addresses", limits.addresses));
+    let services: Vec<_> = vips.keys().collect();
+    // Somebody takes the addresses out and fills the map, so that none can be narrowed.
+    let own: Vec<_> = addresses.keys().map(|key| (addresses.lookup(&key, MapFlags::ANY), key)).collect();
+    own.iter().for_each(|(_, key)| addresses.delete(key).expect("it is there"));
+    for number in 0..limits.addresses {
+        addresses
+            .update(
+                &foreign_key(&addresses, number),
+                &vec![0; addresses.value_size() as usize],
+                MapFlags::ANY,
+            )
+            .expect("room");
+    }
+    let refused = bench.xdp.begin(&Delta::between(&before, &after));
+    assert!(matches!(refused, Err(SyncError::Kernel { map: "addresses", .. })), "{refused:?}");
+    for number in 0..limits.addresses {
+        addresses.delete(&foreign_key(&addresses, number)).expect("it is there");
+    }
+    for (value, key) in &own {
+        let value = value.as_ref().expect("read").as_ref().expect("it was there");
+        addresses.update(key, value, MapFlags::ANY).expect("room");
+    }
+    bench.xdp.finish().expect("there is room again");
+    assert_eq!(vips.keys().collect::<Vec<_>>(), services, "the services of before, and no other");
+    let judged = [tcp_to(VIP, 80), tcp_to(VIP, 81), tcp_to(SNAT, 1400)].map(|frame| bench.judge(&frame));
+    assert_eq!(judged, [Vip, NotOurs, Snat]);
+}
+
 #[test]
 fn what_the_kernel_refuses_in_the_middle_is_put_right_by_the_next_call() {
     if !enter_namespace("a refusal") {
@@ -377,13 +423,8 @@ fn what_the_kernel_refuses_in_the_middle_is_put_right_by_the_next_call() {
 
     // Somebody fills the map, but for the place of the one that goes.
     let others = map_of("vips", limits.vips);
-    let key = |number: u32| {
-        let mut key = vec![0xee; others.key_size() as usize];
-        key.splice(..4, number.to_ne_bytes());
-        key
-    };
     for number in 0..limits.vips - 2 {
-        others.update(&key(number), &[1], MapFlags::ANY).expect("room");
+        others.update(&foreign_key(&others, number), &[1], MapFlags::ANY).expect("room");
     }
     bench.xdp.begin(&Delta::between(&before, &after)).expect("nothing is put in yet");
     let refused = bench.xdp.finish();
@@ -395,7 +436,7 @@ fn what_the_kernel_refuses_in_the_middle_is_put_right_by_the_next_call() {
     let refused = bench.xdp.begin(&Delta::between(&after, &before));
     assert!(matches!(refused, Err(SyncError::Kernel { map: "vips", .. })), "{refused:?}");
     for number in 0..limits.vips - 2 {
-        others.delete(&key(number)).expect("it is there");
+        others.delete(&foreign_key(&others, number)).expect("it is there");
     }
     bench.xdp.finish().expect("there is room again");
     assert_eq!(seen(&mut bench), ([NotOurs, Vip, Vip, Vip], [NotOurs, Snat, Snat]));
