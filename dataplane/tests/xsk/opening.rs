@@ -41,9 +41,9 @@ fn every_refusal_says_what_to_do() {
                 "interface p1 is gone: give one that `ip link` shows",
             ),
             (
-                "jumbo frames",
-                changed(&|c| c.ports[1].mtu = 9000),
-                "the MTU of p1 is 9000: AF_XDP carries at most 3818, set it lower (ip link set p1 mtu)",
+                "larger than jumbo frames",
+                changed(&|c| c.ports[1].mtu = 12_000),
+                "the MTU of p1 is 12000: Weir takes at most 11498, set it lower (ip link set p1 mtu 11498)",
             ),
             ("ring size", changed(&|c| c.ring_size = 1000), "ring size 1000 is not a power of two from 64 to 32768"),
         ] {
@@ -51,6 +51,7 @@ fn every_refusal_says_what_to_do() {
         }
         assert!(XskIo::open(&good).is_ok());
         assert_eq!(XskIo::open(&changed(&|c| c.ports[0].mtu = 3000)).unwrap().memory().chunk_size, 4096);
+        assert_eq!(XskIo::open(&changed(&|c| c.ports[1].mtu = 9000)).unwrap().memory().chunk_size, 4096);
     });
 }
 
