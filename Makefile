@@ -53,8 +53,8 @@ test-vm: deps-build+net+vm
 		sed -n 's/.*"executable":"\([^"]*\/e2e-[^"]*\)".*/\1/p') && \
 	tests() { perf/vm/run.sh "$${@:2}" -- $$binary --test-threads=1 --nocapture $$1; } && \
 	tests "$(or $(VM_TESTS),modes sctp doctor)" && \
-	tests "$(or $(VM_NIC_TESTS),nics)" --nics && \
-	tests nics --nics --kernel 6.12
+	tests "$(or $(VM_NIC_TESTS),nics)" --nics --rss && \
+	tests nics --nics --rss --kernel 6.12
 
 # The cfg is the one that cargo-fuzz sets.
 .PHONY: lint

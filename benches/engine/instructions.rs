@@ -13,7 +13,7 @@ use dataplane::snapshot::Mode;
 use crate::bare::Bare;
 use crate::frames::{Chunks, SECTION};
 use crate::measure::{Meter, Random};
-use crate::world::{Direction, Shape, World, bare_section};
+use crate::world::{Direction, Shape, Shared, World, bare_section};
 
 /// Flows in the table: few, so that valgrind is soon done with them.
 const FLOWS: u32 = 4096;
@@ -33,6 +33,10 @@ pub(crate) enum Subject {
     New,
     /// The same, spread over a hundred services of ten backends.
     NewSpread,
+    /// Those of one service at one of two workers, with SNAT ports of its slice.
+    NewOfTwo,
+    /// The same, with those tried first whose replies its card gives it.
+    NewSteered,
     /// Full NAT over IPv6, client to backend.
     EstablishedV6,
     /// Client address kept, client to backend.
@@ -50,15 +54,19 @@ pub(crate) fn run(subject: Subject, process: bool) {
         Subject::EstablishedNat => shape.mode = Mode::Nat,
         Subject::EstablishedDr => shape.mode = Mode::Dr,
         Subject::NewSpread => shape = Shape::spread(flows, 100, 10),
-        Subject::Bare | Subject::Established | Subject::Reply | Subject::New => {}
+        Subject::NewSteered => shape.steered = true,
+        Subject::Bare | Subject::Established | Subject::Reply | Subject::New | Subject::NewOfTwo => {}
     }
-    let (mut world, mut chunks, mut random) = (World::new(shape), Chunks::new(), Random::new());
+    let is_of_two = matches!(subject, Subject::NewOfTwo | Subject::NewSteered);
+    let workers = if is_of_two { 2 } else { 1 };
+    let mut world = World::of_worker(shape, &Shared::new(&shape, workers), 0);
+    let (mut chunks, mut random) = (Chunks::new(), Random::new());
     world.open(&mut chunks, 0, FLOWS, &mut Meter::Done);
     world.establish(&mut chunks, 0, FLOWS);
     let mut bare = Bare::new(FLOWS as usize);
     (0..FLOWS).for_each(|flow| bare.insert(&world.client_key(flow), &world.sent_key(flow)));
     let mut meter = if process { Meter::Done } else { Meter::Omitted };
-    if matches!(subject, Subject::New | Subject::NewSpread) {
+    if is_of_two || matches!(subject, Subject::New | Subject::NewSpread) {
         world.open(&mut chunks, FLOWS, flows, &mut meter);
         return;
     }

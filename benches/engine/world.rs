@@ -14,8 +14,10 @@ use dataplane::ids::{BackendId, HopId, PoolId, PortId, ServiceId, WorkerId};
 use dataplane::pipeline::{Engine, Setup};
 use dataplane::schedule::{Flags, Kind, Scheduler};
 use dataplane::snapshot::net::{Hop, Link, Neighbour, Net, Path, Port, Route};
+use dataplane::snapshot::steering::{Claim, Class};
 use dataplane::snapshot::{
-    Access, Backend, Masquerade, Mode, Networks, Service, Services, Settings, Snapshot, SnatPool, Timeouts,
+    Access, Backend, Masquerade, Mode, Networks, Service, Services, Settings, Snapshot, SnatPool, Steering,
+    Timeouts,
 };
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
@@ -75,6 +77,8 @@ pub(crate) struct Shape {
     pub(crate) asks_clients: bool,
     /// Packets that come of one flow before the next one's.
     pub(crate) run: u32,
+    /// Whether cards say how they spread frames, so that SNAT ports are chosen by it.
+    pub(crate) steered: bool,
 }
 
 /// What the engines of several workers have in common.
@@ -88,14 +92,19 @@ pub(crate) struct Shared {
 impl Shared {
     /// For so many workers of this shape each.
     pub(crate) fn new(shape: &Shape, workers: u8) -> Self {
-        let tables = Snapshot {
+        let mut tables = Snapshot {
             generation: 1,
             services: Arc::new(services(shape, shape.services)),
             net: Arc::new(net(shape)),
             timeouts: Timeouts::default(),
             // All flows are half open for a while; by default no more than a quarter may be.
             settings: Settings { half_open: shape.limit, ..Settings::default() },
+            steering: None,
         };
+        if shape.steered {
+            let steering = Steering::new(&claims(workers), tables.services.pools(), workers, None);
+            tables.steering = Some(Arc::new(steering));
+        }
         let backends = tables.services.iter().map(|service| service.backends.len()).sum();
         let state = Arc::new(State::new(shape.services as usize, backends));
         let directory = Arc::new(Directory::new(shape.limit as usize * usize::from(workers), workers));
@@ -119,6 +128,7 @@ impl Shape {
             scheduler: Kind::Rr,
             asks_clients: false,
             run: 1,
+            steered: false,
         }
     }
 
@@ -457,6 +467,15 @@ fn service(shape: &Shape, index: u32, ids: &mut impl Iterator<Item = u32>) -> Se
         pool: (shape.mode == Mode::FullNat).then_some(PoolId(0)),
         ..Service::default()
     }
+}
+
+/// What two cards of a kind say that spread frames evenly over the workers' queues.
+fn claims(workers: u8) -> [Option<Claim>; 2] {
+    let table = (0..128).map(|place| place % u32::from(workers)).collect();
+    // Any key will do; a card's is random.
+    let key = (0..40u8).map(|place| place.wrapping_mul(157).wrapping_add(73)).collect();
+    let claim = Claim { key, table, classes: Class::ALL.into_iter().collect() };
+    [Some(claim.clone()), Some(claim)]
 }
 
 /// Half of the networks that clients could come from, in pieces, and the address of none is shown.

@@ -17,6 +17,7 @@ mod pressure;
 mod queues;
 mod reload;
 mod signals;
+mod steering;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use self::pressure::Pressure;
 use self::queues::Queues;
 use self::reload::{Reloads, Waiting};
 pub use self::signals::Signal;
+use self::steering::{Arrivals, Steering, arrivals};
 use crate::admin::protocol::{Count, Drops, Reload, Reply, Request, Status};
 use crate::admin::server::{Call, PATIENCE, Socket};
 use crate::admin::show::{self, FlowFilter};
@@ -136,6 +138,9 @@ pub struct Control<G> {
     gone: usize,
     pressure: Pressure,
     queues: Queues,
+    steering: Steering,
+    /// What had arrived when the interfaces were asked last how they spread frames.
+    arrived: Arrivals,
     health: Arc<health::State>,
     numbers: metrics::control::Control,
     kubernetes: Option<kubernetes::Source>,
@@ -145,14 +150,23 @@ pub struct Control<G> {
 impl<G: Gate> Control<G> {
     /// Control over `parts`, at rest.
     pub fn new(parts: Parts<G>) -> Self {
-        let Parts { config, host, reconciler, gate, workers, wanted, health, numbers, kubernetes } = parts;
+        let Parts { config, host, mut reconciler, gate, workers, wanted, health, numbers, kubernetes } =
+            parts;
         let views = workers.iter().map(|worker| Arc::clone(&worker.handle.view));
         health.watch(views, config.settings.workers.beat_limit, Instant::now());
         let served = host.net().ports.get(..host.scope.served.len()).unwrap_or_default();
         let queues = Queues::new(served, config.settings.workers.count.get().into());
+        let names = served.iter().map(|port| Arc::clone(&port.name));
+        let steering = Steering::new(names.zip(queues.rss()).collect());
+        reconciler.set_claims(steering.claims());
+        if workers.len() > 1 {
+            steering.sentences().iter().for_each(|sentence| tracing::info!("{sentence}"));
+        }
         Self {
             tuned: None,
             queues,
+            steering,
+            arrived: Arrivals::new(),
             reloads: Reloads::new(Path::new(config.file())),
             config,
             host,
@@ -437,9 +451,17 @@ impl<G: Gate> Control<G> {
         let now = Instant::now();
         let strays = self.gate.counts().into_iter().find(|count| count.name == Counter::NoSocket.name());
         let strays = strays.and_then(|count| self.queues.strays(count.count, now));
-        for what in self.queues.news(now).into_iter().chain(strays) {
+        let (stats, ports) = (self.reconciler.stats(), self.host.scope.served.len());
+        // Counted before the interfaces are asked: what they say then holds for all of it, or has changed.
+        let news = self.queues.news(now, || self.arrived = arrivals(stats, ports));
+        let steered = news.as_ref().map(|_| self.steering.follow(&self.queues.rss(), &self.arrived));
+        for what in news.into_iter().flatten().chain(strays) {
             tracing::warn!("{what}");
         }
+        if self.workers.len() > 1 {
+            steered.into_iter().flatten().for_each(|what| tracing::warn!("{what}"));
+        }
+        self.reconciler.set_claims(self.steering.claims());
         for what in self.pressure.room(self.reconciler.in_use(), self.reconciler.state().capacity()) {
             tracing::warn!("{what}");
         }
@@ -507,7 +529,8 @@ impl<G: Gate> Control<G> {
                 Reply::Backends(show::backends(&self.reconciler, service.as_deref()))
             }
             Request::Workers {} => {
-                Reply::Workers(show::workers(self.workers.iter().map(|worker| &worker.handle)))
+                let handles = self.workers.iter().map(|worker| &worker.handle);
+                Reply::Workers(show::workers(handles, &self.steering.sentences()))
             }
             Request::Drops { all } => Reply::Drops(Drops {
                 drops: show::drops(self.reconciler.stats(), all),

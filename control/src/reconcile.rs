@@ -15,12 +15,13 @@ use dataplane::flow::key;
 use dataplane::ids::WorkerId;
 use dataplane::snapshot::net::Neighbour;
 use dataplane::snapshot::publish::{Publisher, Reader, Watch};
-use dataplane::snapshot::{Net, Service, Services, Snapshot};
+use dataplane::snapshot::steering::Claim;
+use dataplane::snapshot::{Net, Service, Services, Snapshot, Steering};
 use dataplane::state::State;
 use dataplane::stats::WorkerStats;
 use dataplane::time::Tick;
 use dataplane::worker::monotonic_ns;
-use xdp_prog::{Claim, Delta, SyncError, Xdp};
+use xdp_prog::{Delta, SyncError, Xdp};
 
 use crate::admin::protocol::Count;
 use crate::compile::{Addresses, Built, CompileError, Compiler};
@@ -95,6 +96,8 @@ pub struct Reconciler {
     publisher: Publisher,
     state: Arc<State>,
     stats: Vec<Arc<WorkerStats>>,
+    /// What the ports' cards say of how they spread frames, as far as it is believed.
+    claims: Vec<Option<Claim>>,
     baseline: Baseline,
     estimator: Estimator,
     standing: Standing,
@@ -130,6 +133,7 @@ impl Reconciler {
             publisher: Publisher::new(first, stats.len()),
             state,
             stats,
+            claims: Vec::new(),
             baseline: Baseline::default(),
             estimator: Estimator::default(),
             standing,
@@ -247,7 +251,13 @@ impl Reconciler {
         estimator.follow(&old.services, &services, &built, &counters);
         self.follow(&old, &services, &built);
         let (timeouts, settings) = (self.desired.timeouts(), self.desired.settings());
-        let next = Snapshot { services: Arc::new(services), timeouts, settings, ..Snapshot::clone(&old) };
+        let steering = if services.pools() == old.services.pools() {
+            old.steering.clone()
+        } else {
+            self.steering(&services, old.steering.as_deref())
+        };
+        let services = Arc::new(services);
+        let next = Snapshot { services, timeouts, settings, steering, ..Snapshot::clone(&old) };
         self.publisher.publish(next);
         self.awaited = Some(generation);
         Ok(generation)
@@ -304,6 +314,24 @@ impl Reconciler {
         self.publisher.publish(next)
     }
 
+    /// Publishes what the ports' cards say of how they spread frames, by port.
+    pub fn set_claims(&mut self, claims: Vec<Option<Claim>>) {
+        if claims == self.claims {
+            return;
+        }
+        self.claims = claims;
+        let current = self.current();
+        let steering = self.steering(&current.services, current.steering.as_deref());
+        self.publisher.publish(Snapshot { steering, ..Snapshot::clone(&current) });
+    }
+
+    /// The pools of `services` by what the cards say. One worker has all frames anyhow.
+    fn steering(&self, services: &Services, before: Option<&Steering>) -> Option<Arc<Steering>> {
+        let workers = u8::try_from(self.stats.len()).ok().filter(|workers| *workers > 1)?;
+        let steering = Steering::new(&self.claims, services.pools(), workers, before);
+        (!steering.is_empty()).then(|| Arc::new(steering))
+    }
+
     /// Whether the XDP program waits for workers to use the newest services.
     pub fn is_waiting(&self) -> bool {
         self.awaited.is_some()
@@ -350,8 +378,8 @@ impl Reconciler {
 
 /// Whether a SNAT address, or a port of one, goes.
 fn narrows(delta: &Delta) -> bool {
-    let snat = |claim: &Claim| {
-        if let Claim::Snat(addr, low, high) = *claim { Some((addr, low, high)) } else { None }
+    let snat = |claim: &xdp_prog::Claim| {
+        if let xdp_prog::Claim::Snat(addr, low, high) = *claim { Some((addr, low, high)) } else { None }
     };
     let after: HashMap<IpAddr, (u16, u16)> =
         delta.new.iter().filter_map(snat).map(|(addr, low, high)| (addr, (low, high))).collect();

@@ -36,6 +36,7 @@ pub mod reference;
 mod room;
 mod shape;
 mod stateless;
+mod steer;
 mod sweep;
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, reason = "test numbers are small")]
@@ -198,6 +199,8 @@ struct Core {
     ways: ways::Ways,
     /// Searches for a SNAT port so far: spreads them.
     attempts: u64,
+    /// Batches so far while cards say how they spread frames.
+    batches: u64,
     /// IP headers made so far: numbers them.
     made: u16,
     path_mtus: path_mtu::PathMtus,
@@ -233,6 +236,7 @@ impl Engine {
                 turn: plain::Turn::default(),
                 ways: ways::Ways::new(backends),
                 attempts: 0,
+                batches: 0,
                 made: 0,
                 path_mtus: path_mtu::PathMtus::new(),
             },
@@ -252,6 +256,7 @@ impl Engine {
         debug_assert!(frames.len() <= BATCH && frames.len() == verdicts.len());
         let Self { core, scratch } = self;
         core.begin(now, tables);
+        core.check_steering(frames, tables);
         core.setup.stats.frames.add(frames.len() as u64);
         let (mut ahead, mut forwarded) = (ahead::Ahead::new(core), 0);
         let count = frames.len();

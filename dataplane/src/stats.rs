@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use zerocopy::FromZeros;
 
 use crate::flow::entry::Way;
-use crate::ids::{BackendId, ServiceId};
+use crate::ids::{BackendId, PortId, ServiceId};
+use crate::snapshot::steering::Class;
 use crate::verdict::{DropReason, Verdict};
 
 /// A counter with one writer: no locked instruction, and readers see a value that was true a moment ago.
@@ -70,6 +71,9 @@ const LISTED: u32 = 2;
 
 const _: () = assert!(size_of::<BackendCounters>() == 64);
 
+/// Ports at most: as many as the XDP program knows.
+const PORTS: usize = 32;
+
 /// What one worker counts.
 #[derive(Debug)]
 pub struct WorkerStats {
@@ -124,6 +128,7 @@ pub struct WorkerStats {
     pub directory_full: Counter,
     /// Neighbours that could not be asked for because the request ring was full.
     pub wanted_lost: Counter,
+    arrivals: [[[Counter; 2]; Class::ALL.len()]; PORTS],
     drops: Box<[Counter]>,
     backends: Box<[BackendCounters]>,
     /// The first in the list of busy backends, plus [`LISTED`]; 0 for an empty list.
@@ -160,6 +165,7 @@ impl WorkerStats {
             stateless: Counter::default(),
             directory_full: Counter::default(),
             wanted_lost: Counter::default(),
+            arrivals: Default::default(),
             drops: DropReason::ALL.iter().map(|_| Counter::default()).collect(),
             backends: zeros(backends),
             busy: AtomicU32::new(0),
@@ -178,6 +184,20 @@ impl WorkerStats {
     /// How many packets were not delivered for this reason.
     pub fn drops(&self, reason: DropReason) -> u64 {
         self.drops.get(reason as usize).map_or(0, Counter::get)
+    }
+
+    /// A frame of this class came by `port` that was looked at: on the queue that the card says, or on another one.
+    pub fn arrived(&self, port: PortId, class: Class, as_said: bool) {
+        let counters = self.arrivals.get(port.index()).and_then(|port| port.get(class as usize));
+        if let Some(counter) = counters.and_then(|counters| counters.get(usize::from(as_said))) {
+            counter.add(1);
+        }
+    }
+
+    /// How many such frames there were: on another queue, and on the one that the card says.
+    pub fn arrivals(&self, port: PortId, class: Class) -> [u64; 2] {
+        let counters = self.arrivals.get(port.index()).and_then(|port| port.get(class as usize));
+        counters.map_or([0; 2], |counters| counters.each_ref().map(Counter::get))
     }
 
     /// Counts what became of a frame.

@@ -2,13 +2,14 @@
 # Runs a command as root in a virtual machine with a Debian kernel, on this machine's own files: they are seen read-only
 # through an overlay in the guest's memory, so nothing that the command writes stays. Ends with the command's status.
 #
-#     perf/vm/run.sh [--kernel VERSION] [--nics] [--instructions] [--keep DIRECTORY] [--kvm] [--memory MIB]
+#     perf/vm/run.sh [--kernel VERSION] [--nics [--rss]] [--instructions] [--keep DIRECTORY] [--kvm] [--memory MIB]
 #                    [--timeout SECONDS] [--] COMMAND...
 #
 # The guest has no network but what the command makes. With --nics it has four virtio-net cards of two queues each, the
 # first connected with the second and the third with the fourth, by bridges in a network namespace that ends with the
 # guest; the command finds them by their MAC addresses (testbed/src/topology.rs), as WEIR_TEST_NICS tells it to. The guest
-# is emulated and starts in some 5 seconds; --kvm has the processor run it, which not every machine that has /dev/kvm can.
+# is emulated and starts in some 5 seconds; with --rss (WEIR_TEST_NICS=rss) the emulator spreads frames over a card's queues
+# by the key and indirection table that the guest sets, else by flow; --kvm has the processor run it, which not every machine that has /dev/kvm can.
 #
 # With --instructions the guest has one processor, cards of one queue, and a clock that goes by one nanosecond with each
 # instruction that the processor executes (while it idles, as the real one does): processor time in the guest is then a
@@ -16,12 +17,13 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-version=6.18 memory=4096 limit=1800 kvm= nics= instructions= keep= processors=2
+version=6.18 memory=4096 limit=1800 kvm= nics= instructions= keep= rss= processors=2
 while [ $# -gt 0 ]; do
     case $1 in
         --kernel) version=$2; shift 2 ;;
         --kvm) kvm=1; shift ;;
         --nics) nics=4; shift ;;
+        --rss) rss=rss; shift ;;
         --instructions) instructions=1 processors=1; shift ;;
         --keep) keep=$(realpath "$2"); shift 2 ;;
         --memory) memory=$2; shift 2 ;;
@@ -63,7 +65,13 @@ done
 {
     echo '#!/bin/sh'
     printf 'cd %q\n' "$PWD"
-    [ -z "$nics" ] || echo 'modprobe virtio_net && export WEIR_TEST_NICS=1'
+    [ -z "$nics" ] || echo "modprobe virtio_net && export WEIR_TEST_NICS=${rss:-1}"
+    if [ -n "$rss" ]; then
+        # The emulator (QEMU 7.2) delivers nothing until the indirection table of a link that is up is set anew.
+        echo "for nic in \$(grep -l '^02:77:65:69:72:' /sys/class/net/*/address | cut -d / -f 5); do"
+        echo "    ip link set \$nic up && ethtool -X \$nic weight 1 1"
+        echo 'done'
+    fi
     printf '%q ' "$@"
     echo
 } >"$work/command"
@@ -115,7 +123,7 @@ mq=on multi_queue=multi_queue
 network=() wires=
 for ((nic = 0; nic < ${nics:-0}; nic++)); do
     network+=(-netdev "tap,id=wire$nic,ifname=tap$nic,script=no,downscript=no,queues=$processors,vhost=off"
-        -device "virtio-net-pci,netdev=wire$nic,mac=02:77:65:69:72:0$nic,mq=$mq,vectors=10,disable-legacy=on,iommu_platform=on,romfile=")
+        -device "virtio-net-pci,netdev=wire$nic,mac=02:77:65:69:72:0$nic,mq=$mq${rss:+,rss=on,hash=on},vectors=10,disable-legacy=on,iommu_platform=on,romfile=")
     bridge=bridge$((nic / 2))
     [ $((nic % 2)) = 1 ] || wires+="ip link add $bridge type bridge mcast_snooping 0 && ip link set $bridge up && "
     wires+="ip tuntap add tap$nic mode tap $multi_queue vnet_hdr && "

@@ -49,6 +49,7 @@ impl Imagined {
             net: Arc::new(net()),
             timeouts: desired.timeouts(),
             settings: desired.settings(),
+            steering: None,
         };
         let engine = Engine::new(Setup {
             worker: WorkerId(0),

@@ -371,6 +371,8 @@ pub struct WorkerRow {
     pub templates_full: u64,
     /// Flows that other workers could not be told of.
     pub directory_full: u64,
+    /// By what its SNAT ports are chosen, one sentence an interface; none where it is the only worker.
+    pub snat_ports: Vec<String>,
 }
 
 /// What was not delivered.

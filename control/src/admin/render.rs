@@ -172,12 +172,13 @@ fn workers(rows: &[WorkerRow]) -> String {
         number("kernel"),
         number("dropped"),
         number("handed over"),
+        number("of frames"),
         number("taken over"),
         number("waited"),
         number("turns"),
         number("sleeps"),
     ];
-    table(
+    let mut out = table(
         &columns,
         rows.iter().map(|row| {
             let mut cells = vec![
@@ -185,7 +186,7 @@ fn workers(rows: &[WorkerRow]) -> String {
                 row.core.map_or_else(|| "-".into(), |core| core.to_string()),
                 if row.alive { "running" } else { "dead" }.into(),
             ];
-            let counts = [
+            let before = [
                 row.flows,
                 row.flows_opened,
                 row.half_open,
@@ -199,15 +200,25 @@ fn workers(rows: &[WorkerRow]) -> String {
                 row.kernel,
                 row.dropped,
                 row.handed_over,
-                row.taken_over,
-                row.waited,
-                row.turns,
-                row.sleeps,
             ];
-            cells.extend(counts.map(|count| count.to_string()));
+            cells.extend(before.map(|count| count.to_string()));
+            cells.push(percent(row.handed_over, row.frames));
+            let after = [row.taken_over, row.waited, row.turns, row.sleeps];
+            cells.extend(after.map(|count| count.to_string()));
             cells
         }),
-    )
+    );
+    // It is the same for all of them.
+    for sentence in rows.first().iter().flat_map(|row| &row.snat_ports) {
+        let _ = writeln!(out, "{sentence}.");
+    }
+    out
+}
+
+/// A share in percent, to a tenth.
+fn percent(part: u64, of: u64) -> String {
+    let tenths = u128::from(part) * 1000 / u128::from(of.max(1));
+    format!("{}.{} %", tenths / 10, tenths % 10)
 }
 
 fn render_drops(drops: &Drops) -> String {

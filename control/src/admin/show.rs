@@ -112,8 +112,12 @@ fn protocol(number: u8) -> String {
     }
 }
 
-/// All workers.
-pub fn workers<'a>(handles: impl Iterator<Item = &'a WorkerHandle>) -> Vec<WorkerRow> {
+/// All workers. By what each interface has SNAT ports chosen is told in the given sentences, where there are several workers.
+pub fn workers<'a>(
+    handles: impl ExactSizeIterator<Item = &'a WorkerHandle>,
+    snat_ports: &[String],
+) -> Vec<WorkerRow> {
+    let snat_ports = if handles.len() > 1 { snat_ports } else { &[] };
     let row = |handle: &WorkerHandle| {
         let (stats, view) = (&handle.stats, &handle.view);
         WorkerRow {
@@ -145,6 +149,7 @@ pub fn workers<'a>(handles: impl Iterator<Item = &'a WorkerHandle>) -> Vec<Worke
             split: stats.split.get(),
             templates_full: stats.templates_full.get(),
             directory_full: stats.directory_full.get(),
+            snat_ports: snat_ports.to_vec(),
         }
     };
     handles.map(row).collect()

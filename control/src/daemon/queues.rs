@@ -1,6 +1,6 @@
-//! Looks, while Weir runs, whether the interfaces still have the queues that were there at start, and whether frames
-//! arrive on queues that no worker serves. Either may be changed under it (`ethtool -L`, `ethtool -X`), and nothing else
-//! would tell.
+//! Looks, while Weir runs, whether the interfaces still have the queues that were there at start and spread frames over
+//! them as before, and whether frames arrive on queues that no worker serves. All may be changed under it (`ethtool -L`,
+//! `ethtool -X`), and nothing else would tell.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,15 +9,21 @@ use dataplane::snapshot::net::Port;
 use tokio::sync::oneshot;
 
 use crate::nic::judge::counted;
-use crate::nic::rx_queues;
+use crate::nic::{Rss, receives};
 
 /// How often the interfaces are asked.
 const LOOK: Duration = Duration::from_secs(5);
 /// Stray frames are told of so often at most.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// An interface with its RX queues, where its driver tells.
-type Seen = (Arc<str>, u32, Option<u32>);
+/// An interface with its RX queues, and how it spreads frames over them, where its driver tells.
+#[derive(Clone, Debug)]
+struct Seen {
+    name: Arc<str>,
+    ifindex: u32,
+    queues: Option<u32>,
+    rss: Option<Rss>,
+}
 
 /// What was last seen, and what was last told.
 #[derive(Debug)]
@@ -34,23 +40,33 @@ pub(super) struct Queues {
 impl Queues {
     /// As the served `ports` are now.
     pub(super) fn new(ports: &[Port], workers: u32) -> Self {
-        let named = ports.iter().map(|port| (Arc::clone(&port.name), port.ifindex, None)).collect();
+        let named = |port: &Port| {
+            let (name, ifindex) = (Arc::clone(&port.name), port.ifindex);
+            Seen { name, ifindex, queues: None, rss: None }
+        };
+        let named = ports.iter().map(named).collect();
         let (seen, looked_at) = (look(named), Instant::now());
         Self { workers, seen, asked: None, looked_at, strays: 0, told_at: None }
     }
 
-    /// What has changed, one sentence an interface. Asks beside the calling thread, in a tokio runtime; the answer is in
-    /// the next call's result.
-    pub(super) fn news(&mut self, now: Instant) -> Vec<String> {
+    /// How each interface spreads frames, as it said last.
+    pub(super) fn rss(&self) -> Vec<Option<Rss>> {
+        self.seen.iter().map(|seen| seen.rss.clone()).collect()
+    }
+
+    /// What has changed, one sentence an interface; `None` where there is no answer. Asks beside the calling thread, in a
+    /// tokio runtime; the answer is in a later call's result. `asks` is called when it asks.
+    pub(super) fn news(&mut self, now: Instant, asks: impl FnOnce()) -> Option<Vec<String>> {
         if let Some(asked) = &mut self.asked {
-            let Ok(seen) = asked.try_recv() else { return Vec::new() };
+            let seen = asked.try_recv().ok()?;
             self.asked = None;
             let before = std::mem::replace(&mut self.seen, seen);
             let pairs = before.iter().zip(&self.seen);
-            return pairs.filter_map(|(before, after)| changed(before, after, self.workers)).collect();
+            return Some(pairs.filter_map(|(before, after)| changed(before, after, self.workers)).collect());
         }
         if now.saturating_duration_since(self.looked_at) >= LOOK {
             self.looked_at = now;
+            asks();
             let (sender, receiver) = oneshot::channel();
             let seen = self.seen.clone();
             tokio::task::spawn_blocking(move || {
@@ -59,7 +75,7 @@ impl Queues {
             });
             self.asked = Some(receiver);
         }
-        Vec::new()
+        None
     }
 
     /// What is to be said of frames for Weir that came on queues without a worker, of which there were so many.
@@ -78,16 +94,15 @@ impl Queues {
 }
 
 fn look(mut ports: Vec<Seen>) -> Vec<Seen> {
-    for (_, ifindex, queues) in &mut ports {
-        *queues = rx_queues(*ifindex);
+    for port in &mut ports {
+        (port.queues, port.rss) = receives(port.ifindex);
     }
     ports
 }
 
 /// The sentence on an interface whose queues are others than before.
 fn changed(before: &Seen, after: &Seen, workers: u32) -> Option<String> {
-    let (name, _, queues) = after;
-    let (was, is) = (before.2?, (*queues)?);
+    let (name, was, is) = (&after.name, before.queues?, after.queues?);
     if was == is {
         return None;
     }
@@ -110,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_changed_number_of_queues_is_told_with_what_it_means() {
-        let seen = |queues| (Arc::from("eth1"), 3, queues);
+        let seen = |queues| Seen { name: "eth1".into(), ifindex: 3, queues, rss: None };
         for (before, after, want) in [
             (Some(2), Some(2), None),
             (None, Some(2), None),

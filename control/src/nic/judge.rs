@@ -5,6 +5,7 @@ use std::fmt;
 use dataplane::io::xsk;
 use serde::Serialize;
 
+use super::claim::claim;
 use super::{Machine, Napi, Nic, Queues};
 use crate::config::{Settings, ZeroCopy};
 
@@ -114,6 +115,7 @@ pub fn nic(nic: &Nic, wish: &Wish, machine: &Machine) -> Vec<Finding> {
     state(nic, machine, &mut findings);
     modes(nic, wish, machine, &mut findings);
     queues(nic, wish, &mut findings);
+    spread(nic, wish, &mut findings);
     driver(nic, wish, machine, &mut findings);
     offloads(nic, &mut findings);
     rings(nic, &mut findings);
@@ -388,6 +390,21 @@ fn driver(nic: &Nic, wish: &Wish, machine: &Machine, findings: &mut Findings) {
             }
         }
         _ => {}
+    }
+}
+
+/// Whether replies to SNAT ports can be had on their worker's queue.
+fn spread(nic: &Nic, wish: &Wish, findings: &mut Findings) {
+    let has_queues = nic.queues.rx.is_some_and(|queues| queues > 1);
+    if wish.workers < 2 || !has_queues || nic.kind.is_some() {
+        return;
+    }
+    if let Err(why) = claim(nic.rss.as_ref()) {
+        let name = &nic.name;
+        findings.notes(
+            "RSS",
+            format_args!("replies to SNAT ports arrive on any queue of {name} and are handed over: {why}"),
+        );
     }
 }
 

@@ -29,7 +29,12 @@ fn sound() -> Nic {
         carrier: true,
         queues: Queues { rx: Some(2), tx: Some(2), rx_max: Some(64) },
         rings: Some(Rings { rx: 512, rx_max: 512, tx: 512, tx_max: 512 }),
-        rss: Some(Rss { key: "6d5a".to_owned(), table: vec![0, 1, 0, 1] }),
+        rss: Some(Rss {
+            key: "6d5a56da".repeat(10),
+            table: vec![0, 1, 0, 1],
+            function: Some("toeplitz".to_owned()),
+            ..Rss::default()
+        }),
         offloads: Some(BTreeSet::new()),
         xdp: Some(XdpFeatures { native: true, redirect: true, zero_copy: true, ..XdpFeatures::default() }),
         ..Nic::default()
@@ -155,7 +160,7 @@ fn each_trap_is_told_with_what_to_do() {
             "6.18",
             changed(|nic| {
                 nic.queues.rx = Some(4);
-                nic.rss = Some(Rss { key: String::new(), table: vec![0, 1, 2, 3] });
+                nic.rss = Some(Rss { table: vec![0, 1, 2, 3], ..Rss::default() });
             }),
             "costs: eth1 has 4 RX queues for 2 workers: what arrives on queues 2 and up passes Weir by (ethtool -X eth1 equal 2)",
         ),
@@ -164,6 +169,14 @@ fn each_trap_is_told_with_what_to_do() {
             "6.18",
             changed(|nic| nic.queues.rx = Some(4)),
             "notes: eth1 has 4 RX queues for 2 workers; its indirection table uses only those",
+        ),
+        (
+            "another hash",
+            "6.18",
+            changed(|nic| {
+                nic.rss = nic.rss.take().map(|rss| Rss { function: Some("xor".to_owned()), ..rss });
+            }),
+            "notes: replies to SNAT ports arrive on any queue of eth1 and are handed over: its hash function is xor, not toeplitz",
         ),
         (
             "a veth of one queue",

@@ -10,6 +10,7 @@
 //! Nothing of this changes anything or needs a privilege; only [`tuning`] does. What a driver or an older kernel does not tell is
 //! `None`, and nothing is concluded from it.
 
+pub mod claim;
 mod device;
 mod genl;
 pub mod judge;
@@ -21,6 +22,7 @@ pub mod tuning;
 use std::collections::BTreeSet;
 use std::io;
 
+use dataplane::snapshot::steering::Class;
 use serde::Serialize;
 
 pub use self::machine::Machine;
@@ -132,6 +134,38 @@ pub struct Rss {
     pub key: String,
     /// The RX queue of each value of the hash, modulo the table's length.
     pub table: Vec<u32>,
+    /// The hash function, as `ethtool --show-rxfh` names it.
+    pub function: Option<String>,
+    /// Whether both directions of a flow have the same hash (`input_xfrm`, Linux 6.9 and newer).
+    pub symmetric: bool,
+    /// Of which packets it hashes addresses and ports, where the kernel tells (Linux 6.17 and newer).
+    pub hashes_ports: Option<HashesPorts>,
+}
+
+/// Of which packets addresses and ports are hashed, and nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the kernel tells of each by itself")]
+pub struct HashesPorts {
+    /// TCP over IPv4.
+    pub tcp4: bool,
+    /// UDP over IPv4.
+    pub udp4: bool,
+    /// TCP over IPv6.
+    pub tcp6: bool,
+    /// UDP over IPv6.
+    pub udp6: bool,
+}
+
+impl HashesPorts {
+    /// Whether those of this class are among them.
+    pub fn has(self, class: Class) -> bool {
+        match class {
+            Class::Tcp4 => self.tcp4,
+            Class::Udp4 => self.udp4,
+            Class::Tcp6 => self.tcp6,
+            Class::Udp6 => self.udp6,
+        }
+    }
 }
 
 /// What a driver can do for XDP (`enum netdev_xdp_act` and `netdev_xsk_flags` of linux/netdev.h).
@@ -203,7 +237,9 @@ impl Nic {
     }
 }
 
-/// How many RX queues the interface with this index uses; `None` where its driver does not say.
-pub fn rx_queues(ifindex: u32) -> Option<u32> {
-    offer::Asker::default().channels(ifindex)?.rx
+/// How many RX queues the interface with this index uses, and how it spreads frames over them; `None` where its driver
+/// does not say.
+pub fn receives(ifindex: u32) -> (Option<u32>, Option<Rss>) {
+    let mut asker = offer::Asker::default();
+    (asker.channels(ifindex).and_then(|queues| queues.rx), asker.rss(ifindex))
 }

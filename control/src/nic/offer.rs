@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use netlink_bindings::ethtool::{self, IterableBitset};
+use netlink_bindings::ethtool::{self, IterableBitset, IterableFlow, RxfhFields};
 use netlink_bindings::netdev::{self, QueueType, XdpAct, XskFlags};
 
 use super::genl::Genetlink;
-use super::{Napi, Nic, Queues, Rings, Rss, XdpFeatures};
+use super::{HashesPorts, Napi, Nic, Queues, Rings, Rss, XdpFeatures};
 
 /// Commands of the family `ethtool` (`enum ETHTOOL_MSG_USER_*` of linux/ethtool_netlink.h). The bindings number commands
 /// and answers in one row, which the kernel does not; attributes are as they say.
@@ -74,7 +74,8 @@ impl Asker {
         })
     }
 
-    fn rss(&mut self, ifindex: u32) -> Option<Rss> {
+    /// How the interface spreads frames over its queues.
+    pub(super) fn rss(&mut self, ifindex: u32) -> Option<Rss> {
         let mut request = ethtool::Request::new().op_rss_get_do();
         request.header_mut().cmd = RSS_GET;
         request.encode().nested_header().push_dev_index(ifindex);
@@ -84,8 +85,13 @@ impl Asker {
         let (entries, _) = rss.get_indir().unwrap_or_default().as_chunks();
         let table: Vec<u32> = entries.iter().map(|entry| u32::from_ne_bytes(*entry)).collect();
         // A driver without such a table may still answer.
-        (!table.is_empty())
-            .then(|| Rss { key: key.iter().map(|byte| format!("{byte:02x}")).collect(), table })
+        (!table.is_empty()).then(|| Rss {
+            key: key.iter().map(|byte| format!("{byte:02x}")).collect(),
+            table,
+            function: rss.get_hfunc().ok().map(function),
+            symmetric: rss.get_input_xfrm().is_ok_and(|transformed| transformed != 0),
+            hashes_ports: rss.get_flow_hash().ok().map(|fields| hashes_ports(&fields)),
+        })
     }
 
     fn offloads(&mut self, ifindex: u32) -> Option<BTreeSet<String>> {
@@ -152,6 +158,28 @@ impl Asker {
             napis.iter_mut().filter(|napi| napi.id == served_by).for_each(|napi| napi.rx_queues.push(id));
         }
         Some(bound)
+    }
+}
+
+/// The name of a hash function (`ETH_RSS_HASH_*` of linux/ethtool.h, one bit each).
+fn function(bits: u32) -> String {
+    match bits {
+        1 => "toeplitz".to_owned(),
+        2 => "xor".to_owned(),
+        4 => "crc32".to_owned(),
+        other => format!("{other:#x}"),
+    }
+}
+
+/// Of which packets exactly addresses and ports are hashed.
+fn hashes_ports(fields: &IterableFlow<'_>) -> HashesPorts {
+    let four = [RxfhFields::IpSrc, RxfhFields::IpDst, RxfhFields::L4B01, RxfhFields::L4B23];
+    let four = four.into_iter().fold(0, |bits, field| bits | field as u32);
+    HashesPorts {
+        tcp4: fields.get_tcp4().is_ok_and(|hashed| hashed == four),
+        udp4: fields.get_udp4().is_ok_and(|hashed| hashed == four),
+        tcp6: fields.get_tcp6().is_ok_and(|hashed| hashed == four),
+        udp6: fields.get_udp6().is_ok_and(|hashed| hashed == four),
     }
 }
 

@@ -18,6 +18,8 @@ pub mod sequence;
 pub mod shift;
 pub mod snat;
 pub mod state;
+pub mod suited;
 pub mod table;
 pub mod tcp;
 pub mod templates;
+pub mod toeplitz;

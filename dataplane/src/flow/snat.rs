@@ -3,15 +3,20 @@
 //! Each worker has an equal, contiguous slice of a pool's ports, on each of the pool's addresses. Of a reply the
 //! owner is so known from its destination port, without a table. A port is not taken from a list: the reply's whole
 //! five-tuple has to be new, so one port serves as many flows as there are backend addresses and ports, and the
-//! flow table is the only record.
+//! flow table is the only record. Ports whose replies arrive on the worker's own queue are tried first, where it is
+//! known which those are ([`suited`](super::suited)).
 
 use std::ops::Range;
 
+use crate::flow::suited::Suited;
 use crate::ids::WorkerId;
 use crate::snapshot::SnatPool;
 
 /// Candidates for one flow at most: bounds the work that a packet can cause in an exhausted pool.
 pub const TRIES: u32 = 64;
+/// Of these come first, beyond [`TRIES`], so many whose replies arrive on the worker's own queue. With a share `u` of them
+/// in use towards one backend address and port, all fail with probability `u^16`: 0.3 % at 70 % use, 19 % at 90 %.
+pub const SUITED_TRIES: u32 = 16;
 
 /// The worker whose slice of `pool` holds `port`; `None` for a port outside the pool or without workers.
 #[inline]
@@ -28,7 +33,7 @@ pub fn owner(pool: &SnatPool, port: u16, workers: u8) -> Option<WorkerId> {
 
 /// The ports of one worker, as offsets from the pool's lowest. The slices of all workers follow each other without a
 /// gap and differ by one port at most; empty for a worker that does not exist.
-fn slice(pool: &SnatPool, worker: WorkerId, workers: u8) -> Range<u32> {
+pub(crate) fn slice(pool: &SnatPool, worker: WorkerId, workers: u8) -> Range<u32> {
     let (worker, workers) = (u32::from(worker.0), u32::from(workers));
     if worker >= workers {
         return 0..0;
@@ -59,6 +64,8 @@ pub struct Candidates<'a> {
     /// State of the generator; in a small space the pair to start at.
     random: u64,
     left: u32,
+    suited: Option<Suited<'a>>,
+    suited_left: u32,
 }
 
 impl<'a> Candidates<'a> {
@@ -69,7 +76,27 @@ impl<'a> Candidates<'a> {
         let addresses = if v6 { pool.v6.len() } else { pool.v4.len() };
         let space = addresses as u64 * u64::from(ports.end - ports.start);
         let left = u32::try_from(space).unwrap_or(TRIES).min(TRIES);
-        Self { pool, v6, ports, space, random: spread, left }
+        Self { pool, v6, ports, space, random: spread, left, suited: None, suited_left: 0 }
+    }
+
+    /// The same, with [`SUITED_TRIES`] of these before.
+    #[must_use]
+    pub fn preferring(self, suited: Option<Suited<'a>>) -> Self {
+        Self { suited_left: if suited.is_some() { SUITED_TRIES } else { 0 }, suited, ..self }
+    }
+
+    /// The next one whose replies arrive on the worker's own queue.
+    #[inline]
+    fn next_suited(&mut self) -> Option<(u128, u16)> {
+        let suited = self.suited?;
+        while self.suited_left > 0 {
+            self.suited_left -= 1;
+            self.random = self.random.wrapping_add(GOLDEN_RATIO);
+            if let Some(pair) = suited.pick(mix(self.random)) {
+                return Some(pair);
+            }
+        }
+        None
     }
 
     /// The number of the next pair to try, below `space`.
@@ -87,6 +114,11 @@ impl Iterator for Candidates<'_> {
     type Item = (u128, u16);
 
     fn next(&mut self) -> Option<(u128, u16)> {
+        if self.suited_left > 0
+            && let Some(pair) = self.next_suited()
+        {
+            return Some(pair);
+        }
         if self.left == 0 {
             return None;
         }
@@ -108,7 +140,7 @@ const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Output function of SplitMix64.
 #[inline]
-fn mix(state: u64) -> u64 {
+pub(crate) fn mix(state: u64) -> u64 {
     let state = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let state = (state ^ state >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     state ^ state >> 31
@@ -116,7 +148,7 @@ fn mix(state: u64) -> u64 {
 
 /// A number below `space` from 64 random bits (Lemire: Fast Random Integer Generation in an Interval, 2019).
 #[inline]
-fn scale(random: u64, space: u64) -> u64 {
+pub(crate) fn scale(random: u64, space: u64) -> u64 {
     ((u128::from(random) * u128::from(space)) >> 64) as u64
 }
 
@@ -127,6 +159,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::flow::key::{FlowKey, TCP};
 
     fn pool(low: u16, high: u16, addresses: u32) -> SnatPool {
         let v4 = (0..addresses).map(|n| 0x0a00_0001 + n).collect();
@@ -186,6 +219,32 @@ mod tests {
                 prop_assert_eq!(distinct.len(), candidates.len(), "a small space is tried whole");
             }
         }
+    }
+
+    #[test]
+    fn those_that_suit_come_first_and_then_all_as_without() {
+        use crate::flow::suited::{Sorted, Spread};
+        use crate::flow::toeplitz::tests::KEY;
+        let (pool, worker) = (pool(2_000, 2_039, 1), WorkerId(1));
+        let spread = Spread::new(&KEY, &[0, 1, 1, 0]).unwrap();
+        let sorted = Sorted::new(&pool, false, 2, &spread);
+        let (src, sport) = (0x0a01_0203, 80);
+        let suited = sorted.suited(worker, spread.toeplitz().of_source(src, false, sport)).unwrap();
+        let candidates = Candidates::new(&pool, worker, 2, false, 7).preferring(Some(suited));
+        let all: Vec<_> = candidates.collect();
+        let (first, others) = all.split_at(all.len() - 20);
+        assert!((1..=SUITED_TRIES as usize).contains(&first.len()));
+        assert!(first.iter().all(|(dst, dport)| {
+            let reply = FlowKey { src, sport, dst: *dst, dport: *dport, proto: TCP, v6: false };
+            spread.queue(spread.toeplitz().hash(&reply)) == Some(1)
+        }));
+        let distinct: HashSet<_> = others.iter().collect();
+        assert_eq!(distinct.len(), 20, "the whole slice of the worker");
+        // A card whose table has none of the worker's queues.
+        let nowhere = Spread::new(&KEY, &[0]).unwrap();
+        let sorted = Sorted::new(&pool, false, 2, &nowhere);
+        let candidates = Candidates::new(&pool, worker, 2, false, 7).preferring(sorted.suited(worker, 0));
+        assert_eq!(candidates.count(), 20);
     }
 
     #[test]

@@ -310,12 +310,13 @@ impl Core {
             }
             return Ok((reply, hash));
         }
-        let pool = service.pool.and_then(|id| tables.services.pool(id));
-        let pool = pool.ok_or(DropReason::SnatExhausted)?;
+        let id = service.pool.ok_or(DropReason::SnatExhausted)?;
+        let pool = tables.services.pool(id).ok_or(DropReason::SnatExhausted)?;
         // Counted by attempts, so that a retransmission after a failed one searches elsewhere.
         self.attempts = self.attempts.wrapping_add(1);
         let spread = hash ^ self.attempts;
         let (taken, hash) = snat::Candidates::new(pool, self.setup.worker, self.setup.workers, v6, spread)
+            .preferring(self.suited(id, backend, choice.port, key.proto, tables))
             .map(|(address, port)| FlowKey { dst: address, dport: port, ..reply })
             .map(|candidate| (candidate, self.flows.hash(&candidate)))
             .find(|(candidate, hash)| self.is_free(candidate, *hash))

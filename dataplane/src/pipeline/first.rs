@@ -191,7 +191,7 @@ impl Core {
             Mode::FullNat => {
                 let from = source(backend, key);
                 let mut answers = self
-                    .candidates(note.hash, service, self.attempts, tables)
+                    .candidates(note.hash, service, backend, key, self.attempts, tables)
                     .into_iter()
                     .flatten()
                     .map(|to| self.keyed(from, to, key.proto));
@@ -225,23 +225,27 @@ impl Core {
         if mode != Mode::FullNat {
             return Some(self.untranslated(backend, key));
         }
-        let to = self.candidates(hash, service, attempts, tables)?.next()?;
+        let to = self.candidates(hash, service, backend, key, attempts, tables)?.next()?;
         Some(self.keyed(source(backend, key), to, key.proto))
     }
 
-    /// The IPv4 addresses and ports that may stand for a client.
+    /// The IPv4 addresses and ports that may stand for a client towards a backend.
     #[inline]
     fn candidates<'t>(
         &self,
         hash: u64,
         service: &Service,
+        backend: &Backend,
+        key: &FlowKey,
         attempts: u64,
         tables: &'t Snapshot,
     ) -> Option<impl Iterator<Item = (u32, u16)> + use<'t>> {
-        let pool = tables.services.pool(service.pool?)?;
+        let id = service.pool?;
+        let pool = tables.services.pool(id)?;
         let spread = hash ^ attempts;
         let pairs = snat::Candidates::new(pool, self.setup.worker, self.setup.workers, false, spread);
-        Some(pairs.map(|(address, port)| (low(address), port)))
+        let suited = self.suited(id, backend, port_of(backend, key), key.proto, tables);
+        Some(pairs.preferring(suited).map(|(address, port)| (low(address), port)))
     }
 
     /// What the backend's packets carry where the client's address is kept.

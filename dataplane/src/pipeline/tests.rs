@@ -11,6 +11,7 @@ mod proxied;
 mod sip;
 mod split;
 mod stateless;
+mod steering;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

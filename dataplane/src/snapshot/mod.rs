@@ -10,6 +10,7 @@ pub mod publish;
 mod services;
 pub mod settings;
 mod shards;
+pub mod steering;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ pub use marks::{Mark, MarkRule};
 pub use net::Net;
 pub use services::Services;
 pub use settings::{Defence, Settings, Timeouts};
+pub use steering::Steering;
 
 /// How a backend gets its packets (IPVS: the packet-forwarding method).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -262,4 +264,6 @@ pub struct Snapshot {
     pub timeouts: Timeouts,
     /// What IPVS has as sysctls, and limits.
     pub settings: Settings,
+    /// Which SNAT ports bring replies to their worker; `None` where no card tells, or with one worker.
+    pub steering: Option<Arc<Steering>>,
 }

@@ -76,7 +76,9 @@ impl Display for NicReport {
                 used.sort_unstable();
                 used.dedup();
                 let used: Vec<_> = used.iter().map(ToString::to_string).collect();
-                line(f, "RSS", format_args!("table of {} to queues {}", rss.table.len(), used.join(", ")))?;
+                let function = rss.function.as_deref().unwrap_or("?");
+                let length = rss.table.len();
+                line(f, "RSS", format_args!("{function}, table of {length} to queues {}", used.join(", ")))?;
                 line(f, "RSS key", if rss.key.is_empty() { "not told" } else { &rss.key })?;
             }
             None => line(f, "RSS", "no indirection table told")?,
