@@ -25,6 +25,8 @@ mod node;
 #[path = "../shared/numbers.rs"]
 mod numbers;
 mod peer;
+#[path = "../shared/resident.rs"]
+mod resident;
 mod results;
 #[path = "../shared/targets.rs"]
 mod targets;

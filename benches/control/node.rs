@@ -29,8 +29,8 @@ use nix::time::{ClockId, clock_gettime};
 use xdp_prog::{Delta, SyncError, Xdp};
 
 use crate::cluster;
-use crate::machine::resident;
 use crate::numbers::{Percentiles, mib, ms};
+use crate::resident::resident;
 use crate::results::{Cost, Scrape};
 
 const WORKERS: u8 = 2;

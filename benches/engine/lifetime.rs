@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::child::child;
 use crate::frames::Chunks;
-use crate::machine::resident;
 use crate::measure::{Meter, Random};
+use crate::resident::resident;
 use crate::world::{Direction, Shape, World};
 
 /// Sections of packets that look flows up.

@@ -30,6 +30,8 @@ mod machine;
 mod measure;
 #[expect(unsafe_code, reason = "advice about memory has no safe wrapper")]
 mod memory;
+#[path = "../shared/resident.rs"]
+mod resident;
 mod results;
 #[path = "../shared/targets.rs"]
 mod targets;

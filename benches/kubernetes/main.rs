@@ -20,6 +20,8 @@ mod double;
 mod machine;
 #[path = "../shared/numbers.rs"]
 mod numbers;
+#[path = "../shared/resident.rs"]
+mod resident;
 mod results;
 #[path = "../shared/targets.rs"]
 mod targets;
@@ -54,8 +56,8 @@ use serde::{Deserialize, Serialize};
 use xdp_prog::{Delta, SyncError};
 
 use double::Double;
-use machine::resident;
 use numbers::{Percentiles, mib, ms};
+use resident::resident;
 use results::Report;
 
 /// Name of the own Node.

@@ -50,14 +50,6 @@ pub(crate) fn change(before: Option<f64>, now: f64) -> String {
     before.map_or_else(String::new, |before| format!("{:+.1} %", (now / before - 1.0) * 100.0))
 }
 
-/// Resident bytes of this process.
-pub(crate) fn resident() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib * 1024)
-}
-
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("perf/results")
 }
