@@ -70,6 +70,7 @@ lint: deps-build+lint
 .PHONY: bench
 bench: deps-build+net+bench
 	cargo bench --bench engine
+	cargo bench --bench scaling
 	cargo $(RUNNER) bench --bench control
 	cargo $(RUNNER) bench --package xdp-prog --bench program
 	cargo build --release --bin weir
