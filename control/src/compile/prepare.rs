@@ -29,15 +29,12 @@ impl Built {
                 }
             }
             let Some(slot) = state.service(service.id) else { continue };
-            if fresh.contains(&service.id) {
+            let Some(before) = old.service(service.id).filter(|_| !fresh.contains(&service.id)) else {
                 schedule::start(service, slot);
                 continue;
-            }
+            };
             service.scheduler.forget(|id| reused.contains(&id));
-            if let Some(before) = old.service(service.id)
-                && (before.backends != service.backends
-                    || before.scheduler.kind() != service.scheduler.kind())
-            {
+            if before.backends != service.backends || before.scheduler.kind() != service.scheduler.kind() {
                 schedule::carry(before, service, slot);
             }
         }

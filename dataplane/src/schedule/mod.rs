@@ -238,7 +238,7 @@ pub fn confirm<'a>(service: &'a Service, state: &State, due: Due) -> Option<&'a 
 /// resumes at the place where that backend stood.
 pub fn carry(old: &Service, new: &Service, state: &ServiceState) {
     if old.scheduler.kind() != new.scheduler.kind() {
-        start(new, state);
+        start_afresh(new, state);
         return;
     }
     match &new.scheduler {
@@ -248,8 +248,15 @@ pub fn carry(old: &Service, new: &Service, state: &ServiceState) {
     }
 }
 
-/// Has the scheduler of `service` start afresh.
+/// Has the scheduler of a new service start as if its backends had come one by one, which is how the kernel gets them.
 pub fn start(service: &Service, state: &ServiceState) {
+    start_afresh(service, state);
+    if let Scheduler::Wrr(_) = &service.scheduler {
+        wrr::start(&service.backends, &state.cursor);
+    }
+}
+
+fn start_afresh(service: &Service, state: &ServiceState) {
     state.cursor.store(0, Relaxed);
     state.aux.store(0, Relaxed);
     match &service.scheduler {

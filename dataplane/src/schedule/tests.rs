@@ -168,6 +168,21 @@ proptest! {
     }
 
     #[test]
+    fn a_new_service_begins_where_adding_its_backends_one_by_one_leads_to(
+        weights in prop::collection::vec(prop_oneof![0..7u32, (0..5u32).prop_map(|tens| tens * 10)], 0..8),
+        kind in prop::sample::select(vec![Kind::Rr, Kind::Wrr]),
+    ) {
+        let state = State::new(1, 100);
+        let mut model = Model { kind: Some(kind), ..Model::default() };
+        (1..).zip(weights).for_each(|(id, weight)| model.add(backend(id, weight)));
+        let new = service(kind, model.list.clone());
+        start(&new, state.service(new.id).unwrap());
+        for _ in 0..20 {
+            prop_assert_eq!(pick(&new, &state), model.next());
+        }
+    }
+
+    #[test]
     fn wrr_gives_each_backend_its_weight_in_every_round(weights in prop::collection::vec(0..40u32, 1..8)) {
         let state = State::new(1, 100);
         let service = weighted(Kind::Wrr, &weights);

@@ -5,6 +5,7 @@
 //! a round, spread over the passes.
 
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::cursor::Cursor;
 use super::eligible;
@@ -23,8 +24,13 @@ pub struct Levels {
 
 impl Levels {
     pub(super) fn of(backends: &[Backend]) -> Self {
-        let step = backends.iter().map(weight).fold(0, gcd).max(1);
-        let largest = backends.iter().map(weight).max().unwrap_or(0);
+        let divisor = backends.iter().map(weight).fold(0, gcd);
+        Self::new(divisor, backends.iter().map(weight).max().unwrap_or(0))
+    }
+
+    /// The levels of weights with this greatest common divisor, 0 where all are 0, and with this one as the largest.
+    fn new(divisor: u16, largest: u16) -> Self {
+        let step = divisor.max(1);
         Self { step, top: largest.saturating_sub(step - 1) }
     }
 
@@ -47,6 +53,16 @@ impl Levels {
     #[inline]
     fn clamp(self, level: u16) -> u16 {
         if (1..=self.top).contains(&level) { level } else { self.top }
+    }
+
+    /// The level that a list with these levels goes on at, when the one before it was at `level`.
+    fn carried(self, level: u16) -> u16 {
+        match level {
+            0 => self.top,
+            level if level > self.top => self.top,
+            level if self.step > 1 => level / self.step * self.step + 1,
+            level => level,
+        }
     }
 }
 
@@ -103,15 +119,17 @@ fn given_up(cursor: Cursor, levels: Levels) -> Option<Cursor> {
 
 /// Back to the head of the list; the level stays where the new levels have it.
 pub(super) fn carry(levels: Levels, cell: &AtomicU64) {
-    Cursor::advance(cell, |cursor| {
-        let level = match cursor.level {
-            0 => levels.top,
-            level if level > levels.top => levels.top,
-            level if levels.step > 1 => level / levels.step * levels.step + 1,
-            level => level,
-        };
-        Some((Cursor::head(level), ()))
-    });
+    Cursor::advance(cell, |cursor| Some((Cursor::head(levels.carried(cursor.level)), ())));
+}
+
+/// To the head of the list, at the level that adding its backends one by one, the last of the list first, leads to.
+pub(super) fn start(backends: &[Backend], cell: &AtomicU64) {
+    let (mut divisor, mut largest, mut level) = (0, 0, 0);
+    for weight in backends.iter().rev().map(weight) {
+        (divisor, largest) = (gcd(divisor, weight), largest.max(weight));
+        level = Levels::new(divisor, largest).carried(level);
+    }
+    cell.store(Cursor::head(level).pack(), Relaxed);
 }
 
 /// The first place whose backend may be chosen in the pass at `level`.
