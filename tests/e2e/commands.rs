@@ -237,7 +237,6 @@ fn replay_sends_a_capture_through_the_engine() -> Result<()> {
     Ok(())
 }
 
-/// Writes a classic pcap file, a millisecond between two frames.
 #[test]
 fn a_capture_is_not_overwritten_by_what_becomes_of_it() -> Result<()> {
     let desk = Desk::new(CONFIG)?;
@@ -275,6 +274,7 @@ fn a_reader_that_has_seen_enough_is_no_fault() -> Result<()> {
     Ok(())
 }
 
+/// Writes a classic pcap file, a millisecond between two frames.
 fn capture(path: &Path, frames: &[Vec<u8>]) -> Result<()> {
     const ETHERNET: u32 = 1;
     let mut file = Vec::new();
