@@ -1,6 +1,6 @@
 # make demo    real traffic through Weir, in namespaces of this machine
 # make test    every test; what needs namespaces runs as root
-# make test-vm tunnels, SCTP, bonds, network cards in zero-copy mode: in a guest that has them
+# make test-vm tunnels, SCTP, bonds, kernel IPVS beside a replay, network cards in zero-copy mode: in a guest that has them
 # make lint    formatting, lints, documentation, dependencies
 # make bench   the engine's cost, what changes cost, iperf3 beside a bare forwarder, and the lab in its short form
 # make lab     Weir beside its peers: CPU a packet, throughput, connections, latency, scaling; says how long it takes
@@ -52,7 +52,7 @@ test-vm: deps-build+net+vm
 	binary=$$(cargo test --profile guest --test e2e --no-run --message-format=json | \
 		sed -n 's/.*"executable":"\([^"]*\/e2e-[^"]*\)".*/\1/p') && \
 	tests() { perf/vm/run.sh "$${@:2}" -- $$binary --test-threads=1 --nocapture $$1; } && \
-	tests "$(or $(VM_TESTS),modes sctp doctor)" && \
+	tests "$(or $(VM_TESTS),modes sctp doctor ipvs::)" && \
 	tests "$(or $(VM_NIC_TESTS),nics)" --nics --rss && \
 	tests nics --nics --rss --kernel 6.12
 

@@ -9,7 +9,7 @@
 # lint   cargo-deny
 # fuzz   cargo-fuzz
 # bench  what the benches, the traffic generator and the lab's peers need besides
-# vm     an emulator, for a guest with another kernel
+# vm     an emulator, for a guest with another kernel, and what sets up that kernel's IPVS
 set -euo pipefail
 
 PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
@@ -50,6 +50,7 @@ vm     busybox                busybox-static
 vm     cpio                   cpio
 vm     depmod                 kmod
 vm     xz                     xz-utils
+vm     ipvsadm                ipvsadm
 '
 
 # group, cargo subcommand's crate

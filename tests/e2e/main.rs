@@ -12,6 +12,7 @@ mod flood;
 mod ftp;
 mod get;
 mod icmp;
+mod ipvs;
 mod kernel;
 mod kube_proxy;
 mod kubernetes;
