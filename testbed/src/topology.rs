@@ -231,6 +231,24 @@ pub fn has_nics() -> bool {
     std::env::var_os("WEIR_TEST_NICS").is_some()
 }
 
+/// The version of the kernel: its first two numbers.
+///
+/// # Errors
+/// Where the kernel does not tell it.
+pub fn kernel_version() -> Result<(u32, u32)> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = release.split(['.', '-']).map(str::parse);
+    Ok((numbers.next().context("a version")??, numbers.next().context("a version")??))
+}
+
+/// The best mode that the kernel has for these cards: virtio-net has zero-copy both ways from Linux 6.13 on.
+///
+/// # Errors
+/// Where the kernel does not tell its version.
+pub fn best_mode() -> Result<&'static str> {
+    Ok(if kernel_version()? >= (6, 13) { "zero-copy" } else { "copy" })
+}
+
 /// Gives the card with this number (the last byte of its MAC address) to a namespace. One that the namespace before it
 /// still has comes back soon after that is gone.
 fn move_nic(nic: u8, namespace: &Namespace, name: &str) -> Result<()> {

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::process::{Process, run};
-use crate::topology::Topology;
+use crate::topology::{LAN, Topology, WAN, best_mode, has_nics};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ impl Weir {
     /// [`Self::start`] with further arguments.
     ///
     /// # Errors
-    /// When it does not start, with what it wrote.
+    /// When it does not start, with what it wrote; on network cards, when it serves a queue in less than their best mode.
     pub fn start_with(topology: &Topology, binary: &Path, config: &str, args: &[&str]) -> Result<Self> {
         let scratch = topology.scratch();
         let file = scratch.join("weir.yaml");
@@ -49,7 +49,25 @@ impl Weir {
         weir.process.wait_until(START_LIMIT, || {
             Ok(socket.exists() && run(&mut show(&binary, &socket, "workers"), ANSWER_LIMIT)?.status.success())
         })?;
+        // Unless the configuration has its own idea of the mode.
+        if has_nics() && !config.contains("xdp:") {
+            weir.uses_the_cards_at_their_best()?;
+        }
         Ok(weir)
+    }
+
+    /// Reads back that every queue of the network cards that it serves is in the best mode that there is.
+    fn uses_the_cards_at_their_best(&self) -> Result<()> {
+        let (interfaces, best) = (self.show("interfaces")?, best_mode()?);
+        let rows = interfaces.as_array().map(Vec::as_slice).unwrap_or_default();
+        let queues = rows
+            .iter()
+            .filter(|row| row["name"] == WAN || row["name"] == LAN)
+            .flat_map(|row| row["queues"].as_array().map(Vec::as_slice).unwrap_or_default());
+        let modes: Vec<&Value> = queues.map(|queue| &queue["mode"]).collect();
+        ensure!(!modes.is_empty() && modes.iter().all(|mode| **mode == best), "not {best}: {interfaces}");
+        println!("{best} on {} queues", modes.len());
+        Ok(())
     }
 
     /// What `weir show SUBJECT` says, as JSON.

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use control::admin::protocol::WorkerRow;
-use testbed::topology::{Family, Topology};
+use testbed::topology::{Family, Topology, has_nics};
 use testbed::{Namespace, Service, Weir};
 
 use testbed::servers::Servers;
@@ -56,6 +56,14 @@ fn can_run() -> bool {
         println!("did not run: not installed: {}", missing.join(", "));
     }
     testbed::is_root() && missing.is_empty()
+}
+
+/// [`can_run`] for what needs interfaces that are veth pairs; says so where they are network cards.
+fn can_run_on_veth(why: &str) -> bool {
+    if has_nics() {
+        println!("did not run: not on network cards: {why}");
+    }
+    !has_nics() && can_run()
 }
 
 /// The network with its servers and a Weir that offers some services.

@@ -5,14 +5,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use control::admin::protocol::{InterfaceRow, WorkerRow};
 use testbed::servers::Servers;
-use testbed::topology::{BACKENDS, Family, LAN, QUEUES, Topology, WAN, has_nics};
+use testbed::topology::{BACKENDS, Family, LAN, QUEUES, Topology, WAN, best_mode, has_nics, kernel_version};
 use testbed::{Service, Weir, clients, load, run, servers};
 
 use crate::{Setup, both, can_run, eventually, weir};
 
 const LIMIT: Duration = Duration::from_secs(20);
-/// The kernel from which on virtio-net has zero-copy both ways.
-const ZERO_COPY_SINCE: (u32, u32) = (6, 13);
 /// The kernel from which on it is told of which packets a card hashes the ports.
 const HASHED_TOLD_SINCE: (u32, u32) = (6, 17);
 
@@ -30,17 +28,6 @@ fn can_spread() -> bool {
         println!("did not run: there are no cards here that spread frames by a key");
     }
     has_rss && can_run_here()
-}
-
-fn kernel() -> Result<(u32, u32)> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split(['.', '-']).map(str::parse);
-    Ok((numbers.next().context("a version")??, numbers.next().context("a version")??))
-}
-
-/// The mode that this kernel's virtio-net can do.
-fn best_mode() -> Result<&'static str> {
-    Ok(if kernel()? >= ZERO_COPY_SINCE { "zero-copy" } else { "copy" })
 }
 
 fn ethtool(setup: &Setup, args: &[&str]) -> Result<()> {
@@ -79,7 +66,7 @@ fn replies_come_to_the_worker_that_chose_the_port_unless_the_card_hashes_address
     if !can_spread() {
         return Ok(());
     }
-    if kernel()? < HASHED_TOLD_SINCE {
+    if kernel_version()? < HASHED_TOLD_SINCE {
         println!("did not run: this kernel does not tell of which packets a card hashes the ports");
         return Ok(());
     }

@@ -9,7 +9,7 @@ use testbed::servers::{self, BLOB_BYTES};
 use testbed::topology::{BACKENDS, Family};
 use testbed::{Service, run};
 
-use crate::{Setup, both, eventually};
+use crate::{Setup, both, can_run_on_veth, eventually};
 
 /// A VIP for each forwarding mode.
 fn every_mode(family: Family, service: impl Fn(std::net::IpAddr) -> Service) -> [Service; 3] {
@@ -109,6 +109,9 @@ fn bulk_goes_both_ways_in_every_mode() -> Result<()> {
 
 #[test]
 fn a_reply_on_the_other_queue_is_handed_to_the_flows_worker() -> Result<()> {
+    if !can_run_on_veth("a reply comes by the queue of its question") {
+        return Ok(());
+    }
     for mode in ["nat", "fullnat"] {
         let services = both(|family| Service::http(family.vip()).mode(mode));
         let Some(setup) = Setup::start(&services)? else { return Ok(()) };
