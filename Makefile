@@ -60,7 +60,7 @@ test-vm: deps-build+net+vm
 	tests "$(or $(VM_TESTS),modes sctp doctor ipvs::)" && \
 	tests "$(VM_NIC_TESTS)" --nics && \
 	tests nics --nics --rss && \
-	tests nics --nics --rss --kernel 6.12
+	tests nics --nics --kernel 6.12
 
 # The cfg is the one that cargo-fuzz sets.
 .PHONY: lint
