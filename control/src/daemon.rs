@@ -458,10 +458,12 @@ impl<G: Gate> Control<G> {
         for what in news.into_iter().flatten().chain(strays) {
             tracing::warn!("{what}");
         }
-        if self.workers.len() > 1 {
-            steered.into_iter().flatten().for_each(|what| tracing::warn!("{what}"));
+        if let Some(steered) = steered {
+            if self.workers.len() > 1 {
+                steered.iter().for_each(|what| tracing::warn!("{what}"));
+            }
+            self.reconciler.set_claims(self.steering.claims());
         }
-        self.reconciler.set_claims(self.steering.claims());
         for what in self.pressure.room(self.reconciler.in_use(), self.reconciler.state().capacity()) {
             tracing::warn!("{what}");
         }

@@ -3,7 +3,6 @@
 //!
 //! An interface is believed until frames come elsewhere than it says, class by class, and again when it says something else.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use dataplane::ids::PortId;
@@ -41,9 +40,12 @@ impl Held {
     /// What is believed.
     fn claim(&self) -> Option<Claim> {
         let said = self.says.as_ref().ok()?;
-        let refuted: HashSet<_> = self.refuted.iter().map(|(class, ..)| *class as u8).collect();
-        let is_held = |class: &Class| said.classes.has(*class) && !refuted.contains(&(*class as u8));
+        let is_held = |class: &Class| said.classes.has(*class) && !self.is_refuted(*class);
         Some(Claim { classes: Class::ALL.into_iter().filter(is_held).collect(), ..said.clone() })
+    }
+
+    fn is_refuted(&self, class: Class) -> bool {
+        self.refuted.iter().any(|(known, ..)| *known == class)
     }
 
     fn sentence(&self) -> String {
