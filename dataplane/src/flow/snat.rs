@@ -153,7 +153,7 @@ pub(crate) fn scale(random: u64, space: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::HashSet;
 
     use proptest::prelude::*;
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use crate::flow::key::{FlowKey, TCP};
 
-    fn pool(low: u16, high: u16, addresses: u32) -> SnatPool {
+    pub(crate) fn pool(low: u16, high: u16, addresses: u32) -> SnatPool {
         let v4 = (0..addresses).map(|n| 0x0a00_0001 + n).collect();
         let v6 = (0..addresses).map(|n| 0xfd00 << 112 | u128::from(n)).collect();
         SnatPool { name: "test".into(), v4, v6, low, high }

@@ -150,13 +150,8 @@ mod tests {
 
     use super::*;
     use crate::flow::key::{FlowKey, TCP};
+    use crate::flow::snat::tests::pool;
     use crate::flow::toeplitz::tests::KEY;
-
-    fn pool(low: u16, high: u16, addresses: u32) -> SnatPool {
-        let v4 = (0..addresses).map(|n| 0x0a00_0001 + n).collect();
-        let v6 = (0..addresses).map(|n| 0xfd00 << 112 | u128::from(n)).collect();
-        SnatPool { name: "test".into(), v4, v6, low, high }
-    }
 
     /// Picks by numbers that are spread over all of 64 bits.
     fn picks(suited: &Suited<'_>, count: u64) -> HashSet<(u128, u16)> {

@@ -13,8 +13,9 @@ use crate::snapshot::{Backend, Snapshot};
 const SAMPLED: u64 = 8;
 
 impl Core {
-    /// The addresses and ports of a pool that replies from this backend and port come back to on this worker's queue. `None` where that is not known: where cards do not say, and where they differ and the source is a
-    /// backend with several ways, or one that no flow has found the way to yet.
+    /// The addresses and ports of a pool that replies from this backend and port come back to on this worker's queue. `None`
+    /// where that is not known: where cards do not say, and where they differ and the source is a backend with several ways,
+    /// or one that no flow has found the way to yet.
     #[inline]
     pub(super) fn suited<'t>(
         &self,
