@@ -23,6 +23,19 @@ pub(crate) fn service(family: Family, mode: &'static str) -> Service {
     Service::new(vip, PORT, "udp").mode(mode)
 }
 
+/// Echoes in all backends, at their own addresses and at the VIP that they have themselves.
+pub(crate) fn echoes(topology: &Topology, families: &[Family]) -> Result<Vec<Echo>> {
+    let mut echoes = Vec::new();
+    for (number, backend) in (1..).zip(&topology.backends) {
+        for family in families {
+            for own in [family.backend(number), family.shared_vip()] {
+                echoes.push(Echo::start(backend, own, PORT)?);
+            }
+        }
+    }
+    Ok(echoes)
+}
+
 /// What comes back for a datagram of `len` bytes, sent from `port`.
 pub(crate) fn exchange(
     topology: &Topology,
@@ -57,14 +70,7 @@ fn datagrams_of_8_kb_pass_both_ways_in_pieces() -> Result<()> {
         .flat_map(|family| ["nat", "fullnat", "dr"].map(|mode| service(family, mode)))
         .collect();
     let topology = Topology::build()?;
-    let mut echoes = Vec::new();
-    for (number, backend) in (1..).zip(&topology.backends) {
-        for family in Family::BOTH {
-            for own in [family.backend(number), family.shared_vip()] {
-                echoes.push(Echo::start(backend, own, PORT)?);
-            }
-        }
-    }
+    let _echoes = echoes(&topology, &Family::BOTH)?;
     let weir = Weir::start(&topology, weir(), &testbed::config(&topology, &services))?;
     for service in &services {
         let family = if service.vip.is_ipv4() { Family::V4 } else { Family::V6 };
@@ -98,12 +104,7 @@ fn datagrams_without_df_pass_a_link_that_is_too_small_for_them() -> Result<()> {
     let services: Vec<_> = ["nat", "fullnat", "dr"].map(|mode| service(Family::V4, mode)).into();
     let topology = Topology::build()?;
     without_df(&topology.client)?;
-    let mut echoes = Vec::new();
-    for (number, backend) in (1..).zip(&topology.backends) {
-        for own in [Family::V4.backend(number), Family::V4.shared_vip()] {
-            echoes.push(Echo::start(backend, own, PORT)?);
-        }
-    }
+    let _echoes = echoes(&topology, &[Family::V4])?;
     let weir = Weir::start(&topology, weir(), &testbed::config(&topology, &services))?;
     // The client's link stays as it is, and so does what it sends: the one who can cut it is Weir.
     topology.gateway.ip(&format!("link set {LAN} mtu 1400\n"))?;

@@ -5,30 +5,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use control::admin::protocol::{InterfaceRow, WorkerRow};
 use testbed::clients::{self, Direction};
-use testbed::echo::{Echo, socket};
+use testbed::echo::socket;
 use testbed::servers::{self, Servers};
 use testbed::topology::{ETH, Family, LAN, Topology};
 use testbed::{Service, Weir};
 
-use crate::datagrams::{LARGE, PORT, exchange, service, without_df};
+use crate::datagrams::{LARGE, PORT, echoes, exchange, service, without_df};
 use crate::{can_run_on_veth, eventually, weir};
 
 const JUMBO: u16 = 9000;
 const NO_JUMBO: &str = "the bridges between them have an MTU of 1500";
 const MODES: [&str; 3] = ["nat", "fullnat", "dr"];
-
-/// Echoes of datagrams in all backends, at their own addresses and at the VIP that they have themselves.
-fn echoes(topology: &Topology) -> Result<Vec<Echo>> {
-    let mut echoes = Vec::new();
-    for (number, backend) in (1..).zip(&topology.backends) {
-        for family in Family::BOTH {
-            for own in [family.backend(number), family.shared_vip()] {
-                echoes.push(Echo::start(backend, own, PORT)?);
-            }
-        }
-    }
-    Ok(echoes)
-}
 
 /// How many fragments a namespace has made and put together.
 fn fragments(topology: &Topology) -> Result<u64> {
@@ -61,7 +48,7 @@ fn datagrams_of_8_kb_pass_in_one_frame_both_ways() -> Result<()> {
         Family::BOTH.into_iter().flat_map(|f| MODES.map(|mode| service(f, mode))).collect();
     let topology = Topology::build()?;
     topology.set_mtu(JUMBO)?;
-    let _echoes = echoes(&topology)?;
+    let _echoes = echoes(&topology, &Family::BOTH)?;
     let weir = Weir::start(&topology, weir(), &testbed::config(&topology, &services))?;
     let before = fragments(&topology)?;
     for service in &services {
@@ -124,7 +111,7 @@ fn a_large_datagram_is_cut_for_a_smaller_link_or_its_sender_is_told() -> Result<
     let services: Vec<_> = MODES.map(|mode| service(Family::V4, mode)).into();
     let topology = Topology::build()?;
     topology.set_mtu(JUMBO)?;
-    let _echoes = echoes(&topology)?;
+    let _echoes = echoes(&topology, &Family::BOTH)?;
     let weir = Weir::start(&topology, weir(), &testbed::config(&topology, &services))?;
     topology.gateway.ip(&format!("link set {LAN} mtu 1500\n"))?;
     for backend in &topology.backends {
