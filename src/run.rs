@@ -43,11 +43,6 @@ use crate::process;
 /// Entries of each AF_XDP ring. Small enough that a worker's frames stay in the second-level cache, large enough for
 /// a millisecond of full load on a copying interface.
 pub(crate) const RING_SIZE: u32 = 2048;
-/// Frames that may be on their way to a worker from all others: a TCP connection's window (Linux allows 6 MiB) comes
-/// without pause where its segments arrive on another queue than its worker's.
-const HANDOFF_DEPTH: usize = 4096;
-/// Of these from each other worker at least.
-const LEAST_HANDOFF_DEPTH: usize = 512;
 /// Neighbours that workers miss and control has not seen yet, at most.
 const WANTED: usize = 1024;
 /// How long a change may wait until health suffers: twice kube-proxy's `syncPeriod`.
@@ -208,9 +203,8 @@ fn start(
         busy_poll,
     };
     let frame_len = host.net().ports.iter().map(|port| usize::from(port.mtu)).max().unwrap_or(0) + LAYER_2;
-    let others = usize::from(count).saturating_sub(1).max(1);
-    let depth = (HANDOFF_DEPTH / others).max(LEAST_HANDOFF_DEPTH);
-    let exchanges = handoff::mesh(count, depth, frame_len).context("making the handoff rings")?;
+    let exchanges =
+        handoff::mesh(count, handoff::depth(count.into()), frame_len).context("making the handoff rings")?;
     let mut workers = Vec::with_capacity(exchanges.len());
     for (id, exchange) in (0..count).map(WorkerId).zip(exchanges) {
         let Some(stats) = stats.get(id.index()) else { continue };

@@ -12,7 +12,8 @@ use dataplane::snapshot::Mode;
 
 use crate::bare::Bare;
 use crate::frames::{Chunks, SECTION};
-use crate::measure::{Meter, Random};
+use crate::measure::Meter;
+use crate::random::Random;
 use crate::world::{Direction, Shape, Shared, World, bare_section};
 
 /// Flows in the table: few, so that valgrind is soon done with them.

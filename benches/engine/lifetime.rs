@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::child::child;
 use crate::frames::Chunks;
-use crate::measure::{Meter, Random};
+use crate::measure::Meter;
+use crate::random::Random;
 use crate::resident::resident;
 use crate::world::{Direction, Shape, World};
 

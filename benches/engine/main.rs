@@ -30,6 +30,8 @@ mod machine;
 mod measure;
 #[expect(unsafe_code, reason = "advice about memory has no safe wrapper")]
 mod memory;
+#[path = "../shared/random.rs"]
+mod random;
 #[path = "../shared/resident.rs"]
 mod resident;
 mod results;
@@ -51,7 +53,8 @@ use bare::Bare;
 use frames::{Chunks, SECTION};
 use instructions::Subject;
 use lifetime::Lifetime;
-use measure::{Meter, Random};
+use measure::Meter;
+use random::Random;
 use results::{Case, Count, Report};
 use world::{Direction, Shape, World, bare_section, bare_turn};
 

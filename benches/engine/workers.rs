@@ -7,7 +7,8 @@ use std::thread;
 use core_affinity::CoreId;
 
 use crate::frames::Chunks;
-use crate::measure::{Meter, Random};
+use crate::measure::Meter;
+use crate::random::Random;
 use crate::results::Report;
 use crate::world::{Direction, Shape, Shared, World};
 use crate::{MIDDLE, SECTIONS, TURNS, add};

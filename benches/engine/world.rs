@@ -27,8 +27,9 @@ use dataplane::wanted::Wanted;
 
 use crate::bare::Bare;
 use crate::frames::{ACK, Chunks, SECTION, SYN, SYN_ACK, read};
-use crate::measure::{Meter, Random};
+use crate::measure::Meter;
 use crate::memory::HugePages;
+use crate::random::Random;
 
 /// The port that clients are behind.
 const UPLINK: PortId = PortId(0);

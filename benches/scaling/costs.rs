@@ -8,13 +8,11 @@ use std::time::{Duration, Instant};
 use core_affinity::CoreId;
 use dataplane::frame::{BATCH, Frame};
 use dataplane::ids::{PortId, WorkerId};
-use dataplane::io::handoff::mesh;
+use dataplane::io::handoff::{depth, mesh};
 use serde::{Deserialize, Serialize};
 
 const FRAME: usize = 60;
 const CHUNK: usize = 2048;
-/// Frames on their way between two workers at most, as `weir run` has it with two.
-pub(crate) const DEPTH: usize = 4096;
 /// Frames that a worker takes from others in a batch.
 pub(crate) const INJECTED: usize = BATCH / 2;
 const BATCHES: usize = 4000;
@@ -54,7 +52,7 @@ impl Costs {
 
 /// What handing over and taking take, by the medians of batches.
 fn handoff(here: CoreId, there: CoreId) -> (f64, f64) {
-    let [mut near, mut far] = <[_; 2]>::try_from(mesh(2, DEPTH, CHUNK).expect("rings")).expect("two");
+    let [mut near, mut far] = <[_; 2]>::try_from(mesh(2, depth(2), CHUNK).expect("rings")).expect("two");
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let taker = scope.spawn(|| {

@@ -17,6 +17,8 @@
 mod costs;
 #[path = "../shared/machine.rs"]
 mod machine;
+#[path = "../shared/random.rs"]
+mod random;
 mod simulation;
 
 use std::process::ExitCode;

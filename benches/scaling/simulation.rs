@@ -9,21 +9,21 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use dataplane::frame::BATCH;
+use dataplane::io::handoff;
 use serde::{Deserialize, Serialize};
 
-use crate::costs::{Costs, DEPTH, INJECTED};
+use crate::costs::{Costs, INJECTED};
+use crate::random::Random;
 
 /// Frames that an RX ring holds.
 const RX_RING: u32 = 2048;
-/// Frames on the way between two workers at least, as `weir run` has it.
-const LEAST_DEPTH: usize = 512;
 /// Backends, whose counts are lines of their own.
-const BACKENDS: u64 = 256;
+const BACKENDS: u32 = 256;
 /// Packets that are simulated for each worker, and how many of them pass before anything is counted.
 const PACKETS: u64 = 60_000;
 const WARM_UP: u64 = 10_000;
 /// How often an idle worker looks, in picoseconds.
-const LOOK: u64 = 200_000;
+const LOOK: u32 = 200_000;
 const PICO: f64 = 1000.0;
 
 /// Where replies come in.
@@ -99,18 +99,6 @@ fn pico(ns: f64) -> u64 {
     (ns * PICO) as u64
 }
 
-/// Numbers without meaning, the same ones each time (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
-}
-
 struct Counts {
     carried: u64,
     handed_over: u64,
@@ -121,14 +109,15 @@ struct Counts {
 
 pub(crate) fn simulate(costs: &Costs, world: &World) -> Outcome {
     let count = world.workers;
-    let depth = (DEPTH / count.saturating_sub(1).max(1)).max(LEAST_DEPTH);
+    let depth = handoff::depth(count);
     let mut workers: Vec<Worker> = (0..count)
         .map(|_| Worker { outgoing: vec![0; count], inbox: vec![0; count], ..Worker::default() })
         .collect();
     let mut lines = vec![Line::default(); BACKENDS as usize + 1];
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new();
     // Each begins at a moment of its own.
-    let mut events: BinaryHeap<_> = (0..count).map(|id| Reverse((random.below(LOOK), id))).collect();
+    let mut events: BinaryHeap<_> =
+        (0..count).map(|id| Reverse((u64::from(random.below(LOOK)), id))).collect();
     let (mut counts, mut begun) =
         (Counts { carried: 0, handed_over: 0, lost: 0, offered: 0.0, ring_peak: 0 }, None);
     let total = PACKETS * count as u64;
@@ -156,12 +145,12 @@ pub(crate) fn simulate(costs: &Costs, world: &World) -> Outcome {
             worker.received -= 1;
             let is_reply = random.below(2) == 0;
             let owner = match world.replies {
-                Replies::Random if is_reply => random.below(count as u64) as usize,
+                Replies::Random if is_reply => random.below(count as u32) as usize,
                 _ => id,
             };
             if owner == id {
                 counts.carried += 1;
-                let opens = random.below(1000) < u64::from(world.new_per_mille);
+                let opens = random.below(1000) < world.new_per_mille;
                 let begun = if opens { open(&mut lines, id, now, costs, world, &mut random) } else { now };
                 begun + pico(costs.engine_ns + 2.0 * costs.io_ns)
             } else {
@@ -170,7 +159,7 @@ pub(crate) fn simulate(costs: &Costs, world: &World) -> Outcome {
                 now + pico(costs.io_ns + costs.engine_ns + costs.send_ns)
             }
         } else {
-            now + LOOK
+            now + u64::from(LOOK)
         };
         events.push(Reverse((next, id)));
     }

@@ -108,6 +108,17 @@ pub struct Exchange {
     bell: Arc<Bell>,
 }
 
+/// Frames that may be on their way to a worker from all others: a TCP connection's window (Linux allows 6 MiB) comes
+/// without pause where its segments arrive on another queue than its worker's.
+const DEPTH: usize = 4096;
+/// Of these from each other worker at least.
+const LEAST_DEPTH: usize = 512;
+
+/// How many frames may be on their way between two of so many workers, each way.
+pub fn depth(workers: usize) -> usize {
+    (DEPTH / workers.saturating_sub(1).max(1)).max(LEAST_DEPTH)
+}
+
 /// An end for each of `workers` workers. Between every two of them, each way, `depth` frames of at most `frame_len`
 /// bytes can be on their way.
 pub fn mesh(workers: u8, depth: usize, frame_len: usize) -> io::Result<Vec<Exchange>> {
