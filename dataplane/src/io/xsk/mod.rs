@@ -30,7 +30,7 @@ pub use self::socket::{BindMode, Statistics, Support, support};
 
 use self::port::{BATCH, Port};
 use self::ports::{CHUNKS_OF_FRAME, Ports, XDP_HEADROOM};
-use self::socket::{Request, Socket};
+use self::socket::{Opened, Request, Socket};
 use self::umem::Umem;
 use crate::frame::Frame;
 use crate::ids::PortId;
@@ -150,14 +150,14 @@ impl XskIo {
             return Err(XskError::RingSize { size });
         }
         let (chunks, chunk_size) = (config.chunks(), chunk_size(&config.ports)?);
-        let umem = Umem::new(chunks, chunk_size).map_err(|source| XskError::Memory {
+        let mut umem = Umem::new(chunks, chunk_size).map_err(|source| XskError::Memory {
             chunks,
             chunk_size,
             source,
         })?;
         let (mut opened, mut sockets, mut ports) = (Vec::new(), Vec::new(), Vec::new());
         for (id, port) in (0..=u8::MAX).map(PortId).zip(&config.ports) {
-            let (socket, rings) = open_port(&umem, config, port, &opened)?;
+            let Opened { socket, rings, receiving } = open_port(&mut umem, config, port, &opened)?;
             let counters = Arc::new(PortCounters::default());
             // Of zero-copy drivers only some complete checksums, and none says so here.
             let tx_checksum = socket.metadata && socket.mode == BindMode::Copy;
@@ -170,7 +170,7 @@ impl XskIo {
                 counters: Arc::clone(&counters),
                 fd: Arc::downgrade(&socket.fd),
             });
-            ports.push(Port::new(rings, socket.clone(), tx_checksum, counters));
+            ports.push(Port::new(rings, socket.clone(), receiving, tx_checksum, counters));
             opened.push(socket);
         }
         let wanted = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
@@ -243,11 +243,11 @@ impl PortSocket {
 
 /// Opens a port in the best mode that it can and may have, and shares the registration of a socket in that mode.
 fn open_port(
-    umem: &Umem,
+    umem: &mut Umem,
     config: &XskConfig,
     port: &PortConfig,
     opened: &[Socket],
-) -> Result<(Socket, port::Rings), XskError> {
+) -> Result<Opened, XskError> {
     let owner = |mode| opened.iter().find(|socket| socket.mode == mode);
     let (fast, slow) = (owner(BindMode::ZeroCopy), owner(BindMode::Copy));
     let request = |share, modes| Request {
@@ -259,7 +259,7 @@ fn open_port(
         modes,
         large: large(&config.ports),
     };
-    let open = |share, modes| socket::open(umem, &request(share, modes));
+    let mut open = |share, modes| socket::open(umem, &request(share, modes));
     match (port.zero_copy, fast, slow) {
         (ZeroCopy::Never, _, _) => open(slow, &[BindMode::Copy]),
         (ZeroCopy::Require, _, _) => open(fast, &[BindMode::ZeroCopy]),

@@ -79,8 +79,15 @@ fn goes_on(options: u32) -> bool {
 }
 
 impl<W: Wake> Port<W> {
-    pub(super) fn new(rings: Rings, wake: W, offload: bool, counters: Arc<PortCounters>) -> Self {
-        Self { rings, wake, receiving: 0, sending: 0, continued: 0, unannounced: false, offload, counters }
+    /// Over rings of whose chunks `receiving` are out for that already.
+    pub(super) fn new(
+        rings: Rings,
+        wake: W,
+        receiving: u32,
+        offload: bool,
+        counters: Arc<PortCounters>,
+    ) -> Self {
+        Self { rings, wake, receiving, sending: 0, continued: 0, unannounced: false, offload, counters }
     }
 
     /// Takes the next received frame, or the first of its chunks where it [goes on](Extent::goes_on): then

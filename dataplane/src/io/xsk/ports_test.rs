@@ -168,7 +168,7 @@ fn two_ports_for(large: Option<usize>) -> (Ports<Shared>, [Shared; 2], [Arc<Port
     for ((rings, kernel), counters) in sockets.into_iter().zip(&counters) {
         kernel.ask_for_wakeups();
         let kernel = Rc::new(RefCell::new(kernel));
-        ports.push(Port::new(rings, Rc::clone(&kernel), true, Arc::clone(counters)));
+        ports.push(Port::new(rings, Rc::clone(&kernel), 0, true, Arc::clone(counters)));
         kernels.push(kernel);
     }
     (Ports::new(umem, ports, large), kernels.try_into().ok().unwrap(), counters)
@@ -363,7 +363,7 @@ fn a_kernel_thread_and_a_worker_thread_lose_nothing() {
     let umem = Umem::over(Mapping::anonymous((2 * RING as usize + BATCH) * CHUNK as usize).unwrap(), CHUNK);
     let (rings, mut kernel) = socket(&umem);
     let done = Arc::new(AtomicBool::new(false));
-    let mut ports = Ports::new(umem, vec![Port::new(rings, Awake, false, Arc::default())], None);
+    let mut ports = Ports::new(umem, vec![Port::new(rings, Awake, 0, false, Arc::default())], None);
     let nic = std::thread::spawn({
         let done = Arc::clone(&done);
         move || {

@@ -68,6 +68,15 @@ pub(super) struct Socket {
     pub(super) metadata: bool,
 }
 
+/// What [`open`] makes.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) socket: Socket,
+    pub(super) rings: Rings,
+    /// Chunks out for receiving.
+    pub(super) receiving: u32,
+}
+
 impl Wake for Socket {
     #[inline]
     fn tx(&self) -> io::Result<()> {
@@ -119,18 +128,49 @@ pub fn support() -> Result<Support, XskError> {
 
 /// Opens the socket that `request` describes over `umem`. A queue that is still being released by another process is
 /// waited for, about a second.
-pub(super) fn open(umem: &Umem, request: &Request<'_>) -> Result<(Socket, Rings), XskError> {
+///
+/// The fill ring is full when it is bound: a driver that looks at it then and finds nothing may not look again before a frame
+/// has come, for which it has no room (igb of Linux 6.18.15, where a wakeup for receiving raises the TX queue's interrupt).
+pub(super) fn open(umem: &mut Umem, request: &Request<'_>) -> Result<Opened, XskError> {
     let fd = sys::socket().map_err(|error| request.explain("socket", error))?;
     let metadata = match request.share {
         None => register(fd.as_fd(), umem).map_err(|error| request.explain_register(umem, error))?,
         Some(owner) => owner.metadata,
     };
-    let rings = rings(fd.as_fd(), request)?;
+    let mut rings = rings(fd.as_fd(), request)?;
     // More frames a call than the 32 that copy mode sends by default; older kernels do not know the option.
     let _ = sys::set_option(fd.as_fd(), sys::XDP_MAX_TX_SKB_BUDGET, &BATCH);
-    bind_in_some_mode(fd.as_fd(), request)?;
-    let mode = mode_in_use(fd.as_fd()).map_err(|error| request.explain("XDP_OPTIONS", error))?;
-    Ok((Socket { fd: Arc::new(fd), mode, metadata }, rings))
+    let lent = fill(&mut rings, umem);
+    let mode = bind_in_some_mode(fd.as_fd(), request)
+        .and_then(|()| mode_in_use(fd.as_fd()).map_err(|error| request.explain("XDP_OPTIONS", error)));
+    let kept = match mode {
+        Ok(BindMode::ZeroCopy) => lent.len(),
+        // What is missing was taken for a mode that then could not be had.
+        Ok(BindMode::Copy) => rings.fill.untaken() as usize,
+        Err(_) => 0,
+    };
+    for address in lent.iter().take(lent.len().saturating_sub(kept)) {
+        if let Some((chunk, _)) = umem.reclaim(*address) {
+            umem.give_back(chunk);
+        }
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "entries of a ring at most")]
+    let receiving = kept as u32;
+    Ok(Opened { socket: Socket { fd: Arc::new(fd), mode: mode?, metadata }, rings, receiving })
+}
+
+/// Lends chunks for receiving until the fill ring is full. Returns their addresses, in the order of the ring.
+fn fill(rings: &mut Rings, umem: &mut Umem) -> Vec<u64> {
+    let mut lent = Vec::new();
+    for _ in 0..rings.fill.size() {
+        let Some(chunk) = umem.take() else { break };
+        let address = umem.lend(chunk, 0);
+        let pushed = rings.fill.push(address);
+        debug_assert!(pushed, "a new ring has room for its size");
+        lent.push(address);
+    }
+    rings.fill.publish();
+    lent
 }
 
 /// Registers the memory. Returns whether the kernel takes TX metadata.
@@ -330,13 +370,39 @@ mod tests {
             for pair in names.chunks(2) {
                 ip(&format!("link add {} up type veth peer name {}", pair[0], pair[1]));
             }
-            let umem = Umem::new(512, 2048).unwrap();
-            let open = |name, share| super::open(&umem, &request(name, share)).unwrap().0;
+            let mut umem = Umem::new(512, 2048).unwrap();
+            let mut open = |name, share| super::open(&mut umem, &request(name, share)).unwrap().socket;
             let (first, second) = (open(&names[0], None), open(&names[1], None));
             for (name, owner) in [(&names[2], &first), (&names[3], &second)] {
                 let shared = open(name, Some(owner));
                 assert_eq!((shared.mode, shared.metadata), (owner.mode, owner.metadata));
                 assert_eq!(statistics(shared.fd.as_fd()).unwrap(), Statistics::default());
+            }
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no sockets of this kind")]
+    fn a_fill_ring_is_full_when_it_is_bound_and_its_chunks_are_free_again_where_that_fails() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("this test did not run: it needs root for a network namespace and AF_XDP");
+            return;
+        }
+        let thread = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            ip("link add v0 up type veth peer name v1");
+            let name = Arc::<str>::from("v0");
+            let mut umem = Umem::new(512, 2048).unwrap();
+            let (both, none) = ([BindMode::ZeroCopy, BindMode::Copy], [BindMode::ZeroCopy]);
+            for (modes, want) in [(&both[1..], 64), (&none[..], 0), (&both[..], 64)] {
+                let opened = super::open(&mut umem, &Request { modes, ..request(&name, None) });
+                let lent = umem.balance().lent;
+                assert_eq!(lent, want, "{modes:?}");
+                assert!(umem.is_balanced());
+                let Ok(mut opened) = opened else { continue };
+                assert_eq!((opened.receiving, opened.rings.fill.untaken()), (64, 64), "{modes:?}");
+                umem = Umem::new(512, 2048).unwrap();
             }
         });
         thread.join().unwrap();
