@@ -117,6 +117,8 @@ enum Part {
     Schedulers,
     /// A service that asks where clients are.
     Access,
+    /// Ports on which checksums may be unfinished.
+    Checksums,
     /// Several packets of one flow after each other.
     Runs,
     /// Two workers on two cores.
@@ -169,6 +171,9 @@ fn measure(part: Part, cli: &Cli, cores: &[CoreId], report: &mut Report) -> Resu
         Part::Services => services(report),
         Part::Schedulers => schedulers(report, cli.flows),
         Part::Access => beside(report, "asking for clients", |shape| shape.asks_clients = true),
+        Part::Checksums => {
+            beside(report, "checksums may be left", |shape| shape.leaves_checksums = true);
+        }
         Part::Runs => runs(report, cli.flows),
         Part::Workers => workers::measure(report, cores),
         Part::Lifetimes => {

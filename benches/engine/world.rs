@@ -80,6 +80,8 @@ pub(crate) struct Shape {
     pub(crate) run: u32,
     /// Whether cards say how they spread frames, so that SNAT ports are chosen by it.
     pub(crate) steered: bool,
+    /// Whether senders may leave checksums to the interfaces, as local ones do on a veth. These have not.
+    pub(crate) leaves_checksums: bool,
 }
 
 /// What the engines of several workers have in common.
@@ -130,6 +132,7 @@ impl Shape {
             asks_clients: false,
             run: 1,
             steered: false,
+            leaves_checksums: false,
         }
     }
 
@@ -496,7 +499,7 @@ fn net(shape: &Shape) -> Net {
             ifindex: link,
             mac,
             mtu: 1500,
-            partial_checksums: false,
+            partial_checksums: shape.leaves_checksums,
         });
         net.links.insert(link, Link { port: id, vlans: Default::default(), mtu: 1500 });
     }

@@ -139,8 +139,10 @@ impl Core {
     ) -> Option<Found<'t>> {
         let packet = frame.head::<Plain>()?.packet();
         let (key, settings) = (&packet.key, &tables.settings);
-        let is_finished = !(self.turn.has_unfinished && tables.net.leaves_checksums(frame.port));
-        if !is_finished || packet.ttl <= 1 || key.sport == FTP - 1 || !opens(&packet, settings) {
+        if packet.ttl <= 1 || key.sport == FTP - 1 || !opens(&packet, settings) {
+            return None;
+        }
+        if !self.turn.is_finished(frame, &packet, tables) {
             return None;
         }
         let vip = key.vip();

@@ -62,8 +62,8 @@ impl Core {
         let Some(hop) = known.filter(|hop| may_pass(packet, hop)) else {
             return Some(or_drop(self.send(frame, packet, hit.slot(), way, tables, trace)));
         };
-        let is_finished = !(self.turn.has_unfinished && tables.net.leaves_checksums(frame.port));
-        if entry.is_simple() && is_finished && packet.tcp_flags & SYN == 0 {
+        let is_finished = || self.turn.is_finished(frame, packet, tables);
+        if entry.is_simple() && packet.tcp_flags & SYN == 0 && is_finished() {
             return Some(or_drop(self.pass_simple(frame, packet, hit.slot(), way, hop)));
         }
         Some(or_drop(self.deliver(frame, packet, hit.slot(), way, hop, tables, trace)))

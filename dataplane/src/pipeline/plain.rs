@@ -13,12 +13,13 @@ use crate::flow::state::State;
 use crate::flow::table::{Hit, Slot};
 use crate::frame::Frame;
 use crate::ids::PortId;
-use crate::rewrite::nat::Deltas;
+use crate::packet::Packet;
+use crate::rewrite::nat::{self, Deltas};
 use crate::snapshot::Snapshot;
 use crate::snapshot::net::Hop;
 use crate::time::Tick;
 use crate::trace::{Step, Trace};
-use crate::wire::checksum::Delta;
+use crate::wire::checksum::{self, Delta};
 
 /// What is the same for all packets of a batch.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,6 +39,14 @@ impl Turn {
             expires: now.after_seconds(tables.timeouts.of(State::Established)),
             has_unfinished: tables.net.ports.iter().any(|port| port.partial_checksums),
         }
+    }
+
+    /// Whether the checksum of a TCP segment or UDP datagram is whole, as most are also where senders may leave it to the
+    /// interface.
+    #[inline]
+    pub(super) fn is_finished(&self, frame: &Frame<'_>, packet: &Packet, tables: &Snapshot) -> bool {
+        let may_be_left = self.has_unfinished && tables.net.leaves_checksums(frame.port);
+        !(may_be_left && nat::is_unfinished(frame, packet))
     }
 }
 
@@ -64,6 +73,14 @@ impl Headers {
     #[inline]
     fn words(&self) -> (u64, u32) {
         (u64::from_ne_bytes(self.addresses), u32::from_ne_bytes(self.ports))
+    }
+
+    /// Whether the checksum looks as if its sender had left it to the interface.
+    #[inline]
+    fn is_unfinished(&self) -> bool {
+        const HEADER_LEN: u16 = 20;
+        let len = self.len.get().wrapping_sub(HEADER_LEN);
+        checksum::is_partial_v4(self.checksum, self.addresses, self.protocol, len)
     }
 
     /// Other MAC addresses and one hop less. `header` is what changes of the IP header, as its checksum sees it.
@@ -111,7 +128,7 @@ impl Core {
         if entry.state != State::Established
             || headers.flags & CONTROLS != self.turn.routine
             || entry.epoch != tables.net.epoch
-            || self.turn.has_unfinished && tables.net.leaves_checksums(port)
+            || self.turn.has_unfinished && tables.net.leaves_checksums(port) && headers.is_unfinished()
         {
             return None;
         }

@@ -464,6 +464,45 @@ fn a_partial_checksum_stays_partial_under_translation_and_for_the_kernel() {
     }
 }
 
+/// The first packet of a flow and one in its middle, from senders that have finished their checksums and from such that have not.
+#[test]
+fn on_a_port_that_leaves_checksums_each_packet_keeps_what_its_sender_made_of_its_own() {
+    let mut tables = tables();
+    Arc::get_mut(&mut tables.net).unwrap().ports[0].partial_checksums = true;
+    for (proto, offset) in [(TCP, 16), (UDP, 6)] {
+        for port in [80, 81] {
+            for unfinished in [[false; 2], [true; 2], [false, true], [true, false]] {
+                let mut engine = engines(1, 64).remove(0);
+                for (flags, is_unfinished) in [SYN, ACK].into_iter().zip(unfinished) {
+                    let bytes = packet(proto, flags, client(1, false), at(vip(false), port), 64);
+                    let parsed = packet::parse(&bytes).unwrap();
+                    let (field, len) = (usize::from(parsed.l4) + offset, parsed.end - parsed.l4);
+                    let leave = |bytes: &mut [u8]| {
+                        let FlowKey { src, dst, .. } = packet::parse(bytes).unwrap().key;
+                        let sum = crate::wire::checksum::Sum::pseudo_header(src, dst, proto, len).fold();
+                        bytes[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+                    };
+                    let mut left = bytes.clone();
+                    leave(&mut left);
+                    let mut wire = Wire::new(if is_unfinished { &left } else { &bytes }, UPLINK);
+                    let verdict = wire.through(&mut engine, &tables, Tick(0));
+                    assert_eq!(verdict, Verdict::Tx(LAN), "{proto} {port} {unfinished:?}");
+                    let mut want = wire.bytes().to_vec();
+                    leave(&mut want);
+                    if is_unfinished {
+                        let at = Checksum::Partial { start: parsed.l4, offset: offset as u16 };
+                        assert_eq!((wire.checksum, wire.bytes()), (at, &want[..]));
+                    } else {
+                        assert_eq!(wire.checksum, Checksum::Complete);
+                        assert_eq!(wire.seen().1.ip(), backend(1, false), "with a right checksum");
+                    }
+                }
+                assert_eq!(engine.flows(), 1);
+            }
+        }
+    }
+}
+
 #[test]
 fn unresolved_neighbours_are_asked_for_both_ways_and_the_frame_is_left_as_it_was() {
     let mut tables = tables();

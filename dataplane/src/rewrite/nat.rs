@@ -198,6 +198,16 @@ pub fn note_partial(frame: &mut Frame<'_>, packet: &Packet) -> bool {
         finish_sctp(frame, packet);
         return false;
     }
+    let unfinished = is_unfinished(frame, packet);
+    if unfinished {
+        frame.checksum = unfinished_at(packet);
+    }
+    unfinished
+}
+
+/// Whether the checksum of a TCP segment or UDP datagram looks as if its sender had left it to the interface.
+#[inline]
+pub fn is_unfinished(frame: &Frame<'_>, packet: &Packet) -> bool {
     let bytes = frame.bytes();
     let field = match packet.key.proto {
         key::TCP => view::<Tcp>(bytes, packet.l4.into()).map(|header| header.checksum.get()),
@@ -206,11 +216,7 @@ pub fn note_partial(frame: &mut Frame<'_>, packet: &Packet) -> bool {
     };
     let FlowKey { src, dst, proto, .. } = packet.key;
     let pseudo_header = Sum::pseudo_header(src, dst, proto, packet.end - packet.l4);
-    let unfinished = field.is_ok_and(|field| is_partial(field, pseudo_header));
-    if unfinished {
-        frame.checksum = unfinished_at(packet);
-    }
-    unfinished
+    field.is_ok_and(|field| is_partial(field, pseudo_header))
 }
 
 /// Computes the CRC32c that a local sender has left to the interface: its field then is 0, which of complete ones one in

@@ -181,6 +181,14 @@ pub fn is_partial(field: u16, pseudo_header: Sum) -> bool {
     field == pseudo_header.fold()
 }
 
+/// [`is_partial`] for a segment of `len` bytes over IPv4, whose addresses are as they lie in its header.
+#[inline]
+pub fn is_partial_v4(field: U16, addresses: [u8; 8], protocol: u8, len: u16) -> bool {
+    let addresses = u64::from_ne_bytes(addresses);
+    let rest = u64::from(u16::from(protocol).to_be()) + u64::from(len.to_be());
+    u16::from_ne_bytes(field.to_bytes()) == fold((addresses >> 32) + (addresses & LOW_32) + rest)
+}
+
 /// Completes the partial checksum of a UDP datagram or TCP segment in software. The field lies `offset` bytes into
 /// `segment` and holds the pseudo-header's sum. Does nothing, and returns false, where there is no such field.
 #[must_use]
