@@ -529,10 +529,10 @@ fn wide_of<'w>(entry: &Entry, wide: &'w Pool<Wide>) -> &'w Wide {
     wide.get(entry.wide()).unwrap_or(NOWHERE)
 }
 
-/// The part of a hash that is kept in the bucket; never 0.
+/// The part of a hash that is kept in the bucket; odd, so never 0.
 #[inline]
 fn tag(hash: u64) -> u16 {
-    ((hash >> 48) as u16).max(1)
+    (hash >> 48) as u16 | 1
 }
 
 /// Where a table's memory comes from.

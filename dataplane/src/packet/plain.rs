@@ -34,20 +34,14 @@ impl Plain<Ipv4> {
     pub(crate) fn of(frame: &[u8]) -> Option<&Self> {
         let (plain, _) = Self::ref_from_prefix(frame).ok()?;
         let Self { ethernet, ip, transport } = plain;
-        let end = plain.end()?;
+        let end = L3.checked_add(ip.total_len.get())?;
         let is_plain = ethernet.ethertype == ethernet::IPV4
             && ip.version_ihl == ipv4::VERSION_NO_OPTIONS
             && !ip.is_fragment()
             && usize::from(end) <= frame.len()
             && ipv4_verifies(ip)
-            && is_whole(ip.protocol, transport, end - Self::L4);
+            && is_whole(ip.protocol, transport, Self::L4, end);
         is_plain.then_some(plain)
-    }
-
-    /// First byte behind the packet.
-    #[inline]
-    fn end(&self) -> Option<u16> {
-        L3.checked_add(self.ip.total_len.get()).filter(|end| *end >= Self::L4)
     }
 
     /// Protocol number: [`TCP`] or [`UDP`].
@@ -96,12 +90,11 @@ pub(super) fn parse_v6(frame: &[u8]) -> Option<Packet> {
     const L4: u16 = 54;
 
     let (Plain { ethernet, ip, transport }, _) = Plain::<Ipv6>::ref_from_prefix(frame).ok()?;
-    let len = ip.payload_len.get();
-    let end = L4.checked_add(len)?;
+    let end = L4.checked_add(ip.payload_len.get())?;
     if ethernet.ethertype != ethernet::IPV6
         || ip.version() != 6
         || usize::from(end) > frame.len()
-        || !is_whole(ip.next_header, transport, len)
+        || !is_whole(ip.next_header, transport, L4, end)
     {
         return None;
     }
@@ -126,10 +119,10 @@ pub(super) fn parse_v6(frame: &[u8]) -> Option<Packet> {
     })
 }
 
-/// Whether `len` bytes hold the TCP or UDP header and what it says there is.
+/// Whether the bytes from `start` to `end` of a frame hold the TCP or UDP header and what it says there is.
 #[inline]
-fn is_whole(protocol: u8, transport: &Tcp, len: u16) -> bool {
-    let fits = |least, claimed| least <= claimed && claimed <= usize::from(len);
+fn is_whole(protocol: u8, transport: &Tcp, start: u16, end: u16) -> bool {
+    let fits = |least, claimed| least <= claimed && usize::from(start) + claimed <= usize::from(end);
     match protocol {
         TCP => fits(Tcp::LEN, transport.header_len()),
         UDP => fits(Udp::LEN, udp_len(transport)),
