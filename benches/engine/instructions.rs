@@ -32,7 +32,9 @@ pub(crate) enum Subject {
     Reply,
     /// Full NAT, first packets.
     New,
-    /// The same, spread over a hundred services of ten backends.
+    /// Client address kept, first packets.
+    NewNat,
+    /// Full NAT, first packets, spread over a hundred services of ten backends.
     NewSpread,
     /// Those of one service at one of two workers, with SNAT ports of its slice.
     NewOfTwo,
@@ -52,7 +54,7 @@ pub(crate) fn run(subject: Subject, process: bool) {
     let mut shape = Shape::plain(flows);
     match subject {
         Subject::EstablishedV6 => shape.v6 = true,
-        Subject::EstablishedNat => shape.mode = Mode::Nat,
+        Subject::EstablishedNat | Subject::NewNat => shape.mode = Mode::Nat,
         Subject::EstablishedDr => shape.mode = Mode::Dr,
         Subject::NewSpread => shape = Shape::spread(flows, 100, 10),
         Subject::NewSteered => shape.steered = true,
@@ -67,7 +69,7 @@ pub(crate) fn run(subject: Subject, process: bool) {
     let mut bare = Bare::new(FLOWS as usize);
     (0..FLOWS).for_each(|flow| bare.insert(&world.client_key(flow), &world.sent_key(flow)));
     let mut meter = if process { Meter::Done } else { Meter::Omitted };
-    if is_of_two || matches!(subject, Subject::New | Subject::NewSpread) {
+    if is_of_two || matches!(subject, Subject::New | Subject::NewNat | Subject::NewSpread) {
         world.open(&mut chunks, FLOWS, flows, &mut meter);
         return;
     }

@@ -74,6 +74,7 @@ impl Bucket {
     }
 
     /// Puts a reference into a free lane; false where there is none.
+    #[inline]
     pub(super) fn insert(&mut self, tag: u16, reference: Reference) -> bool {
         let free = self.lanes(FREE).next();
         if let Some(lane) = free {
@@ -100,6 +101,7 @@ impl Bucket {
         Reference(self.references.get(lane).copied().unwrap_or_default())
     }
 
+    #[inline]
     fn set(&mut self, lane: usize, tag: u16, reference: Reference) {
         if let (Some(place), Some(named)) = (self.tags.get_mut(lane), self.references.get_mut(lane)) {
             (*place, *named) = (tag, reference.0);

@@ -150,6 +150,7 @@ impl Entry {
     }
 
     /// Makes it live. `v6` says which ways are IPv6: forward, reply.
+    #[inline]
     pub(super) fn set_live(&mut self, mode: Mode, v6: [bool; 2]) {
         let bits = [(v6[0], V6_FORWARD), (v6[1], V6_REPLY), (!mode.has_replies(), NO_OUTPUT)];
         let set = bits.into_iter().filter(|(is_set, _)| *is_set).map(|(_, bit)| bit);
@@ -157,7 +158,16 @@ impl Entry {
         self.flags |= self.paths(mode);
     }
 
+    /// Makes it a flow over IPv4 that one packet from the client has opened, and brought to its state.
+    #[inline]
+    pub(super) fn set_opened(&mut self, mode: Mode) {
+        self.set_live(mode, [false; 2]);
+        self.set_active(self.state.is_active());
+        self.count_packet(Way::Forward);
+    }
+
     /// The paths of their own that its packets may pass, if nothing more is asked of them.
+    #[inline]
     fn paths(&self, mode: Mode) -> u16 {
         let is_simple = !mode.is_tunnel() && self.keeps_family() && matches!(self.proto, TCP | UDP);
         let is_plain = is_simple && self.proto == TCP && !self.is_v6(Way::Forward);

@@ -47,6 +47,7 @@ impl HalfOpen {
     }
 
     /// The flow in `slot` is half-open from now on.
+    #[inline]
     pub fn began(&mut self, slot: Slot, entry: &Entry) {
         self.count += 1;
         self.push((slot, entry.mark()));
@@ -65,12 +66,20 @@ impl HalfOpen {
     }
 
     /// Throws stale notes away: called for every flow that is opened.
+    #[inline]
     pub fn tidy(&mut self, flows: &FlowTable) {
+        if self.front().is_some_and(|front| self.is_crowded() || !holds(front, flows)) {
+            self.throw_away(flows);
+        }
+    }
+
+    #[inline(never)]
+    fn throw_away(&mut self, flows: &FlowTable) {
         for _ in 0..STEPS {
             let Some(front) = self.front() else { return };
             if !holds(front, flows) {
                 self.pop();
-            } else if self.len > self.count && self.len > self.notes.len() / 8 * 7 {
+            } else if self.is_crowded() {
                 self.pop();
                 self.push(front);
             } else {
@@ -79,6 +88,13 @@ impl HalfOpen {
         }
     }
 
+    /// Whether there are stale notes, and hardly room for more.
+    #[inline]
+    fn is_crowded(&self) -> bool {
+        self.len > self.count && self.len > self.notes.len() / 8 * 7
+    }
+
+    #[inline]
     fn front(&self) -> Option<Note> {
         if self.len == 0 { None } else { self.notes.get(self.head).copied() }
     }
@@ -90,24 +106,28 @@ impl HalfOpen {
         Some(front)
     }
 
+    #[inline]
     fn push(&mut self, note: Note) {
-        if self.len == self.notes.len() {
-            // Its flow is found by the sweep.
-            self.pop();
-        }
         let place = self.place(self.len);
+        if self.len == self.notes.len() {
+            // In the place of the front, whose flow is found by the sweep.
+            self.head = self.place(1);
+        } else {
+            self.len += 1;
+        }
         if let Some(free) = self.notes.get_mut(place) {
             *free = note;
-            self.len += 1;
         }
     }
 
+    #[inline]
     fn place(&self, offset: usize) -> usize {
         (self.head + offset) & (self.notes.len() - 1)
     }
 }
 
 /// Whether the flow of a note is still there and half-open.
+#[inline]
 fn holds((slot, mark): Note, flows: &FlowTable) -> bool {
     flows.entry(slot).is_some_and(|entry| entry.is_half_open() && entry.mark() == mark)
 }
@@ -157,6 +177,15 @@ mod tests {
             slots.iter().enumerate().filter(|(n, _)| n % 3 != 0).map(|(_, slot)| *slot).collect();
         let left: Vec<_> = std::iter::from_fn(|| half_open.oldest(&flows)).collect();
         assert_eq!(left, want);
+    }
+
+    #[test]
+    fn past_its_room_it_knows_the_newest() {
+        let (mut flows, mut half_open) = (FlowTable::new(1000, 1, &Heap), HalfOpen::new(1000, &Heap));
+        let slots: Vec<_> = (0..300).map(|number| open(&mut flows, &mut half_open, number)).collect();
+        assert_eq!(half_open.count(), 300);
+        let known: Vec<_> = std::iter::from_fn(|| half_open.oldest(&flows)).collect();
+        assert_eq!(known, slots[300 - 256..]);
     }
 
     #[test]

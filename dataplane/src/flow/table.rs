@@ -10,6 +10,7 @@ use super::entry::{self, Entry, Tuple, Way, Wide};
 use super::extra::Extra;
 use super::key::FlowKey;
 use super::pool::{self, Pool};
+use super::state::State;
 use crate::ids::{BackendId, HopId, ServiceId};
 use crate::packet::Plain;
 use crate::prefetch::prefetch;
@@ -81,6 +82,9 @@ pub(crate) struct NewWords {
     /// The next hops that are known, by [`Way`], and the net epoch that they are of.
     pub(crate) hops: [HopId; 2],
     pub(crate) epoch: u32,
+    /// Its state once its first packet was seen, and until when it then lasts.
+    pub(crate) state: State,
+    pub(crate) expires: Tick,
 }
 
 /// The table has no slot, or no room in either bucket of a key.
@@ -309,28 +313,32 @@ impl FlowTable {
         Ok(slot)
     }
 
-    /// [`Self::open`] for a flow over IPv4 outside of tunnels. It has to be given a state and a time.
-    #[inline]
+    /// [`Self::open`] for a flow over IPv4 outside of tunnels, with its first packet counted.
+    ///
+    /// Inlined, or what it is given would go through memory.
+    #[inline(always)]
     pub(crate) fn open_words(&mut self, new: &NewWords) -> Result<Slot, Full> {
         if !self.has_room() {
             return Err(Full);
         }
         let slot = self.next_slot().ok_or(Full)?;
         let NewWords { words: [forward, reply], .. } = *new;
-        let entry = Entry {
+        let mut entry = Entry {
             addresses: [forward.0, reply.0],
             ports: [forward.1, reply.1],
+            expires: new.expires,
             service: new.service,
             backend: new.backend,
             epoch: new.epoch,
             hops: new.hops,
             deltas: Deltas::of_words(forward, (reply.0.rotate_left(32), reply.1.rotate_left(16))),
             proto: new.proto,
+            state: new.state,
             ..Entry::FREE
         };
-        let place = self.use_slot(slot).ok_or(Full)?;
-        *place = entry;
-        place.set_live(new.mode, [false; 2]);
+        // Complete before it is written: what is written in pieces waits for its way to the cache when it is read whole.
+        entry.set_opened(new.mode);
+        *self.use_slot(slot).ok_or(Full)? = entry;
         self.link_both(slot, new.hashes, new.mode)?;
         self.live += 1;
         Ok(slot)
@@ -403,10 +411,17 @@ impl FlowTable {
     }
 
     /// Puts a reference into one of its two buckets, moving at most one other out of the way.
+    #[inline]
     fn link(&mut self, hash: u64, reference: Reference) -> bool {
         let (home, tag) = (self.home(hash), tag(hash));
-        self.put(home, tag, reference)
-            || self.put(self.other(home, tag), tag, reference.moved())
+        self.buckets.get_mut(home).is_some_and(|bucket| bucket.insert(tag, reference))
+            || self.link_elsewhere(home, tag, reference)
+    }
+
+    /// The same where the first bucket is full.
+    #[cold]
+    fn link_elsewhere(&mut self, home: usize, tag: u16, reference: Reference) -> bool {
+        self.put(self.other(home, tag), tag, reference.moved())
             || self.make_room(home) && self.put(home, tag, reference)
     }
 

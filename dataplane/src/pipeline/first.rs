@@ -4,12 +4,13 @@
 
 use super::admit::{first_state, mode_for};
 use super::ahead::Foreseen;
-use super::established::next_state;
 use super::persist::{Choice, Keeps};
 use super::{Core, Scratch};
 use crate::flow::entry::{self, NO_HOP, Way};
 use crate::flow::key::{self, FlowKey, words_v4};
-use crate::flow::table::{NewWords, Slot};
+use crate::flow::state::State;
+use crate::flow::table::{Full, NewWords, Slot};
+use crate::flow::tcp::{Direction, Strictness};
 use crate::flow::{snat, templates};
 use crate::frame::Frame;
 use crate::ids::HopId;
@@ -48,8 +49,15 @@ impl Core {
         trace.step(Step::ServiceMatched(service.id));
         trace.step(Step::FlowUnknown);
         let (key, state) = (&packet.key, &self.setup.state);
-        let due = note.first.due.and_then(|due| schedule::confirm(service, state, due));
-        let Some(backend) = due.or_else(|| schedule::schedule(service, settings, state, key, now)) else {
+        let due = match &note.first.due {
+            Some(due) => schedule::confirm(service, state, due),
+            None => None,
+        };
+        let chosen = match due {
+            None => schedule::schedule(service, settings, state, key, now),
+            due => due,
+        };
+        let Some(backend) = chosen else {
             let answer = Answer::PortUnreachable;
             return Some(self.without_backend(frame, packet, service, answer, tables, trace));
         };
@@ -127,6 +135,7 @@ impl Core {
             self.half_open.tidy(&self.flows);
         }
         let (reply, reply_hash) = self.answered_as(key, note, service, (backend, mode), tables, trace)?;
+        let state = state_after(packet, mode, self.strictness());
         let new = NewWords {
             words: [(key.addresses_v4(), key.ports()), reply],
             hashes: [note.hash, reply_hash],
@@ -136,34 +145,34 @@ impl Core {
             backend: backend.id,
             hops,
             epoch: tables.net.epoch,
+            state,
+            expires: now.after_seconds(tables.timeouts.of(state)),
         };
         let slot = match self.flows.open_words(&new) {
             Ok(slot) => slot,
-            Err(_) if self.make_room(now) => {
-                self.flows.open_words(&new).map_err(|_| DropReason::FlowTableFull)?
-            }
-            Err(_) => return Err(DropReason::FlowTableFull),
+            Err(_) => self.open_in_the_place_of_another(&new, now)?,
         };
         trace.step(Step::FlowOpened(mode));
         self.setup.stats.flows_opened.add(1);
         self.setup.stats.opened(backend.id);
         self.publish(new.hashes, new.mode);
-        let strictness = self.strictness();
-        let entry = self.flows.entry_mut(slot).ok_or(DropReason::NoFlow)?;
-        entry.count_packet(Way::Forward);
-        entry.state = first_state(packet);
-        let next = next_state(entry, Way::Forward, packet, strictness);
-        entry.set_active(next.is_active());
         if let Some(counts) = self.setup.state.backend(backend.id) {
-            counts.opened_as(next.is_active());
+            counts.opened_as(state.is_active());
         }
-        entry.state = next;
-        if next.is_half_open() {
+        if state.is_half_open()
+            && let Some(entry) = self.flows.entry(slot)
+        {
             self.half_open.began(slot, entry);
             self.setup.stats.half_open.set(self.half_open.count() as u64);
         }
-        entry.expires = now.after_seconds(tables.timeouts.of(next));
         Ok(slot)
+    }
+
+    /// Opens a flow where the table has no room for it, if another one may go.
+    #[cold]
+    fn open_in_the_place_of_another(&mut self, new: &NewWords, now: Tick) -> Result<Slot, DropReason> {
+        let opened = if self.make_room(now) { self.flows.open_words(new) } else { Err(Full) };
+        opened.map_err(|Full| DropReason::FlowTableFull)
     }
 
     /// [`Self::reply_key`] for a plain flow over IPv4.
@@ -258,6 +267,16 @@ impl Core {
     fn keyed(&self, from: (u32, u16), to: (u32, u16), proto: u8) -> Keyed {
         let words = words_v4(from, to);
         (words, key::hash_v4(words.0, words.1, proto, self.setup.seed))
+    }
+}
+
+/// The state of a plain flow that this packet opens.
+#[inline]
+fn state_after(packet: &Packet, mode: Mode, strictness: Strictness) -> State {
+    let direction = if mode.has_replies() { Direction::Input } else { Direction::InputOnly };
+    match first_state(packet) {
+        State::Udp => State::Udp,
+        none => none.next(strictness, direction, packet.tcp_flags),
     }
 }
 

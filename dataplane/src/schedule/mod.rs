@@ -213,7 +213,7 @@ pub fn foresee<'a>(
 
 /// Chooses the backend that was due, as [`schedule`] would now. `None`, with nothing changed, where that may choose another.
 #[inline]
-pub fn confirm<'a>(service: &'a Service, state: &State, due: Due) -> Option<&'a Backend> {
+pub fn confirm<'a>(service: &'a Service, state: &State, due: &Due) -> Option<&'a Backend> {
     // It stands where the search begins, so that nothing but itself decides.
     let backend = service.backends.get(due.place as usize).filter(|backend| eligible(backend, state))?;
     if due.moves {

@@ -625,7 +625,7 @@ proptest! {
                 }
                 let seen = cursor.load(Relaxed);
                 let Some(due) = found.and_then(|(_, due)| due) else { continue };
-                let confirmed = confirm(&service, &state, due);
+                let confirmed = confirm(&service, &state, &due);
                 let after = cursor.load(Relaxed);
                 if confirmed.is_none() {
                     prop_assert_eq!(after, seen, "{:?}", kind);

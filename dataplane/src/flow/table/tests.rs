@@ -85,6 +85,7 @@ proptest! {
         reply in any::<(u32, u32, u16, u16)>(),
         proto in prop_oneof![Just(TCP), Just(crate::flow::key::UDP)],
         mode in prop_oneof![Just(Mode::Nat), Just(Mode::FullNat), Just(Mode::Dr)],
+        state in prop_oneof![Just(State::SynRecv), Just(State::Close), Just(State::Udp)],
     ) {
         let key = |(src, dst, sport, dport): (u32, u32, u16, u16)| {
             FlowKey { src: src.into(), dst: dst.into(), sport, dport, proto, v6: false }
@@ -104,8 +105,13 @@ proptest! {
             backend: BackendId(4),
             hops: [HopId(5), HopId(6)],
             epoch: 9,
+            state,
+            expires: Tick(11),
         };
         let entry = by_tuple.entry_mut(slot).unwrap();
+        (entry.state, entry.expires) = (state, Tick(11));
+        entry.set_active(state.is_active());
+        entry.count_packet(Way::Forward);
         [Way::Forward, Way::Reply].into_iter().zip(words.hops).for_each(|(way, hop)| entry.take_hop(way, hop, 9));
         prop_assert_eq!(by_words.open_words(&words), Ok(slot));
         let entries = [&by_tuple, &by_words].map(|table| format!("{:?}", table.entry(slot).unwrap()));
