@@ -35,6 +35,10 @@ pub fn owner(pool: &SnatPool, port: u16, workers: u8) -> Option<WorkerId> {
 /// gap and differ by one port at most; empty for a worker that does not exist.
 pub(crate) fn slice(pool: &SnatPool, worker: WorkerId, workers: u8) -> Range<u32> {
     let (worker, workers) = (u32::from(worker.0), u32::from(workers));
+    if workers == 1 && worker == 0 {
+        // As below, without dividing.
+        return 0..total(pool);
+    }
     if worker >= workers {
         return 0..0;
     }
@@ -59,6 +63,7 @@ pub struct Candidates<'a> {
     pool: &'a SnatPool,
     v6: bool,
     ports: Range<u32>,
+    addresses: u64,
     /// Pairs to choose from.
     space: u64,
     /// State of the generator; in a small space the pair to start at.
@@ -71,12 +76,13 @@ pub struct Candidates<'a> {
 impl<'a> Candidates<'a> {
     /// The candidates of `worker`, one of `workers`, among the pool's IPv6 or IPv4 addresses. `spread` decides
     /// which: a keyed hash of the flow, mixed with something that changes from attempt to attempt.
+    #[inline]
     pub fn new(pool: &'a SnatPool, worker: WorkerId, workers: u8, v6: bool, spread: u64) -> Self {
         let ports = slice(pool, worker, workers);
-        let addresses = if v6 { pool.v6.len() } else { pool.v4.len() };
-        let space = addresses as u64 * u64::from(ports.end - ports.start);
+        let addresses = if v6 { pool.v6.len() } else { pool.v4.len() } as u64;
+        let space = addresses * u64::from(ports.end - ports.start);
         let left = u32::try_from(space).unwrap_or(TRIES).min(TRIES);
-        Self { pool, v6, ports, space, random: spread, left, suited: None, suited_left: 0 }
+        Self { pool, v6, ports, addresses, space, random: spread, left, suited: None, suited_left: 0 }
     }
 
     /// The same, with [`SUITED_TRIES`] of these before.
@@ -99,20 +105,26 @@ impl<'a> Candidates<'a> {
         None
     }
 
-    /// The number of the next pair to try, below `space`.
-    fn draw(&mut self) -> u64 {
+    /// The next pair to try, as the places of its address and its port.
+    #[inline]
+    fn draw(&mut self) -> (u64, u64) {
+        let ports = u64::from(self.ports.end - self.ports.start);
         if self.space <= u64::from(TRIES) {
             // `left` counts down from `space`, so every pair comes once.
-            return (scale(mix(self.random), self.space) + u64::from(self.left)) % self.space;
+            let number = (scale(mix(self.random), self.space) + u64::from(self.left)) % self.space;
+            return (number / ports, number % ports);
         }
         self.random = self.random.wrapping_add(GOLDEN_RATIO);
-        scale(mix(self.random), self.space)
+        let random = mix(self.random);
+        // A half for each: 32 bits are many more than either has places.
+        (scale(random, self.addresses), scale(random << 32, ports))
     }
 }
 
 impl Iterator for Candidates<'_> {
     type Item = (u128, u16);
 
+    #[inline]
     fn next(&mut self) -> Option<(u128, u16)> {
         if self.suited_left > 0
             && let Some(pair) = self.next_suited()
@@ -122,15 +134,14 @@ impl Iterator for Candidates<'_> {
         if self.left == 0 {
             return None;
         }
-        let number = self.draw();
+        let (address, port) = self.draw();
         self.left -= 1;
-        let ports = u64::from(self.ports.end - self.ports.start);
-        let address = usize::try_from(number / ports).ok()?;
+        let address = usize::try_from(address).ok()?;
         let address = match self.v6 {
             true => *self.pool.v6.get(address)?,
             false => u128::from(*self.pool.v4.get(address)?),
         };
-        let offset = u64::from(self.ports.start) + number % ports;
+        let offset = u64::from(self.ports.start) + port;
         Some((address, u16::try_from(u64::from(self.pool.low) + offset).ok()?))
     }
 }
