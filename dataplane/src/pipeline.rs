@@ -58,7 +58,7 @@ use crate::flow::key::TCP;
 use crate::flow::table::{FlowTable, Heap, Hit, MAX_FLOWS, Reserve, Slot};
 use crate::flow::templates::Templates;
 use crate::frame::{BATCH, Frame};
-use crate::ids::{BackendId, ServiceId, WorkerId};
+use crate::ids::{BackendId, PortId, ServiceId, WorkerId};
 use crate::packet::{self, Kind, Packet, Plain};
 use crate::snapshot::{Mode, Snapshot};
 use crate::state::State;
@@ -285,10 +285,12 @@ impl Engine {
                     {
                         core.flows.prefetch_wide(next.hit);
                     }
-                    *verdict = core.decide(frame, note, now, tables, &mut Silent);
-                    match verdict {
-                        Verdict::Tx(_) => forwarded += 1,
-                        other => core.setup.stats.verdict(*other),
+                    if let Some(port) = core.pass_shortest(frame, note, now, tables, &mut Silent) {
+                        *verdict = Verdict::Tx(port);
+                        forwarded += 1;
+                    } else {
+                        *verdict = core.consider(frame, note, now, tables, &mut Silent);
+                        core.setup.stats.verdict(*verdict);
                     }
                 }
                 place += 1;
@@ -318,7 +320,9 @@ impl Engine {
         note.probe(&self.core.flows);
         let mut ahead = ahead::Ahead::new(&self.core);
         self.core.foresee(std::slice::from_ref(frame), std::slice::from_mut(&mut note), &mut ahead, tables);
-        let verdict = self.core.decide(frame, &note, now, tables, trace);
+        let passed = self.core.pass_shortest(frame, &note, now, tables, trace);
+        let verdict =
+            passed.map_or_else(|| self.core.consider(frame, &note, now, tables, trace), Verdict::Tx);
         match verdict {
             Verdict::Drop(reason) | Verdict::Reply(Some(reason)) => trace.step(Step::Refused(reason)),
             Verdict::Unresolved => trace.step(Step::Refused(DropReason::NoNeighbour)),
@@ -409,22 +413,20 @@ impl Engine {
 }
 
 impl Core {
-    /// One packet: on the shortest path, if that is for it.
+    /// One packet on the shortest path, if that is for it.
     #[inline(always)]
-    fn decide(
+    fn pass_shortest(
         &mut self,
         frame: &mut Frame<'_>,
         note: &Scratch,
         now: Tick,
         tables: &Snapshot,
         trace: &mut impl Trace,
-    ) -> Verdict {
-        if note.lane == Lane::PlainTcp
-            && let Some(port) = self.pass_plain(frame, note.hit, now, tables, trace)
-        {
-            return Verdict::Tx(port);
+    ) -> Option<PortId> {
+        if note.lane != Lane::PlainTcp {
+            return None;
         }
-        self.consider(frame, note, now, tables, trace)
+        self.pass_plain(frame, note.hit, now, tables, trace)
     }
 
     /// Any packet: the flow that is known, else the flow that may be opened, else what is answered or left.

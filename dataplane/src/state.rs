@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use zerocopy::FromZeros;
 
 use crate::ids::{BackendId, ServiceId};
+use crate::prefetch::prefetch_at;
 use crate::stats::zeros;
 use crate::time::Tick;
 
@@ -205,6 +206,12 @@ impl State {
     #[inline]
     pub fn service(&self, id: ServiceId) -> Option<&ServiceState> {
         self.services.get(id.index())
+    }
+
+    /// Brings the backend's slot into the cache.
+    #[inline]
+    pub(crate) fn prefetch_backend(&self, id: BackendId) {
+        prefetch_at(&self.backends, id.index());
     }
 
     /// The backend's slot; `None` past the slab.

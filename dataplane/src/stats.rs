@@ -6,6 +6,7 @@ use zerocopy::FromZeros;
 
 use crate::flow::entry::Way;
 use crate::ids::{BackendId, PortId, ServiceId};
+use crate::prefetch::prefetch_at;
 use crate::snapshot::steering::Class;
 use crate::verdict::{DropReason, Verdict};
 
@@ -278,6 +279,12 @@ impl WorkerStats {
                 Err(other) => first = other,
             }
         }
+    }
+
+    /// Brings the backend's counters into the cache.
+    #[inline]
+    pub(crate) fn prefetch_backend(&self, id: BackendId) {
+        prefetch_at(&self.backends, id.index());
     }
 
     /// The backend's counters.

@@ -13,7 +13,7 @@ use super::pool::{self, Pool};
 use super::state::State;
 use crate::ids::{BackendId, HopId, ServiceId};
 use crate::packet::Plain;
-use crate::prefetch::prefetch;
+use crate::prefetch::{prefetch, prefetch_at};
 use crate::rewrite::nat::Deltas;
 use crate::snapshot::Mode;
 use crate::time::Tick;
@@ -175,17 +175,13 @@ impl FlowTable {
     /// Brings the first bucket of a hash into the cache.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        if let Some(bucket) = self.buckets.get(self.home(hash)) {
-            prefetch(bucket);
-        }
+        prefetch_at(&self.buckets, self.home(hash));
     }
 
     /// Brings the entry of a slot into the cache.
     #[inline]
     pub fn prefetch_slot(&self, slot: Slot) {
-        if let Some(entry) = self.entries.get(slot as usize) {
-            prefetch(entry);
-        }
+        prefetch_at(&self.entries, slot as usize);
     }
 
     /// Brings the IPv6 addresses of what probably is a flow into the cache, once its entry is there.
@@ -204,9 +200,7 @@ impl FlowTable {
         let Some(reference) = bucket.and_then(|bucket| bucket.matching(tag(hash)).next()) else {
             return Hit::NONE;
         };
-        if let Some(entry) = self.entries.get(reference.slot() as usize) {
-            prefetch(entry);
-        }
+        self.prefetch_slot(reference.slot());
         Hit(reference)
     }
 

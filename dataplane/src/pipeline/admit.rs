@@ -385,6 +385,7 @@ pub(super) fn first_state(packet: &Packet) -> State {
 /// service does not show it to its backends. Nor can it be kept where the client is the backend: that would send a host
 /// packets from itself, which it drops, and would not get its answers. Such flows are translated from the service's SNAT
 /// pool.
+#[inline]
 pub(super) fn mode_for(
     key: &FlowKey,
     service: &Service,

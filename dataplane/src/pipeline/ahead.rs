@@ -10,10 +10,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::admit::{check_source, opens};
 use super::first::{Keyed, plain_mode};
 use super::{Core, Lane, STAGE, Scratch};
-use crate::flow::key::{self, VipKey};
+use crate::flow::entry::NO_HOP;
+use crate::flow::key::VipKey;
 use crate::flow::table::{Hit, Slot};
 use crate::frame::Frame;
-use crate::ids::{BackendId, NO_BACKEND, ServiceId};
+use crate::ids::{BackendId, HopId, NO_BACKEND, ServiceId};
 use crate::packet::{Packet, Plain};
 use crate::prefetch::{prefetch, prefetch_whole};
 use crate::schedule::{self, Due};
@@ -39,6 +40,8 @@ pub(super) struct Foreseen {
     pub(super) attempts: u64,
     /// What the backend's packets will then carry, if that is free.
     pub(super) reply: Keyed,
+    /// The next hop towards the backend; [`NO_HOP`] where it is not known.
+    pub(super) hop: HopId,
 }
 
 impl Foreseen {
@@ -50,6 +53,7 @@ impl Foreseen {
         due: None,
         attempts: 0,
         reply: ((0, 0), 0),
+        hop: NO_HOP,
     };
 
     /// Says nothing any more.
@@ -206,11 +210,8 @@ impl Core {
     #[inline]
     fn fetch_backend(&self, service: &Service, place: Option<usize>) {
         let Some(Backend { id, .. }) = place.and_then(|place| service.backends.get(place)) else { return };
-        if let (Some(state), Some(counters)) = (self.setup.state.backend(*id), self.setup.stats.backend(*id))
-        {
-            prefetch(state);
-            prefetch(counters);
-        }
+        self.setup.state.prefetch_backend(*id);
+        self.setup.stats.prefetch_backend(*id);
         self.ways.prefetch_backend(*id);
     }
 
@@ -238,16 +239,10 @@ impl Core {
         (first.backend, first.mode, first.due) = (backend.id, Some(mode), due);
         (first.attempts, first.reply) = (attempts, reply);
         self.flows.prefetch(reply.1);
-        self.fetch_hop(backend, tables);
-        Some(())
-    }
-
-    /// Has the next hop towards a backend fetched, if it is known.
-    #[inline]
-    fn fetch_hop(&self, backend: &Backend, tables: &Snapshot) {
-        let (addr, v6) = key::bits(backend.addr);
-        if let Some(hop) = self.ways.to_backend(backend.id, addr, v6).and_then(|id| tables.net.hop(id)) {
+        first.hop = self.hop_to(backend, tables);
+        if let Some(hop) = tables.net.hop(first.hop) {
             prefetch(hop);
         }
+        Some(())
     }
 }

@@ -16,7 +16,7 @@ use crate::frame::Frame;
 use crate::ids::HopId;
 use crate::packet::Packet;
 use crate::schedule;
-use crate::snapshot::{Backend, Mode, Service, Snapshot};
+use crate::snapshot::{Backend, Mode, Service, Snapshot, SnatPool};
 use crate::time::Tick;
 use crate::trace::{Answer, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
@@ -87,9 +87,10 @@ impl Core {
         trace: &mut impl Trace,
     ) -> Result<Verdict, DropReason> {
         let net = &tables.net;
-        let known = |id: Option<HopId>| id.filter(|id| net.hop(*id).is_some()).unwrap_or(NO_HOP);
-        let to_backend = known(self.ways.to_backend(backend.id, key::bits(backend.addr).0, false));
-        let to_client = known(self.ways.to_client(packet.key.src, false));
+        let is_foreseen = note.first.backend == backend.id;
+        let to_backend = if is_foreseen { note.first.hop } else { self.hop_to(backend, tables) };
+        let to_client = self.ways.to_client(packet.key.src, false);
+        let to_client = to_client.filter(|id| net.hop(*id).is_some()).unwrap_or(NO_HOP);
         let hops = [to_backend, to_client];
         let slot = match self.enlist(packet, note, service, (backend, mode), hops, now, tables, trace) {
             Ok(slot) => slot,
@@ -114,6 +115,13 @@ impl Core {
             return Ok(Verdict::Tx(port));
         }
         self.send(frame, packet, slot, Way::Forward, tables, trace)
+    }
+
+    /// The next hop towards an IPv4 backend, if it is known; else [`NO_HOP`].
+    #[inline]
+    pub(super) fn hop_to(&self, backend: &Backend, tables: &Snapshot) -> HopId {
+        let known = self.ways.to_backend(backend.id, key::bits(backend.addr).0, false);
+        known.filter(|id| tables.net.hop(*id).is_some()).unwrap_or(NO_HOP)
     }
 
     /// [`Self::open`] for a plain flow over IPv4.
@@ -234,8 +242,13 @@ impl Core {
         if mode != Mode::FullNat {
             return Some(self.untranslated(backend, key));
         }
-        let to = self.candidates(hash, service, backend, key, attempts, tables)?.next()?;
-        Some(self.keyed(source(backend, key), to, key.proto))
+        let id = service.pool?;
+        let mut pairs = self.pairs(tables.services.pool(id)?, hash ^ attempts);
+        let (address, port) = match self.suited(id, backend, port_of(backend, key), key.proto, tables) {
+            None => pairs.next()?,
+            suited => pairs.preferring(suited).next()?,
+        };
+        Some(self.keyed(source(backend, key), (low(address), port), key.proto))
     }
 
     /// The IPv4 addresses and ports that may stand for a client towards a backend.
@@ -250,11 +263,15 @@ impl Core {
         tables: &'t Snapshot,
     ) -> Option<impl Iterator<Item = (u32, u16)> + use<'t>> {
         let id = service.pool?;
-        let pool = tables.services.pool(id)?;
-        let spread = hash ^ attempts;
-        let pairs = snat::Candidates::new(pool, self.setup.worker, self.setup.workers, false, spread);
+        let pairs = self.pairs(tables.services.pool(id)?, hash ^ attempts);
         let suited = self.suited(id, backend, port_of(backend, key), key.proto, tables);
         Some(pairs.preferring(suited).map(|(address, port)| (low(address), port)))
+    }
+
+    /// What this worker may take of a pool, whatever suits.
+    #[inline]
+    fn pairs<'t>(&self, pool: &'t SnatPool, spread: u64) -> snat::Candidates<'t> {
+        snat::Candidates::new(pool, self.setup.worker, self.setup.workers, false, spread)
     }
 
     /// What the backend's packets carry where the client's address is kept.

@@ -8,7 +8,7 @@ use zerocopy::FromZeros;
 
 use crate::flow::entry::NO_HOP;
 use crate::ids::{BackendId, HopId};
-use crate::prefetch::prefetch;
+use crate::prefetch::prefetch_at;
 use crate::stats::zeros;
 
 /// Clients in their table: 16 KiB, of which few clients use little.
@@ -100,9 +100,7 @@ impl Ways {
     /// Brings what is known of a backend into the cache.
     #[inline]
     pub(super) fn prefetch_backend(&self, id: BackendId) {
-        if let Some(seat) = self.backends.get(id.index()) {
-            prefetch(seat);
-        }
+        prefetch_at(&self.backends, id.index());
     }
 }
 
