@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use control::admin::server::ListenError;
-use control::config::{self, Config, Settings};
+use control::config::{self, Config, HostReport, Settings};
 use control::daemon::{Control, Host, Parts, Served};
 use control::http::{self, health};
 use control::metrics::{self, Metrics};
@@ -129,8 +129,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_USAGE));
     }
     let settings = config.settings.clone();
-    let (mut control, http) =
-        start(config, feed, host.large_frames, args.busy_poll, proxy.listen().hard_fail)?;
+    let (mut control, http) = start(config, feed, &host, args.busy_poll, proxy.listen().hard_fail)?;
     if let Some(tuned) = tune(args.tuning.into(), &settings)? {
         control.keep(tuned);
     }
@@ -170,7 +169,7 @@ fn clean_up(config: Option<&Config>) -> anyhow::Result<ExitCode> {
 fn start(
     config: Config,
     feed: Option<Feed>,
-    large_frames: bool,
+    report: &HostReport,
     busy_poll: bool,
     hard_fail: bool,
 ) -> anyhow::Result<(Control<Xdp>, Option<http::thread::Thread>)> {
@@ -179,6 +178,7 @@ fn start(
     if UnixStream::connect(&settings.socket).is_ok() {
         return Err(ListenError::Running(settings.socket.clone()).into());
     }
+    let large_frames = report.large_frames;
     let mut xdp = Xdp::load(&xdp_prog::Limits { large_frames, ..settings.limits.xdp() })?;
     xdp.set_beat_limit(settings.workers.beat_limit)?;
     // Before anything else of the machine is touched: interfaces that another Weir serves are not to be had, and then
@@ -201,6 +201,7 @@ fn start(
         seed: ahash::RandomState::new().hash_one(std::process::id()),
         wanted: Arc::new(Wanted::new(WANTED)),
         busy_poll,
+        whole_kib: report.whole_kib,
     };
     let frame_len = host.net().ports.iter().map(|port| usize::from(port.mtu)).max().unwrap_or(0) + LAYER_2;
     let exchanges =
@@ -279,6 +280,7 @@ struct Shared<'a> {
     seed: u64,
     wanted: Arc<Wanted>,
     busy_poll: bool,
+    whole_kib: bool,
 }
 
 impl Shared<'_> {
@@ -350,6 +352,7 @@ impl Shared<'_> {
             queue: id.0.into(),
             ring_size: RING_SIZE,
             ports: self.net.ports.iter().enumerate().map(port).collect(),
+            whole_kib: self.whole_kib,
         }
     }
 }

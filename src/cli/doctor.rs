@@ -166,8 +166,10 @@ fn frame_bytes<'a>(nics: impl Iterator<Item = &'a Nic>, workers: u8) -> u64 {
     let port = |mtu| PortConfig { name: Arc::from(""), ifindex: 0, mtu, zero_copy: xsk::ZeroCopy::Auto };
     // A larger MTU is refused anyway.
     let mtu = |nic: &Nic| u16::try_from(nic.mtu).unwrap_or(xsk::MTU_MAX).min(xsk::MTU_MAX);
+    let mut whole_kib = false;
+    let nics = nics.inspect(|nic| whole_kib |= nic.has_whole_kib_buffers());
     let ports = nics.map(|nic| port(mtu(nic))).chain([port(USUAL_MTU)]).collect();
-    let config = XskConfig { queue: 0, ring_size: RING_SIZE, ports };
+    let config = XskConfig { queue: 0, ring_size: RING_SIZE, ports, whole_kib };
     config.memory_bytes().unwrap_or(0) * u64::from(workers)
 }
 

@@ -14,6 +14,8 @@ pub struct HostReport {
     pub warnings: Faults,
     /// Whether frames of a served interface may be larger than a page, so that they come in several buffers.
     pub large_frames: bool,
+    /// Whether a served interface has [buffers of whole KiB](Nic::has_whole_kib_buffers).
+    pub whole_kib: bool,
 }
 
 /// What the machine has.
@@ -44,10 +46,12 @@ impl Host {
                     faults: faults.into_faults(),
                     warnings: warnings.into_faults(),
                     large_frames: false,
+                    whole_kib: false,
                 };
             }
         };
         let large_frames = nics.iter().any(|nic| nic.mtu > judge::NATIVE_MTU);
+        let whole_kib = nics.iter().any(Nic::has_whole_kib_buffers);
         let wish = Wish::new(&config.settings, &self.machine);
         let interfaces = config.settings.interfaces.iter().zip(&config.interface_marks);
         for (index, (name, at)) in interfaces.enumerate() {
@@ -64,7 +68,7 @@ impl Host {
                 }
             }
         }
-        HostReport { faults: faults.into_faults(), warnings: warnings.into_faults(), large_frames }
+        HostReport { faults: faults.into_faults(), warnings: warnings.into_faults(), large_frames, whole_kib }
     }
 
     fn check_cores(&self, config: &Config, faults: &Sink) {

@@ -231,6 +231,12 @@ impl Nic {
         Ok(nics)
     }
 
+    /// Whether its driver tells the NIC the room of a zero-copy buffer in whole KiB, what is left over lost (`SRRCTL.BSIZEPKT`
+    /// of Intel's gigabit NICs and 82599).
+    pub fn has_whole_kib_buffers(&self) -> bool {
+        matches!(self.driver.as_deref(), Some("igb" | "igc" | "ixgbe"))
+    }
+
     /// Its driver, or what stands for one.
     pub fn driver_or_kind(&self) -> &str {
         self.driver.as_deref().or(self.kind.as_deref()).unwrap_or("unknown driver")

@@ -111,7 +111,7 @@ pub(crate) fn config(queue: u32, ports: &[&str]) -> XskConfig {
         mtu: 1500,
         zero_copy: ZeroCopy::Auto,
     };
-    XskConfig { queue, ring_size: 2048, ports: ports.iter().map(port).collect() }
+    XskConfig { queue, ring_size: 2048, ports: ports.iter().map(port).collect(), whole_kib: false }
 }
 
 fn mac(bytes: [u8; 6]) -> String {

@@ -52,6 +52,13 @@ fn every_refusal_says_what_to_do() {
         assert!(XskIo::open(&good).is_ok());
         assert_eq!(XskIo::open(&changed(&|c| c.ports[0].mtu = 3000)).unwrap().memory().chunk_size, 4096);
         assert_eq!(XskIo::open(&changed(&|c| c.ports[1].mtu = 9000)).unwrap().memory().chunk_size, 4096);
+        for (zero_copy, want) in [(ZeroCopy::Auto, 4096), (ZeroCopy::Never, 2048)] {
+            let coarse = changed(&|c| {
+                c.whole_kib = true;
+                c.ports.iter_mut().for_each(|port| port.zero_copy = zero_copy);
+            });
+            assert_eq!(XskIo::open(&coarse).unwrap().memory().chunk_size, want, "{zero_copy:?}");
+        }
     });
 }
 
@@ -121,7 +128,7 @@ fn what_others_hold_of_a_socket_does_not_keep_it_open() {
 fn open_and_say() {
     let port = PortConfig { name: Arc::from("p0"), ifindex: 0, mtu: 1500, zero_copy: ZeroCopy::Never };
     let ports = vec![PortConfig { ifindex: crate::net::ifindex("p0"), ..port }];
-    match XskIo::open(&XskConfig { queue: 0, ring_size: 2048, ports }) {
+    match XskIo::open(&XskConfig { queue: 0, ring_size: 2048, ports, whole_kib: false }) {
         Ok(_) => println!("said: opened"),
         Err(error @ XskError::Os { .. }) => println!("said: unexplained: {error}"),
         Err(error) => println!("said: {error}"),

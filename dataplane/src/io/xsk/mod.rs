@@ -87,12 +87,15 @@ pub struct XskConfig {
     pub ring_size: u32,
     /// The interfaces, by [`PortId`].
     pub ports: Vec<PortConfig>,
+    /// Whether the driver of one of them tells its NIC the room of a chunk in whole KiB: then a chunk of 2048 bytes has
+    /// room for 1024, and longer frames come in pieces that make no sense.
+    pub whole_kib: bool,
 }
 
 impl XskConfig {
     /// Bytes of frame memory that a worker takes with this.
     pub fn memory_bytes(&self) -> Result<u64, XskError> {
-        Ok(umem::len(self.chunks(), chunk_size(&self.ports)?) as u64)
+        Ok(umem::len(self.chunks(), chunk_size(&self.ports, self.whole_kib)?) as u64)
     }
 
     fn chunks(&self) -> u32 {
@@ -149,7 +152,7 @@ impl XskIo {
         if !size.is_power_of_two() || !(64..=32768).contains(&size) {
             return Err(XskError::RingSize { size });
         }
-        let (chunks, chunk_size) = (config.chunks(), chunk_size(&config.ports)?);
+        let (chunks, chunk_size) = (config.chunks(), chunk_size(&config.ports, config.whole_kib)?);
         let mut umem = Umem::new(chunks, chunk_size).map_err(|source| XskError::Memory {
             chunks,
             chunk_size,
@@ -284,8 +287,9 @@ fn large(ports: &[PortConfig]) -> Option<&PortConfig> {
 }
 
 /// The smallest chunk that holds a frame of every port, or else the largest.
-fn chunk_size(ports: &[PortConfig]) -> Result<u32, XskError> {
-    let room = |size: u32| size - XDP_HEADROOM - LAYER_2_LEN;
+fn chunk_size(ports: &[PortConfig], whole_kib: bool) -> Result<u32, XskError> {
+    let unit = if whole_kib && ports.iter().any(|port| port.zero_copy != ZeroCopy::Never) { 1024 } else { 1 };
+    let room = |size: u32| (size - XDP_HEADROOM) / unit * unit - LAYER_2_LEN;
     let [small, page] = CHUNK_SIZES;
     match largest(ports) {
         Some(port) if port.mtu > MTU_MAX => {
