@@ -18,6 +18,9 @@ pub enum Unclaimed {
     /// The same hash in both directions.
     #[error("its hash is symmetric (input_xfrm), which Weir does not compute")]
     Symmetric,
+    /// No key.
+    #[error("its driver tells no RSS key")]
+    NoKey,
     /// Too short a key.
     #[error("its RSS key has {0} bytes, not {min} or more", min = KEY_LEN)]
     Key(usize),
@@ -37,6 +40,9 @@ pub fn claim(rss: Option<&Rss>) -> Result<Claim, Unclaimed> {
     }
     if rss.symmetric {
         return Err(Unclaimed::Symmetric);
+    }
+    if rss.key.is_empty() {
+        return Err(Unclaimed::NoKey);
     }
     let key = bytes(&rss.key);
     if key.len() < KEY_LEN {
@@ -91,7 +97,7 @@ mod tests {
             ("another function", Rss { function: Some("xor".into()), ..rss() }, Err(function(Some("xor")))),
             ("an untold function", Rss { function: None, ..rss() }, Err(function(None))),
             ("symmetric", Rss { symmetric: true, ..rss() }, Err(Unclaimed::Symmetric)),
-            ("no key", Rss { key: String::new(), ..rss() }, Err(Unclaimed::Key(0))),
+            ("no key", Rss { key: String::new(), ..rss() }, Err(Unclaimed::NoKey)),
             ("a key that is none", Rss { key: "6d5ax".into(), ..rss() }, Err(Unclaimed::Key(2))),
             ("an odd table", Rss { table: vec![0, 1, 0], ..rss() }, Err(Unclaimed::Table(3))),
         ] {

@@ -15,6 +15,8 @@ const KERNEL_MIN: (u32, u32) = (5, 15);
 const MLX5_ONE_NUMBERING: (u32, u32) = (6, 1);
 /// Until here sockets of ice that come or go under load could hang its port (Linux 6.11).
 const ICE_SOUND: (u32, u32) = (6, 11);
+/// From here on a wakeup for receiving reaches the receiving end of igb in any case (Linux 7.0; older series got it late).
+const IGB_WAKES: (u32, u32) = (7, 0);
 /// Largest MTU of which native XDP is commonly taken: a page less headroom, layer 2 and what the kernel keeps at the end. Beyond,
 /// the program has to be one that takes frames of several buffers.
 pub(crate) const NATIVE_MTU: u32 = 3498;
@@ -354,6 +356,12 @@ fn queues(nic: &Nic, wish: &Wish, findings: &mut Findings) {
     }
 }
 
+/// Whether TX queues have interrupts of their own: a NAPI without an RX queue has one of those, where queues are told.
+fn has_split_interrupts(nic: &Nic) -> bool {
+    let has_rx = |napi: &Napi| !napi.rx_queues.is_empty();
+    nic.napis.iter().any(has_rx) && !nic.napis.iter().all(has_rx)
+}
+
 /// What is known of single drivers.
 fn driver(nic: &Nic, wish: &Wish, machine: &Machine, findings: &mut Findings) {
     let (name, kernel) = (&nic.name, &machine.kernel);
@@ -374,6 +382,18 @@ fn driver(nic: &Nic, wish: &Wish, machine: &Machine, findings: &mut Findings) {
                 format_args!(
                     "ice of Linux {kernel} can hang {name} when zero-copy sockets come or go under load: use Linux 6.11 or \
                      newer, or set xdp.zero_copy to never"
+                ),
+            );
+        }
+        Some("igb") if wants_zero_copy && machine.is_before(IGB_WAKES) && has_split_interrupts(nic) => {
+            let Queues { rx_max: Some(most), .. } = nic.queues else { return };
+            let workers = wish.workers;
+            findings.costs(
+                "driver",
+                format_args!(
+                    "RX and TX queues of {name} have interrupts of their own, and igb of some kernels before Linux 7.0 raises the \
+                     wrong one: a queue whose worker pauses until all its buffers are full receives nothing any more (ethtool -L \
+                     {name} combined {most}; ethtool -X {name} equal {workers}), or set xdp.zero_copy to never"
                 ),
             );
         }

@@ -204,6 +204,17 @@ fn each_trap_is_told_with_what_to_do() {
         ),
         ("ice of old", "6.1.0", changed(driver_of("ice")), "costs: ice of Linux 6.1.0 can hang eth1"),
         (
+            "igb with an interrupt for each queue",
+            "6.18",
+            changed(|nic| {
+                driver_of("igb")(nic);
+                nic.queues.rx_max = Some(8);
+                let napi = |rx_queues| Napi { rx_queues, ..Napi::default() };
+                nic.napis = vec![napi(vec![0]), napi(vec![1]), napi(vec![]), napi(vec![])];
+            }),
+            "receives nothing any more (ethtool -L eth1 combined 8; ethtool -X eth1 equal 2)",
+        ),
+        (
             "ena with all queues",
             "6.18",
             changed(|nic| {
@@ -264,7 +275,9 @@ fn each_trap_is_told_with_what_to_do() {
 
 #[test]
 fn what_was_fixed_is_not_told_of() {
-    for (driver, kernel) in [("mlx5_core", "6.13"), ("ice", "6.14"), ("ixgbe", "6.13")] {
+    for (driver, kernel) in
+        [("mlx5_core", "6.13"), ("ice", "6.14"), ("igb", "7.0"), ("igb", "6.18"), ("ixgbe", "6.13")]
+    {
         assert_eq!(nic(&changed(driver_of(driver)), &wish(), &linux(kernel)), [], "{driver} of {kernel}");
     }
     let never = Wish { zero_copy: ZeroCopy::Never, ..wish() };
