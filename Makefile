@@ -1,6 +1,6 @@
 # make demo    real traffic through Weir, in namespaces of this machine
 # make test    every test; what needs namespaces runs as root
-# make test-vm tunnels, SCTP, bonds, kernel IPVS beside a replay, network cards in zero-copy mode: in a guest that has them
+# make test-vm tunnels, SCTP, bonds, kernel IPVS beside a replay, network cards of four drivers: in a guest that has them
 # make lint    formatting, lints, documentation, dependencies
 # make bench   the engine's cost, what changes cost, iperf3 beside a bare forwarder, and the lab in its short form
 # make lab     Weir beside its peers: CPU a packet, throughput, connections, latency, scaling; says how long it takes
@@ -49,8 +49,8 @@ VM_NIC_TESTS ?= access::a_udp access::only access::what answers::a_vip answers::
 	neighbours:: queues:: reach:: reload::a_drained reload::a_faulty reload::sighup show:: traffic::a_ traffic::dns traffic::large
 
 # The guest is emulated: an optimized build, and one test at a time. First what needs no network cards, then what is tried on
-# virtio-net in zero-copy mode; then the tests of cards alone, with an emulator that spreads frames by the guest's key, and
-# where the kernel has only copy mode for them.
+# virtio-net in zero-copy mode; then the tests of cards alone, with an emulator that spreads frames by the guest's key,
+# where the kernel has only copy mode for them, and with cards of other drivers.
 .PHONY: test-vm
 test-vm: deps-build+net+vm
 	cargo test --profile guest --test e2e --no-run
@@ -60,7 +60,10 @@ test-vm: deps-build+net+vm
 	tests "$(or $(VM_TESTS),modes sctp doctor ipvs::)" && \
 	tests "$(VM_NIC_TESTS)" --nics && \
 	tests nics --nics --rss && \
-	tests nics --nics --kernel 6.12
+	tests nics --nics --kernel 6.12 && \
+	tests nics --card igb && \
+	tests nics --card vmxnet3 && \
+	tests nics --card e1000e
 
 # The cfg is the one that cargo-fuzz sets.
 .PHONY: lint

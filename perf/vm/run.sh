@@ -2,14 +2,16 @@
 # Runs a command as root in a virtual machine with a Debian kernel, on this machine's own files: they are seen read-only
 # through an overlay in the guest's memory, so nothing that the command writes stays. Ends with the command's status.
 #
-#     perf/vm/run.sh [--kernel VERSION] [--nics [--rss]] [--instructions] [--keep DIRECTORY] [--kvm] [--memory MIB]
-#                    [--timeout SECONDS] [--] COMMAND...
+#     perf/vm/run.sh [--kernel VERSION] [--nics [--rss] | --card NAME] [--instructions] [--keep DIRECTORY] [--kvm]
+#                    [--memory MIB] [--timeout SECONDS] [--] COMMAND...
 #
 # The guest has no network but what the command makes. With --nics it has four virtio-net cards of two queues each, the
 # first connected with the second and the third with the fourth, by bridges in a network namespace that ends with the
-# guest; the command finds them by their MAC addresses (testbed/src/topology.rs), as WEIR_TEST_NICS tells it to. The guest
-# is emulated and starts in some 5 seconds; with --rss (WEIR_TEST_NICS=rss) the emulator spreads frames over a card's queues
-# by the key and indirection table that the guest sets, else by flow; --kvm has the processor run it, which not every machine that has /dev/kvm can.
+# guest; the command finds them by their MAC addresses (testbed/src/topology.rs), as WEIR_TEST_NICS tells it to, which has
+# their name. --card has others instead: igb (Intel 82576), vmxnet3 or e1000e (Intel 82574, one queue). The guest is
+# emulated and starts in some 5 seconds; with --rss (WEIR_TEST_RSS=1) the emulator spreads frames over the queues of
+# virtio-net by the key and indirection table that the guest sets, else by flow; --kvm has the processor run it, which not
+# every machine that has /dev/kvm can.
 #
 # With --instructions the guest has one processor, cards of one queue, and a clock that goes by one nanosecond with each
 # instruction that the processor executes (while it idles, as the real one does): processor time in the guest is then a
@@ -17,13 +19,14 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-version=6.18 memory=4096 limit=1800 kvm= nics= instructions= keep= rss= processors=2
+card=virtio-net version=6.18 memory=4096 limit=1800 kvm= nics= instructions= keep= rss= processors=2
 while [ $# -gt 0 ]; do
     case $1 in
         --kernel) version=$2; shift 2 ;;
         --kvm) kvm=1; shift ;;
         --nics) nics=4; shift ;;
-        --rss) rss=rss; shift ;;
+        --rss) rss=1; shift ;;
+        --card) card=$2 nics=4; shift 2 ;;
         --instructions) instructions=1 processors=1; shift ;;
         --keep) keep=$(realpath "$2"); shift 2 ;;
         --memory) memory=$2; shift 2 ;;
@@ -36,6 +39,18 @@ done
 for program in qemu-system-x86_64 busybox cpio; do
     command -v "$program" >/dev/null || { echo "run.sh: $program is not installed (make deps)" >&2; exit 2; }
 done
+
+case $card in
+    virtio-net) driver=virtio_net ;;
+    igb | vmxnet3 | e1000e) driver=$card ;;
+    *) echo "run.sh: no card $card: virtio-net, igb, vmxnet3 or e1000e" >&2; exit 2 ;;
+esac
+[ "$card" = virtio-net ] || [ -z "$rss$instructions" ] ||
+    { echo "run.sh: --rss and --instructions are for virtio-net" >&2; exit 2; }
+# QEMU 7.2 has no igb; and where it spreads frames itself (--rss), connections stall for longer than tests wait.
+emulator=(qemu-system-x86_64)
+[ "$card" = virtio-net ] && [ -z "$rss" ] || mapfile -t emulator < <("$here/emulator.sh")
+[ "${#emulator[@]}" -gt 0 ] || exit 1
 
 kernel=$("$here/kernel.sh" "$version")
 release=$(cat "$kernel/release")
@@ -65,7 +80,7 @@ done
 {
     echo '#!/bin/sh'
     printf 'cd %q\n' "$PWD"
-    [ -z "$nics" ] || echo "modprobe virtio_net && export WEIR_TEST_NICS=${rss:-1}"
+    [ -z "$nics" ] || echo "modprobe $driver && export WEIR_TEST_NICS=$card ${rss:+WEIR_TEST_RSS=1}"
     if [ -n "$rss" ]; then
         # The emulator (QEMU 7.2) delivers nothing until the indirection table of a link that is up is set anew.
         echo "for nic in \$(grep -l '^02:77:65:69:72:' /sys/class/net/*/address | cut -d / -f 5); do"
@@ -117,13 +132,22 @@ chmod +x "$root/init" "$root/sbin/modprobe"
 (cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) >"$work/initramfs.gz"
 
 share() { echo "-virtfs local,path=$1,mount_tag=$2,security_model=none,readonly=$3,multidevs=remap"; }
-# A card's queues are those of its tap, which the kernel fills by flow and not by sender: one for each processor.
-mq=on multi_queue=multi_queue
+# The queues of virtio-net are those of its tap, which the kernel fills by flow and not by sender: one for each processor. Other
+# cards have queues of their own, and are on buses of their own.
+mq=on multi_queue=multi_queue queues=$processors machine=()
 [ "$processors" -gt 1 ] || mq=off multi_queue=
+[ "$card" = virtio-net ] || queues=1 multi_queue='' machine=(-machine q35)
 network=() wires=
 for ((nic = 0; nic < ${nics:-0}; nic++)); do
-    network+=(-netdev "tap,id=wire$nic,ifname=tap$nic,script=no,downscript=no,queues=$processors,vhost=off"
-        -device "virtio-net-pci,netdev=wire$nic,mac=02:77:65:69:72:0$nic,mq=$mq${rss:+,rss=on,hash=on},vectors=10,disable-legacy=on,iommu_platform=on,romfile=")
+    network+=(-netdev "tap,id=wire$nic,ifname=tap$nic,script=no,downscript=no,queues=$queues,vhost=off")
+    device="netdev=wire$nic,mac=02:77:65:69:72:0$nic,romfile="
+    if [ "$card" = virtio-net ]; then
+        device="virtio-net-pci,$device,mq=$mq${rss:+,rss=on,hash=on},vectors=10,disable-legacy=on,iommu_platform=on"
+    else
+        network+=(-device "pcie-root-port,id=port$nic,chassis=$nic")
+        device="$card,$device,bus=port$nic"
+    fi
+    network+=(-device "$device")
     bridge=bridge$((nic / 2))
     [ $((nic % 2)) = 1 ] || wires+="ip link add $bridge type bridge mcast_snooping 0 && ip link set $bridge up && "
     wires+="ip tuntap add tap$nic mode tap $multi_queue vnet_hdr && "
@@ -138,7 +162,7 @@ acceleration=(-accel tcg,thread=multi -cpu max)
 [ -z "$keep" ] || keep=$(share "$keep" keep off)
 around=()
 [ -z "$nics" ] || around=(unshare --net sh -c "$wires"'exec "$@"' sh)
-"${around[@]}" timeout --kill-after=10 "$limit" qemu-system-x86_64 "${acceleration[@]}" -smp "$processors" -m "$memory" \
+"${around[@]}" timeout --kill-after=10 "$limit" "${emulator[@]}" "${machine[@]}" "${acceleration[@]}" -smp "$processors" -m "$memory" \
     -nodefaults -no-user-config -nographic -serial stdio -no-reboot \
     -kernel "$kernel/vmlinuz" -initrd "$work/initramfs.gz" \
     -append "console=ttyS0 quiet panic=-1 loglevel=3 mitigations=off" \

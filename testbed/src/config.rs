@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::servers::{DNS_PORT, HTTP_PORT, IPERF_PORT};
-use crate::topology::{BACKENDS, Family, LAN, QUEUES, Topology, WAN};
+use crate::topology::{BACKENDS, Family, LAN, Topology, WAN};
 
 /// A backend of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +136,9 @@ impl Service {
     }
 }
 
+/// What [`config`] has for network cards without native XDP.
+pub const GENERIC: &str = "xdp: {mode: generic-allowed}\n";
+
 /// A configuration for a Weir in the gateway: both interfaces, a worker a queue, a SNAT pool, and `services`.
 pub fn config(topology: &Topology, services: &[Service]) -> String {
     let socket = topology.scratch().join("weir.sock");
@@ -144,11 +147,13 @@ pub fn config(topology: &Topology, services: &[Service]) -> String {
         [] => "[]\n".to_owned(),
         some => "\n".to_owned() + &some.iter().map(Service::yaml).collect::<String>(),
     };
+    let xdp = if topology.card.is_some_and(|card| card.xdp() == "generic") { GENERIC } else { "" };
     format!(
-        "interfaces:\n  - name: {WAN}\n  - name: {LAN}\nworkers: {{count: {QUEUES}}}\nflows: {{limit: 65536}}\n\
+        "interfaces:\n  - name: {WAN}\n  - name: {LAN}\nworkers: {{count: {}}}\nflows: {{limit: 65536}}\n{xdp}\
          admin: {{socket: \"{}\"}}\n\
          snat_pools:\n  - name: pool\n    addresses: [\"{v4}\", \"{v6}\"]\n    ports: 20000-59999\n\
          services: {services}",
+        topology.queues(),
         socket.display(),
     )
 }

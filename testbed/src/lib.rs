@@ -15,6 +15,7 @@
 //! All of it needs root ([`is_root`]) and the programs that `scripts/deps.sh net` installs.
 
 pub mod apiserver;
+mod card;
 mod cleanup;
 pub mod clients;
 pub mod config;
@@ -31,6 +32,7 @@ pub mod topology;
 pub mod tunnels;
 mod weir;
 
+pub use card::{Card, kernel_version};
 pub use cleanup::Undo;
 pub use config::{Service, config};
 pub use http::{Load, load, load_for};

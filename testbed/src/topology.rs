@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
+use crate::card::Card;
 use crate::cleanup::{self, Mess};
 use crate::namespace::Namespace;
 
-/// Queues of the gateway's interfaces, and so workers of a Weir that uses them all.
+/// Queues of the gateway's veth pairs, and of most cards.
 pub const QUEUES: u32 = 2;
 /// Queues of the links between switch and backends. A bridge sends what arrived on queue 0 or 1 by queue 0 and what
 /// arrived on queue 2 by queue 1: the kernel takes the queue that a veth frame was sent by for the number, from 1, of
@@ -117,6 +118,8 @@ pub struct Topology {
     pub gateway: Namespace,
     /// Where servers run, in the order of their numbers.
     pub backends: Vec<Namespace>,
+    /// What the gateway's interfaces are, where they are no veth pairs.
+    pub card: Option<Card>,
     switch: Namespace,
     scratch: Scratch,
     prefix: String,
@@ -137,6 +140,7 @@ impl Topology {
             backends: (1..=BACKENDS)
                 .map(|number| namespace(&format!("backend-{number}")))
                 .collect::<Result<_>>()?,
+            card: Card::here()?,
             switch: namespace("switch")?,
             scratch: Scratch::make(&prefix)?,
             prefix,
@@ -171,6 +175,11 @@ impl Topology {
         Namespace::add(format!("{}{role}", self.prefix))
     }
 
+    /// Queues of the gateway's interfaces, and so workers of a Weir that uses them all.
+    pub fn queues(&self) -> u32 {
+        self.card.map_or(QUEUES, Card::queues)
+    }
+
     /// A directory for configurations, sockets and logs that is removed with the rest.
     pub fn scratch(&self) -> &Path {
         self.scratch.path()
@@ -179,15 +188,11 @@ impl Topology {
     fn connect(&self) -> Result<()> {
         self.gateway.sysctl("net/ipv4/ip_forward", "1")?;
         self.gateway.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        if has_nics() {
-            for (nic, (namespace, name)) in (0u8..).zip([
-                (&self.gateway, WAN),
-                (&self.client, ETH),
-                (&self.gateway, LAN),
-                (&self.switch, "uplink"),
-            ]) {
+        if self.card.is_some() {
+            for (nic, (namespace, name)) in (0u8..).zip(self.places()) {
                 move_nic(nic, namespace, name)?;
             }
+            self.wait_for_carriers()?;
         } else {
             veth(&self.gateway, WAN, &self.client, ETH, QUEUES)?;
             veth(&self.gateway, LAN, &self.switch, "uplink", QUEUES)?;
@@ -199,6 +204,31 @@ impl Topology {
             let port = format!("port{number}");
             veth(&self.switch, &port, backend, ETH, PORT_QUEUES)?;
             self.switch.ip(&format!("link set {port} master bridge\n"))?;
+        }
+        Ok(())
+    }
+
+    /// Where the network cards go: namespace and name of each.
+    fn places(&self) -> [(&Namespace, &'static str); 4] {
+        [(&self.gateway, WAN), (&self.client, ETH), (&self.gateway, LAN), (&self.switch, "uplink")]
+    }
+
+    /// Waits until every network card has its link: some lose it for seconds when they are set up or get an XDP program.
+    ///
+    /// # Errors
+    /// When one has none in time.
+    pub fn wait_for_carriers(&self) -> Result<()> {
+        let deadline = Instant::now() + NIC_LIMIT;
+        for (namespace, name) in self.places() {
+            loop {
+                let mut ip = namespace.command("ip");
+                let said = crate::run(ip.args(["-oneline", "link", "show", name]), NIC_LIMIT)?;
+                if said.out.contains("LOWER_UP") {
+                    break;
+                }
+                ensure!(Instant::now() < deadline, "{name} has no link: {}{}", said.out, said.err);
+                std::thread::sleep(Duration::from_millis(50));
+            }
         }
         Ok(())
     }
@@ -225,28 +255,29 @@ impl Topology {
     }
 }
 
-/// Whether the gateway has network cards of a machine that is there for tests alone (`perf/vm/run.sh --nics`), instead
-/// of veth pairs.
+/// Whether the gateway has network cards that are there for tests alone, instead of veth pairs.
 pub fn has_nics() -> bool {
-    std::env::var_os("WEIR_TEST_NICS").is_some()
+    !matches!(Card::here(), Ok(None))
 }
 
-/// The version of the kernel: its first two numbers.
-///
-/// # Errors
-/// Where the kernel does not tell it.
-pub fn kernel_version() -> Result<(u32, u32)> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release.split(['.', '-']).map(str::parse);
-    Ok((numbers.next().context("a version")??, numbers.next().context("a version")??))
-}
-
-/// The best mode that the kernel has for these cards: virtio-net has zero-copy both ways from Linux 6.13 on.
-///
-/// # Errors
-/// Where the kernel does not tell its version.
-pub fn best_mode() -> Result<&'static str> {
-    Ok(if kernel_version()? >= (6, 13) { "zero-copy" } else { "copy" })
+impl Drop for Topology {
+    /// A namespace keeps its cards for as long as a socket of it lingers; so the next one's are taken out of it.
+    fn drop(&mut self) {
+        for (namespace, name) in self.places().into_iter().filter(|_| self.card.is_some()) {
+            let mut ip = Command::new("ip");
+            ip.args([
+                "-netns",
+                namespace.name(),
+                "link",
+                "set",
+                name,
+                "netns",
+                &std::process::id().to_string(),
+            ]);
+            // What did not get there is not there for the next topology either, which says so.
+            let _ = crate::run(&mut ip, NIC_LIMIT);
+        }
+    }
 }
 
 /// Gives the card with this number (the last byte of its MAC address) to a namespace. One that the namespace before it

@@ -9,8 +9,9 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::card::Card;
 use crate::process::{Process, run};
-use crate::topology::{LAN, Topology, WAN, best_mode, has_nics};
+use crate::topology::{LAN, Topology, WAN};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -49,16 +50,19 @@ impl Weir {
         weir.process.wait_until(START_LIMIT, || {
             Ok(socket.exists() && run(&mut show(&binary, &socket, "workers"), ANSWER_LIMIT)?.status.success())
         })?;
-        // Unless the configuration has its own idea of the mode.
-        if has_nics() && !config.contains("xdp:") {
-            weir.uses_the_cards_at_their_best()?;
+        if let Some(card) = topology.card {
+            topology.wait_for_carriers()?;
+            // Unless the configuration has its own idea of the mode.
+            if !config.contains("zero_copy:") {
+                weir.uses_the_cards_at_their_best(card)?;
+            }
         }
         Ok(weir)
     }
 
     /// Reads back that every queue of the network cards that it serves is in the best mode that there is.
-    fn uses_the_cards_at_their_best(&self) -> Result<()> {
-        let (interfaces, best) = (self.show("interfaces")?, best_mode()?);
+    fn uses_the_cards_at_their_best(&self, card: Card) -> Result<()> {
+        let (interfaces, best) = (self.show("interfaces")?, card.mode()?);
         let rows = interfaces.as_array().map(Vec::as_slice).unwrap_or_default();
         let queues = rows
             .iter()

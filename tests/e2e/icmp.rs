@@ -9,7 +9,7 @@ use testbed::{Namespace, Service, clients, run, servers};
 
 use crate::{Setup, both};
 
-const SECOND: Duration = Duration::from_secs(1);
+const LIMIT: Duration = Duration::from_secs(20);
 const SMALL_MTU: u32 = 1400;
 
 /// A host behind the client, which routes for it; the way back to the host takes packets of [`SMALL_MTU`] bytes only,
@@ -34,7 +34,7 @@ fn host_behind_the_client(topology: &Topology) -> Result<(Namespace, [IpAddr; 2]
 fn learnt(topology: &Topology, towards: IpAddr) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for backend in &topology.backends {
-        let said = run(backend.command("ip").args(["route", "get", &towards.to_string()]), SECOND)?;
+        let said = run(backend.command("ip").args(["route", "get", &towards.to_string()]), LIMIT)?;
         ensure!(said.status.success(), "{}", said.err);
         found.push(said.out);
     }

@@ -3,14 +3,19 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use control::admin::protocol::{InterfaceRow, WorkerRow};
+use control::admin::protocol::{InterfaceRow, QueueRow, WorkerRow};
+use serde_json::Value;
+use testbed::config::GENERIC;
+use testbed::flood::Flood;
 use testbed::servers::Servers;
-use testbed::topology::{BACKENDS, Family, LAN, QUEUES, Topology, WAN, best_mode, has_nics, kernel_version};
-use testbed::{Service, Weir, clients, load, run, servers};
+use testbed::topology::{BACKENDS, Family, LAN, QUEUES, Topology, WAN, has_nics};
+use testbed::{Card, Namespace, Service, Signal, Weir, clients, kernel_version, load, run, servers};
 
 use crate::{Setup, both, can_run, eventually, weir};
 
 const LIMIT: Duration = Duration::from_secs(20);
+/// Long enough for more frames than the rings of all queues hold.
+const FLOOD_LENGTH: Duration = Duration::from_secs(5);
 /// The kernel from which on it is told of which packets a card hashes the ports.
 const HASHED_TOLD_SINCE: (u32, u32) = (6, 17);
 
@@ -23,15 +28,15 @@ fn can_run_here() -> bool {
 
 /// Whether these spread frames over their queues by key and indirection table (`--rss`).
 fn can_spread() -> bool {
-    let has_rss = std::env::var("WEIR_TEST_NICS").is_ok_and(|nics| nics == "rss");
+    let has_rss = std::env::var_os("WEIR_TEST_RSS").is_some();
     if !has_rss {
         println!("did not run: there are no cards here that spread frames by a key");
     }
     has_rss && can_run_here()
 }
 
-fn ethtool(setup: &Setup, args: &[&str]) -> Result<()> {
-    let said = run(setup.topology.gateway.command("ethtool").args(args), LIMIT)?;
+fn ethtool(gateway: &Namespace, args: &[&str]) -> Result<()> {
+    let said = run(gateway.command("ethtool").args(args), LIMIT)?;
     ensure!(said.status.success(), "ethtool {args:?}: {}", said.err);
     Ok(())
 }
@@ -40,8 +45,8 @@ fn ethtool(setup: &Setup, args: &[&str]) -> Result<()> {
 /// driver of virtio-net asks for its queues anew when a program is attached, and the emulator forgets the table over that.
 fn spread(setup: &Setup) -> Result<()> {
     [WAN, LAN].into_iter().try_for_each(|name| {
-        ethtool(setup, &["-X", name, "weight", "1", "1"])?;
-        ethtool(setup, &["-K", name, "rxhash", "on"])
+        ethtool(&setup.topology.gateway, &["-X", name, "weight", "1", "1"])?;
+        ethtool(&setup.topology.gateway, &["-K", name, "rxhash", "on"])
     })
 }
 
@@ -72,7 +77,7 @@ fn replies_come_to_the_worker_that_chose_the_port_unless_the_card_hashes_address
     }
     let services = [Service::http(Family::V4.vip()).mode("fullnat")];
     let Some(setup) = Setup::start(&services)? else { return Ok(()) };
-    let hash = |fields: &str| ethtool(&setup, &["-N", LAN, "rx-flow-hash", "tcp4", fields]);
+    let hash = |fields: &str| ethtool(&setup.topology.gateway, &["-N", LAN, "rx-flow-hash", "tcp4", fields]);
     spread(&setup)?;
     hash("sd")?;
     eventually(LIMIT * 3, || {
@@ -101,7 +106,7 @@ fn replies_come_to_the_worker_that_chose_the_port_unless_the_card_hashes_address
 }
 
 #[test]
-fn both_queues_carry_traffic_in_the_best_mode_that_the_kernel_has_and_says() -> Result<()> {
+fn every_queue_carries_traffic_in_the_best_mode_that_the_kernel_has_and_says() -> Result<()> {
     if !can_run_here() {
         return Ok(());
     }
@@ -114,14 +119,19 @@ fn both_queues_carry_traffic_in_the_best_mode_that_the_kernel_has_and_says() -> 
         ensure!(answers.iter().all(|page| page.status == 200), "{}: {answers:?}", service.addr());
         ensure!(clients::download(&setup.topology.client, service.addr())? == servers::blob());
     }
-    let mode = best_mode()?;
+    let card = setup.topology.card.context("no card")?;
+    let mode = card.mode()?;
     let shown: Vec<InterfaceRow> = serde_json::from_value(setup.weir.show("interfaces")?)?;
     for name in [WAN, LAN] {
         let row = shown.iter().find(|row| row.name == name).context("an interface is not shown")?;
-        ensure!((row.xdp.as_str(), row.queues.len()) == ("native", QUEUES as usize), "{row:?}");
+        ensure!((row.xdp.as_str(), row.queues.len()) == (card.xdp(), card.queues() as usize), "{row:?}");
         for queue in &row.queues {
             ensure!(queue.mode == mode, "{name}: this kernel can do {mode}: {queue:?}");
-            ensure!(queue.rx > 0 && queue.tx > 0, "{name}: a queue without traffic: {queue:?}");
+            let carries = queue.rx > 0 && queue.tx > 0;
+            ensure!(
+                carries || (queue.queue > 0 && !card.spreads()),
+                "{name}: a queue without traffic: {queue:?}"
+            );
             ensure!((queue.invalid_descriptors, queue.rx_dropped) == (0, 0), "{name}: {queue:?}");
         }
         println!("{name}: {}", serde_json::to_string(&row.queues)?);
@@ -137,8 +147,9 @@ fn zero_copy_that_the_kernel_lacks_is_refused_where_it_is_required() -> Result<(
     let topology = Topology::build()?;
     let _servers = Servers::start(&topology)?;
     let services = both(|family| Service::http(family.vip()));
-    let config = format!("{}xdp: {{zero_copy: require}}\n", testbed::config(&topology, &services));
-    if best_mode()? == "zero-copy" {
+    let config = testbed::config(&topology, &services).replace(GENERIC, "");
+    let config = format!("{config}xdp: {{mode: generic-allowed, zero_copy: require}}\n");
+    if topology.card.context("no card")?.mode()? == "zero-copy" {
         Weir::start(&topology, weir(), &config)?.stop()?;
         return Ok(());
     }
@@ -147,5 +158,114 @@ fn zero_copy_that_the_kernel_lacks_is_refused_where_it_is_required() -> Result<(
     let said = run(topology.gateway.command(weir()).args(["run", "--config"]).arg(&file), LIMIT)?;
     ensure!(said.status.code().is_some_and(|code| code != 0), "{said:?}");
     ensure!(said.err.contains("zero-copy") && said.err.contains("set"), "{}", said.err);
+    Ok(())
+}
+
+/// What `weir doctor` says of one of Weir's interfaces.
+fn doctor(topology: &Topology, name: &str) -> Result<Value> {
+    let mut command = topology.gateway.command(weir());
+    command.args(["doctor", name, "-o", "json", "--workers", &topology.queues().to_string()]);
+    let report: Value = serde_json::from_str(&run(&mut command, LIMIT)?.out)?;
+    report.pointer("/interfaces/0").cloned().context("no interface in the report")
+}
+
+/// Whether one of its findings about an interface contains this.
+fn finds(interface: &Value, weight: &str, what: &str) -> bool {
+    let findings = interface["findings"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let says = |finding: &Value| finding["text"].as_str().is_some_and(|text| text.contains(what));
+    findings.iter().any(|finding| finding["weight"] == weight && says(finding))
+}
+
+#[test]
+fn doctor_tells_of_a_card_what_it_turns_out_to_be() -> Result<()> {
+    if !can_run_here() {
+        return Ok(());
+    }
+    let topology = Topology::build()?;
+    let card = topology.card.context("no card")?;
+    for name in [WAN, LAN] {
+        let told = doctor(&topology, name)?;
+        println!("{told}");
+        ensure!(told["driver"] == card.driver(), "{told:#}");
+        ensure!(told.pointer("/queues/rx") == Some(&card.queues().into()), "{told:#}");
+        let (native, zero_copy) = (card.xdp() == "native", card.mode()? == "zero-copy");
+        ensure!(told.pointer("/xdp/native") == Some(&native.into()), "{told:#}");
+        ensure!(told.pointer("/xdp/zero_copy") == Some(&zero_copy.into()), "{told:#}");
+        ensure!(finds(&told, "refuses", "has no native XDP") != native, "{told:#}");
+        ensure!(finds(&told, "notes", "cannot do zero-copy") != zero_copy, "{told:#}");
+        ensure!(
+            finds(&told, "notes", "tells no RSS key") == (card == Card::Igb || card == Card::Vmxnet3),
+            "{told:#}"
+        );
+    }
+    Ok(())
+}
+
+/// Cards with more queues than Weir has workers, until this goes out of scope.
+struct Paired<'a>(&'a Topology);
+
+impl Drop for Paired<'_> {
+    fn drop(&mut self) {
+        for name in [WAN, LAN] {
+            for args in [&["-X", name, "default"][..], &["-L", name, "combined", &QUEUES.to_string()]] {
+                // It ends a test; the next one says how many queues it finds.
+                let _ = ethtool(&self.0.gateway, args);
+            }
+        }
+    }
+}
+
+/// Does what doctor says about igb, where it says it.
+fn pair_the_interrupts(topology: &Topology) -> Result<Paired<'_>> {
+    let paired = Paired(topology);
+    const TRAP: &str = "receives nothing any more";
+    for name in [WAN, LAN] {
+        let told = doctor(topology, name)?;
+        ensure!(finds(&told, "costs", TRAP) == (kernel_version()? < (7, 0)), "{told:#}");
+        if finds(&told, "costs", TRAP) {
+            let most = told.pointer("/queues/rx_max").context("no most queues")?.to_string();
+            ethtool(&topology.gateway, &["-L", name, "combined", &most])?;
+            ethtool(&topology.gateway, &["-X", name, "equal", &topology.queues().to_string()])?;
+            let told = doctor(topology, name)?;
+            ensure!(!finds(&told, "costs", TRAP), "{told:#}");
+        }
+    }
+    topology.wait_for_carriers()?;
+    Ok(paired)
+}
+
+#[test]
+fn a_queue_whose_buffers_are_all_full_receives_again_after_its_worker_paused() -> Result<()> {
+    if !can_run_here() {
+        return Ok(());
+    }
+    let topology = Topology::build()?;
+    let is_igb = topology.card == Some(Card::Igb);
+    let _paired = is_igb.then(|| pair_the_interrupts(&topology)).transpose()?;
+    let _servers = Servers::start(&topology)?;
+    let service = Service::http(Family::V4.vip());
+    // As a worker that is slow, not as one that is given up.
+    let config = testbed::config(&topology, std::slice::from_ref(&service));
+    let config = config.replace("workers: {", "workers: {beat_limit_ms: 60000, ");
+    let weir = Weir::start(&topology, weir(), &config)?;
+    let works = |when: &str| {
+        eventually(LIMIT, || {
+            let load = load(&topology.client, service.addr(), 60, 6)?;
+            ensure!(load.failures.is_empty(), "{when}: {:?}", load.failures);
+            Ok(())
+        })
+    };
+    works("before")?;
+    let flood = Flood::start(&topology, service.addr())?;
+    weir.signal(Signal::SIGSTOP)?;
+    std::thread::sleep(FLOOD_LENGTH);
+    drop(flood);
+    weir.signal(Signal::SIGCONT)?;
+    works("after")?;
+    let shown: Vec<InterfaceRow> = serde_json::from_value(weir.show("interfaces")?)?;
+    let wan = shown.iter().find(|row| row.name == WAN).context("an interface is not shown")?;
+    println!("{}", serde_json::to_string(&wan.queues)?);
+    let is_overrun = |queue: &QueueRow| queue.rx_ring_full + queue.fill_ring_empty > 0;
+    ensure!(wan.queues.iter().any(is_overrun), "the flood was too small: {wan:?}");
     Ok(())
 }

@@ -4,8 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use anyhow::Result;
 use serde_json::Value;
-use testbed::Service;
-use testbed::topology::{BACKENDS, Family, LAN, QUEUES, WAN, best_mode, has_nics};
+use testbed::topology::{BACKENDS, Family, LAN, QUEUES, WAN};
+use testbed::{Card, Service};
 
 use crate::{Setup, both};
 
@@ -56,7 +56,7 @@ fn every_subject_is_shown_for_people_and_for_programs() -> Result<()> {
         let queues = rows(&interface["queues"]);
         assert_eq!(queues.len(), QUEUES as usize, "{interface}");
         // veth has no zero-copy.
-        let mode = if has_nics() { best_mode()? } else { "copy" };
+        let mode = setup.topology.card.map_or(Ok("copy"), Card::mode)?;
         assert!(queues.iter().all(|queue| queue["mode"] == mode), "not {mode}: {interface}");
     }
     Ok(())
