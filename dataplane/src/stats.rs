@@ -232,6 +232,13 @@ impl WorkerStats {
     /// A packet of `bytes` bytes to or from the backend passed on `way`.
     #[inline]
     pub fn passed(&self, id: BackendId, way: Way, bytes: u16) {
+        self.passed_again(id, way, bytes);
+        self.stirred(id);
+    }
+
+    /// The same for one of a flow that the backend was [said to stir](Self::stirred) for already in this tick.
+    #[inline]
+    pub fn passed_again(&self, id: BackendId, way: Way, bytes: u16) {
         let Some(counters) = self.backend(id) else { return };
         let (packets, volume) = match way {
             Way::Forward => (&counters.packets_in, &counters.bytes_in),
@@ -239,12 +246,19 @@ impl WorkerStats {
         };
         packets.add(1);
         volume.add(bytes.into());
-        self.stirs(id, counters);
+    }
+
+    /// Says that the backend has traffic. Of a flow it is enough to say so in each tick.
+    #[inline]
+    pub fn stirred(&self, id: BackendId) {
+        if let Some(counters) = self.backend(id) {
+            self.stirs(id, counters);
+        }
     }
 
     /// Takes the list of busy backends: those that had traffic since they were last said to rest. Whoever takes them looks
-    /// at their counters from then on, until these stand still, says that they rest, and looks once more a while later:
-    /// traffic of just that moment may have missed it. One caller at a time.
+    /// at their counters from then on, until these stand still, says that they rest, and looks once more some ticks later:
+    /// traffic of just that moment, and what follows it in the same tick, may have missed it. One caller at a time.
     pub fn take_busy(&self, mut see: impl FnMut(BackendId)) {
         let mut at = self.busy.swap(0, Ordering::Acquire);
         while let Some(id) = at.checked_sub(LISTED).map(BackendId) {

@@ -143,6 +143,7 @@ impl Core {
             }
             // The packets of a busy flow mostly find it as it has to be, and leave the cache line clean.
             entry.expires = self.turn.expires;
+            self.setup.stats.stirred(entry.backend);
         }
         trace.step(Step::FlowKnown {
             reply: way == Way::Reply,
@@ -151,7 +152,7 @@ impl Core {
         });
         entry.count_packet(way);
         headers.give(macs, entry, way);
-        self.setup.stats.passed(entry.backend, way, headers.len.get());
+        self.setup.stats.passed_again(entry.backend, way, headers.len.get());
         Some(hop.port)
     }
 

@@ -314,6 +314,34 @@ fn a_flow_lives_as_long_as_its_state_says_and_counts_for_its_backend() {
 }
 
 #[test]
+fn in_each_tick_that_a_flow_has_packets_in_its_backend_is_said_to_have_traffic() {
+    let tables = tables();
+    let mut engine = engines(1, 64).remove(0);
+    let (c, v) = (client(1, false), at(vip(false), 80));
+    let send = |engine: &mut Engine, flags, tick| {
+        let mut wire = Wire::new(&packet(TCP, flags, c, v, 64), UPLINK);
+        assert_eq!(wire.through(engine, &tables, Tick(tick)), Verdict::Tx(LAN));
+        let (snat, backend, _) = wire.seen();
+        packet(TCP, ACK, backend, snat, 64)
+    };
+    send(&mut engine, SYN, 0);
+    send(&mut engine, ACK, 0);
+    for tick in 1..5 {
+        let mut busy = Vec::new();
+        engine.stats().take_busy(|id| busy.push(id));
+        assert_eq!(busy, [BackendId(0)], "before tick {tick}");
+        engine.stats().rests(BackendId(0));
+        let answer = send(&mut engine, ACK, 2 * tick);
+        engine.stats().take_busy(|id| assert_eq!(id, BackendId(0)));
+        engine.stats().rests(BackendId(0));
+        let mut reply = Wire::new(&answer, LAN);
+        assert_eq!(reply.through(&mut engine, &tables, Tick(2 * tick + 1)), Verdict::Tx(UPLINK));
+    }
+    let counters = engine.stats().backend(BackendId(0)).unwrap();
+    assert_eq!([&counters.packets_in, &counters.packets_out].map(crate::stats::Counter::get), [6, 4]);
+}
+
+#[test]
 fn the_sweep_ends_flows_that_nobody_touches() {
     let tables = tables();
     let mut engine = engines(1, 2048).remove(0);
