@@ -26,13 +26,16 @@ fn can_run_here() -> bool {
     has_nics() && can_run()
 }
 
-/// Whether these spread frames over their queues by key and indirection table (`--rss`).
+/// Whether the emulator spreads frames over the queues by the card's key and indirection table (`--rss`).
+fn has_rss() -> bool {
+    std::env::var_os("WEIR_TEST_RSS").is_some()
+}
+
 fn can_spread() -> bool {
-    let has_rss = std::env::var_os("WEIR_TEST_RSS").is_some();
-    if !has_rss {
+    if !has_rss() {
         println!("did not run: there are no cards here that spread frames by a key");
     }
-    has_rss && can_run_here()
+    has_rss() && can_run_here()
 }
 
 fn ethtool(gateway: &Namespace, args: &[&str]) -> Result<()> {
@@ -236,7 +239,12 @@ fn pair_the_interrupts(topology: &Topology) -> Result<Paired<'_>> {
 
 #[test]
 fn a_queue_whose_buffers_are_all_full_receives_again_after_its_worker_paused() -> Result<()> {
-    if !can_run_here() {
+    if has_rss() {
+        println!(
+            "did not run: with the emulator's RSS a queue without buffers stops the frames for all others"
+        );
+    }
+    if has_rss() || !can_run_here() {
         return Ok(());
     }
     let topology = Topology::build()?;
