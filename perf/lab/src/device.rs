@@ -11,7 +11,7 @@ use serde_json::Value;
 use testbed::{Process, Undo, run};
 
 use crate::LIMIT;
-use crate::network::{BACKEND, BACKEND_PORT, Middle, Network, PORT, SNAT, VIP, undone_by};
+use crate::network::{BACKEND, BACKEND_PORT, Middle, Network, PORT, Place, Port, SNAT, VIP, undone_by};
 use crate::traffic::{Cores, list};
 
 /// How long a device may take to be ready: rules of 50,000 services take their time.
@@ -49,14 +49,23 @@ pub(crate) enum Mode {
     Fullnat,
 }
 
+/// When the device's interfaces interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interrupts {
+    /// Later, as `--tuning gateway` has it.
+    Deferred,
+    /// As the kernel has it without being told.
+    Usual,
+}
+
 /// A device under test.
 #[derive(Clone, Debug)]
 pub(crate) enum Device {
     /// Generator and sink connected to each other.
     Nothing,
     /// `weir-gen forward`.
-    Bare,
-    Weir(Mode),
+    Bare(Interrupts),
+    Weir(Mode, Interrupts),
     Peer(Peer),
     /// One that is elsewhere, and set up by whoever runs the lab.
     Elsewhere,
@@ -116,18 +125,26 @@ impl Device {
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::Nothing => "nothing",
-            Self::Bare => "bare",
-            Self::Weir(Mode::Fullnat) => "weir-fullnat",
-            Self::Weir(Mode::Nat) => "weir-nat",
+            Self::Bare(Interrupts::Deferred) => "bare",
+            Self::Bare(Interrupts::Usual) => "bare-untuned",
+            Self::Weir(Mode::Fullnat, Interrupts::Deferred) => "weir-fullnat",
+            Self::Weir(Mode::Fullnat, Interrupts::Usual) => "weir-fullnat-untuned",
+            Self::Weir(Mode::Nat, Interrupts::Deferred) => "weir-nat",
+            Self::Weir(Mode::Nat, Interrupts::Usual) => "weir-nat-untuned",
             Self::Peer(peer) => &peer.name,
             Self::Elsewhere => "elsewhere",
         }
     }
 
+    /// Whether it is one of those whose interfaces Weir would tune, and left as it is for comparison.
+    pub(crate) fn is_untuned(&self) -> bool {
+        matches!(self, Self::Bare(Interrupts::Usual) | Self::Weir(_, Interrupts::Usual))
+    }
+
     pub(crate) fn kind(&self) -> Kind {
         match self {
-            Self::Nothing | Self::Bare => Kind::Bridge,
-            Self::Weir(_) | Self::Elsewhere => Kind::Balancer,
+            Self::Nothing | Self::Bare(_) => Kind::Bridge,
+            Self::Weir(..) | Self::Elsewhere => Kind::Balancer,
             Self::Peer(peer) => peer.kind,
         }
     }
@@ -166,10 +183,13 @@ impl Device {
             || network.middle.as_ref().with_context(|| format!("{}: no device's interfaces", self.name()));
         match self {
             Self::Nothing | Self::Elsewhere => Ok(Running { process: None, weir: None, _undo: Vec::new() }),
-            Self::Bare => bare(middle()?, network.scratch.path(), &binaries.generator, cores, workers),
-            Self::Weir(mode) => {
+            Self::Bare(interrupts) => {
+                let scratch = network.scratch.path();
+                bare(middle()?, scratch, &binaries.generator, cores, workers, *interrupts)
+            }
+            Self::Weir(mode, interrupts) => {
                 let config = config(*mode, middle()?, network.scratch.path(), cores, workers, services);
-                weir(middle()?, network.scratch.path(), &binaries.weir, &config)
+                weir(middle()?, network.scratch.path(), &binaries.weir, &config, *interrupts)
             }
             Self::Peer(peer) => peer.start(middle()?, network.scratch.path(), services),
         }
@@ -195,24 +215,60 @@ impl Running {
     }
 }
 
-fn bare(middle: &Middle, scratch: &Path, binary: &Path, cores: &Cores, workers: usize) -> Result<Running> {
+fn bare(
+    middle: &Middle,
+    scratch: &Path,
+    binary: &Path,
+    cores: &Cores,
+    workers: usize,
+    interrupts: Interrupts,
+) -> Result<Running> {
     let [first, second] = &middle.ports;
+    let mut undo = Vec::new();
+    if interrupts == Interrupts::Deferred {
+        for port in &middle.ports {
+            undo.extend(defer_interrupts(&middle.place, port)?);
+        }
+    }
     let mut command = middle.place.command(binary);
     command.args(["forward", "--in", &first.name, "--out", &second.name, "--queues", &workers.to_string()]);
     // The generator's checksums are whole, and an idle forwarder that spins would count as work.
     command.args(["--cores", &list(&cores.device, workers), "--checksums", "keep", "--spins", "0"]);
     let log = scratch.join("forward.log");
     let mut process = Process::spawn("the forwarder", command, log.clone())?;
-    let undo = Undo::process(process.pid(), "weir-gen");
+    undo.push(Undo::process(process.pid(), "weir-gen"));
     process.wait_until(SETUP_LIMIT, || Ok(std::fs::read_to_string(&log)?.contains("ready")))?;
-    Ok(Running { process: Some(process), weir: None, _undo: vec![undo] })
+    Ok(Running { process: Some(process), weir: None, _undo: undo })
 }
 
-fn weir(middle: &Middle, scratch: &Path, binary: &Path, config: &str) -> Result<Running> {
+/// The settings of `weir run --tuning gateway`, for what has no such option.
+fn defer_interrupts(place: &Place, port: &Port) -> Result<[Undo; 2]> {
+    let set = |(name, value): (&str, &str)| {
+        let file = format!("/sys/class/net/{}/{name}", port.name);
+        let write = |value: &str| format!("echo {value} >{file}");
+        let before = place.said(&["cat", &file])?;
+        let undo = undone_by(place.command("sh").args(["-c", &write(before.trim())]), &[]);
+        place.said(&["sh", "-c", &write(value)])?;
+        Ok::<_, anyhow::Error>(undo)
+    };
+    // The timer first: polls that are put off without one would not come at all.
+    Ok([set(("gro_flush_timeout", "50000"))?, set(("napi_defer_hard_irqs", "2"))?])
+}
+
+fn weir(
+    middle: &Middle,
+    scratch: &Path,
+    binary: &Path,
+    config: &str,
+    interrupts: Interrupts,
+) -> Result<Running> {
     let (file, socket) = (scratch.join("weir.yaml"), scratch.join("weir.sock"));
     std::fs::write(&file, config)?;
     let mut command = middle.place.command(binary);
     command.arg("run").arg("--config").arg(&file);
+    if interrupts == Interrupts::Deferred {
+        command.args(["--tuning", "gateway"]);
+    }
     let process = Process::spawn("weir", command, scratch.join("weir.log"))?;
     let undo = Undo::process(process.pid(), "weir");
     let weir = Some(Admin { binary: binary.to_owned(), socket: socket.clone() });

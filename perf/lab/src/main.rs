@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::conditions::Conditions;
-use crate::device::{Binaries, Device, Mode, Peer};
+use crate::device::{Binaries, Device, Interrupts, Mode, Peer};
 use crate::measure::Lab;
 use crate::network::{Topology, Wires};
 use crate::profiles::{Plan, Profile};
@@ -67,7 +67,7 @@ struct RunArgs {
     /// The short form: fewer devices and cases, once each.
     #[arg(long)]
     short: bool,
-    /// These devices alone: `bare`, `weir-fullnat`, `weir-nat`, and the peers by name.
+    /// These devices alone: `bare`, `weir-fullnat`, `weir-nat`, `bare-untuned`, `weir-fullnat-untuned`, and the peers by name.
     #[arg(long, value_delimiter = ',')]
     devices: Vec<String>,
     /// How often each number is taken.
@@ -239,7 +239,14 @@ fn devices(args: &RunArgs, topology: &Topology) -> Result<(Vec<Device>, Absent)>
     if let Topology::Wires(Wires { device: None, .. }) = topology {
         return Ok((vec![Device::Elsewhere], Vec::new()));
     }
-    let mut devices = vec![Device::Bare, Device::Weir(Mode::Fullnat), Device::Weir(Mode::Nat)];
+    let (tuned, untuned) = (Interrupts::Deferred, Interrupts::Usual);
+    let mut devices = vec![
+        Device::Bare(tuned),
+        Device::Weir(Mode::Fullnat, tuned),
+        Device::Weir(Mode::Nat, tuned),
+        Device::Bare(untuned),
+        Device::Weir(Mode::Fullnat, untuned),
+    ];
     devices.extend(Peer::all(&args.peers)?.into_iter().map(Device::Peer));
     if !args.devices.is_empty() {
         let unknown = args.devices.iter().find(|name| !devices.iter().any(|device| device.name() == *name));

@@ -81,7 +81,7 @@ impl<'a> Bench<'a> {
         let traffic = self.traffic()?;
         let sink = traffic.answering_sink()?;
         let each = flows / u32::try_from(self.workers)?;
-        let rate = if matches!(self.device, Device::Weir(_)) { WEIR_OPEN_RATE_PPS } else { OPEN_RATE_PPS };
+        let rate = if matches!(self.device, Device::Weir(..)) { WEIR_OPEN_RATE_PPS } else { OPEN_RATE_PPS };
         let said = traffic.connect(each, rate, 0, true)?;
         sink.stop()?;
         if said.strange > 0 {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::device::{Device, Kind, Mode, Services};
+use crate::device::{Device, Kind, Services};
 use crate::measure::{Bench, Lab};
 use crate::network::{Topology, Wires};
 use crate::results::{Key, Quantity, Report, Sample, number};
@@ -119,7 +119,7 @@ impl Plan {
 
     fn add(&mut self, profile: Profile, device: &Device, short: bool, cores: &Cores) {
         let balances = device.kind() == Kind::Balancer;
-        let weir = matches!(device, Device::Weir(_));
+        let weir = matches!(device, Device::Weir(..));
         let seconds = if short { 2.0 } else { 5.0 };
         let mut step = |count: u32, workers: usize, jobs: Vec<Job>| {
             let services = Services { count, backends: BACKENDS };
@@ -127,6 +127,9 @@ impl Plan {
         };
         let nothing = matches!(device, Device::Nothing);
         match profile {
+            // What tuning does is told by cost.
+            Profile::Rate | Profile::Connections | Profile::Services | Profile::Flows | Profile::Workers
+                if device.is_untuned() => {}
             Profile::Cost => {
                 let mut loads = vec![established(1000, "60", seconds), new()];
                 if !short {
@@ -138,7 +141,7 @@ impl Plan {
             }
             Profile::Rate if nothing => {}
             Profile::Rate if short => {
-                if matches!(device, Device::Bare | Device::Weir(Mode::Fullnat)) {
+                if let "bare" | "weir-fullnat" = device.name() {
                     step(SERVICES, 1, vec![Job::Rate { size: "60", seconds: 0.4, loads: &[50] }]);
                 }
             }
@@ -173,7 +176,7 @@ impl Plan {
                     }
                 }
             }
-            Profile::Workers if short || !matches!(device, Device::Bare | Device::Weir(_)) => {}
+            Profile::Workers if short || !matches!(device, Device::Bare(_) | Device::Weir(..)) => {}
             Profile::Workers if cores.device.len() < 2 => {
                 let note = "scaling over workers is left out: the device has one core";
                 if !self.notes.iter().any(|noted| noted == note) {
@@ -470,6 +473,7 @@ fn spoken(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::{Interrupts, Mode};
 
     #[test]
     fn the_search_ends_close_below_the_limit() {
@@ -488,7 +492,8 @@ mod tests {
 
     #[test]
     fn the_short_form_takes_less_than_a_minute_and_a_half() {
-        let devices = vec![Device::Bare, Device::Weir(Mode::Fullnat)];
+        let deferred = Interrupts::Deferred;
+        let devices = vec![Device::Bare(deferred), Device::Weir(Mode::Fullnat, deferred)];
         let cores = Cores { generator: vec![0], sink: vec![0], device: vec![1] };
         let plan = |short, repeats| {
             Plan::new(&Profile::ALL, devices.clone(), short, repeats, &Topology::Namespaces, &cores)
