@@ -3,7 +3,7 @@
 //!
 //! The forwarder joins `wan` and `lan` as a bridge, so it carries a client with an address in the backends' subnet;
 //! Weir carries the same client by way of a VIP with `fullnat`. The rate is the receiver's; each figure is the median
-//! of the rounds. The exit status says whether every ratio reaches `--least`.
+//! of the rounds. With `--check` the exit status says whether every ratio reaches `--least`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -30,14 +30,17 @@ struct Args {
     #[arg(long, value_name = "FILE", default_value = "perf/generator/target/release/weir-gen")]
     forwarder: PathBuf,
     /// How often each figure is taken.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Seconds of one iperf3.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2)]
     seconds: u64,
     /// The least rate through Weir over that through the forwarder.
     #[arg(long, default_value_t = 0.8)]
     least: f64,
+    /// Makes a missed `--least` an error.
+    #[arg(long)]
+    check: bool,
     /// Where the result is stored, as JSON.
     #[arg(long, value_name = "FILE")]
     store: Option<PathBuf>,
@@ -93,6 +96,8 @@ fn main() -> Result<ExitCode> {
             figure.weir.push(clients::iperf3(&topology.client, vip, figure.direction, duration)?);
         }
         interfaces = weir.show("interfaces")?;
+        // An iperf3 server that does not see its client go is busy for ever.
+        std::thread::sleep(Duration::from_millis(500));
         weir.stop()?;
     }
     print(&figures);
@@ -101,7 +106,7 @@ fn main() -> Result<ExitCode> {
     }
     let least = figures.iter().map(Figure::ratio).fold(f64::INFINITY, f64::min);
     println!("\nthe least ratio is {least:.2}, wanted is {:.2}", args.least);
-    Ok(if least >= args.least { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if args.check && least < args.least { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// The client's address in the backends' subnet, with the subnet's prefix length.
