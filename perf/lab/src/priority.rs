@@ -11,14 +11,15 @@ use testbed::Undo;
 /// The session's priority is as it was again when this is dropped.
 pub(crate) struct Raised(#[expect(dead_code, reason = "it works by being dropped")] Option<Undo>);
 
-/// Gives this session the highest priority, if sessions have any.
+/// Gives this session the highest priority, if sessions have any. One that has it already, as from another lab in the same session,
+/// keeps it for as long as that one lets it: who would put back what another has raised would leave it raised.
 pub(crate) fn raise() -> Result<Raised> {
-    const HIGHEST: &str = "-20";
+    const HIGHEST: i8 = -20;
     let path = format!("/proc/{}/autogroup", std::process::id());
     let Ok(text) = fs::read_to_string(&path) else { return Ok(Raised(None)) };
-    let Some(before) = nice(&text) else { return Ok(Raised(None)) };
+    let Some(before) = nice(&text).filter(|before| *before != HIGHEST) else { return Ok(Raised(None)) };
     let undo = Undo::change(&["sh", "-c", &format!("echo {before} >{path}")], &[]);
-    fs::write(&path, HIGHEST).with_context(|| path)?;
+    fs::write(&path, HIGHEST.to_string()).with_context(|| path)?;
     Ok(Raised(Some(undo)))
 }
 
