@@ -27,7 +27,7 @@ pub enum Profile {
 
 impl Profile {
     /// How often a queue is polled without work before its interrupt comes back, and after how many nanoseconds each time.
-    fn deferral(self) -> Option<(u32, u32)> {
+    pub fn deferral(self) -> Option<(u32, u32)> {
         match self {
             Self::Off => None,
             Self::Shared => Some((1, 20_000)),

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use control::nic::tuning::Profile;
 use serde_json::Value;
 use testbed::{Process, Undo, run};
 
@@ -243,16 +244,17 @@ fn bare(
 
 /// The settings of `weir run --tuning gateway`, for what has no such option.
 fn defer_interrupts(place: &Place, port: &Port) -> Result<[Undo; 2]> {
-    let set = |(name, value): (&str, &str)| {
+    let (polls, timeout_ns) = Profile::Gateway.deferral().context("a gateway defers its interrupts")?;
+    let set = |name: &str, value: u32| {
         let file = format!("/sys/class/net/{}/{name}", port.name);
         let write = |value: &str| format!("echo {value} >{file}");
         let before = place.said(&["cat", &file])?;
         let undo = undone_by(place.command("sh").args(["-c", &write(before.trim())]), &[]);
-        place.said(&["sh", "-c", &write(value)])?;
+        place.said(&["sh", "-c", &write(&value.to_string())])?;
         Ok::<_, anyhow::Error>(undo)
     };
     // The timer first: polls that are put off without one would not come at all.
-    Ok([set(("gro_flush_timeout", "50000"))?, set(("napi_defer_hard_irqs", "2"))?])
+    Ok([set("gro_flush_timeout", timeout_ns)?, set("napi_defer_hard_irqs", polls)?])
 }
 
 fn weir(
