@@ -143,10 +143,8 @@ impl Core {
     ) -> Option<Found<'t>> {
         let packet = frame.head::<Plain>()?.packet();
         let (key, settings) = (&packet.key, &tables.settings);
-        if packet.ttl <= 1 || key.sport == FTP - 1 || !opens(&packet, settings) {
-            return None;
-        }
-        if !self.turn.is_finished(frame, &packet, tables) {
+        let is_plain = packet.ttl > 1 && key.sport != FTP - 1 && opens(&packet, settings);
+        if !is_plain || !self.turn.is_finished(frame, &packet, tables) {
             return None;
         }
         let vip = key.vip();

@@ -276,6 +276,22 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn over_ipv4_a_partial_checksum_is_known_in_the_same_way(
+            addresses in prop_oneof![Just([0; 8]), any::<[u8; 8]>()],
+            protocol: u8,
+            len: u16,
+            other: Option<u16>,
+        ) {
+            let [src, dst] = [&addresses[..4], &addresses[4..]].map(|half| u32::from_be_bytes(half.try_into().unwrap()));
+            let pseudo_header = Sum::pseudo_header(src.into(), dst.into(), protocol, len);
+            let field = other.unwrap_or(pseudo_header.fold());
+            let known = is_partial_v4(U16::new(field), addresses, protocol, len);
+            prop_assert_eq!(known, is_partial(field, pseudo_header));
+        }
+    }
+
     #[test]
     fn the_example_of_rfc_1624_updates() {
         let delta = Delta::between(Sum::word(0x5555), Sum::word(0x3285));

@@ -356,16 +356,23 @@ mod tests {
         Request { interface, ifindex, queue: 0, ring_size: 64, share, modes: &[BindMode::Copy], large: None }
     }
 
-    #[test]
-    #[cfg_attr(miri, ignore = "Miri has no sockets of this kind")]
-    fn one_memory_can_be_registered_twice_and_each_registration_shared() {
+    /// Has `work` done in a network namespace of its own, which goes away with its thread; says so where it cannot be.
+    fn in_a_namespace(work: fn()) {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("this test did not run: it needs root for a network namespace and AF_XDP");
             return;
         }
-        // The namespace goes away with the thread.
-        let thread = std::thread::spawn(|| {
+        let thread = std::thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            work();
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no sockets of this kind")]
+    fn one_memory_can_be_registered_twice_and_each_registration_shared() {
+        in_a_namespace(|| {
             let names = ["v0", "v1", "v2", "v3"].map(Arc::<str>::from);
             for pair in names.chunks(2) {
                 ip(&format!("link add {} up type veth peer name {}", pair[0], pair[1]));
@@ -379,18 +386,12 @@ mod tests {
                 assert_eq!(statistics(shared.fd.as_fd()).unwrap(), Statistics::default());
             }
         });
-        thread.join().unwrap();
     }
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no sockets of this kind")]
     fn a_fill_ring_is_full_when_it_is_bound_and_its_chunks_are_free_again_where_that_fails() {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("this test did not run: it needs root for a network namespace and AF_XDP");
-            return;
-        }
-        let thread = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        in_a_namespace(|| {
             ip("link add v0 up type veth peer name v1");
             let name = Arc::<str>::from("v0");
             let mut umem = Umem::new(512, 2048).unwrap();
@@ -405,6 +406,5 @@ mod tests {
                 umem = Umem::new(512, 2048).unwrap();
             }
         });
-        thread.join().unwrap();
     }
 }
