@@ -33,9 +33,9 @@ pub enum Checksum {
 #[derive(Debug)]
 pub struct Frame<'a> {
     chunk: &'a mut [u8],
-    /// 32 bits, so that a few bytes more cannot overflow.
+    /// 32 bits, so that the two together and a few bytes more cannot overflow.
     start: u32,
-    end: u32,
+    len: u32,
     /// The port it came in by.
     pub port: PortId,
     /// Set where another worker handed it over: it is not handed on again.
@@ -57,7 +57,7 @@ impl<'a> Frame<'a> {
         (end <= chunk.len()).then_some(Self {
             chunk,
             start: start.try_into().ok()?,
-            end: end.try_into().ok()?,
+            len: len.try_into().ok()?,
             port,
             handed_over: false,
             overdue: false,
@@ -69,7 +69,7 @@ impl<'a> Frame<'a> {
     /// The frame's bytes, from the Ethernet header on.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        match self.chunk.get(self.start as usize..self.end as usize) {
+        match self.chunk.get(self.range()) {
             Some(bytes) => bytes,
             None => outside(),
         }
@@ -78,7 +78,7 @@ impl<'a> Frame<'a> {
     /// The frame's bytes, to be changed in place.
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        match self.chunk.get_mut(self.start as usize..self.end as usize) {
+        match self.chunk.get_mut(self.range()) {
             Some(bytes) => bytes,
             None => outside_mut(),
         }
@@ -87,32 +87,37 @@ impl<'a> Frame<'a> {
     /// The frame's first bytes as headers; `None` where it is shorter.
     #[inline]
     pub fn head<H: Header>(&self) -> Option<&H> {
-        let head = self.chunk.get(self.head_range::<H>()?)?;
-        H::ref_from_bytes(head).ok()
+        let (head, _) = H::ref_from_prefix(self.bytes()).ok()?;
+        Some(head)
     }
 
-    /// The same, to be changed in place.
+    /// The same, to be changed in place, of a frame that was found to be as long: asks only whether its chunk is.
     #[inline]
-    pub fn head_mut<H: Header>(&mut self) -> Option<&mut H> {
-        let range = self.head_range::<H>()?;
+    pub fn known_head_mut<H: Header>(&mut self) -> Option<&mut H> {
+        debug_assert!(size_of::<H>() <= self.len());
+        let range = self.start as usize..self.start as usize + size_of::<H>();
         H::mut_from_bytes(self.chunk.get_mut(range)?).ok()
     }
 
     #[inline]
-    fn head_range<H>(&self) -> Option<Range<usize>> {
-        let range = self.start as usize..self.start as usize + size_of::<H>();
-        (range.end <= self.end as usize).then_some(range)
+    fn range(&self) -> Range<usize> {
+        self.start as usize..self.end()
+    }
+
+    #[inline]
+    fn end(&self) -> usize {
+        self.start as usize + self.len as usize
     }
 
     /// Length in bytes, Ethernet header included, frame check sequence not.
     #[inline]
     pub fn len(&self) -> usize {
-        (self.end - self.start) as usize
+        self.len as usize
     }
 
     /// Whether the frame has no bytes.
     pub fn is_empty(&self) -> bool {
-        self.start == self.end
+        self.len == 0
     }
 
     /// Where the frame starts in its chunk, in bytes.
@@ -127,32 +132,36 @@ impl<'a> Frame<'a> {
 
     /// Bytes free behind the frame.
     pub fn tailroom(&self) -> usize {
-        self.chunk.len() - self.end as usize
+        self.chunk.len() - self.end()
     }
 
     /// Moves the start of the frame `count` bytes forward into the headroom. The new bytes hold garbage.
     /// Returns false, and changes nothing, where the headroom is too small.
     #[must_use]
     pub fn grow_front(&mut self, count: usize) -> bool {
-        let start = u32::try_from(count).ok().and_then(|count| self.start.checked_sub(count));
-        self.start = start.unwrap_or(self.start);
-        start.is_some()
+        let grown = u32::try_from(count).ok().and_then(|count| {
+            let start = self.start.checked_sub(count)?;
+            Some((start, self.len.checked_add(count)?))
+        });
+        (self.start, self.len) = grown.unwrap_or((self.start, self.len));
+        grown.is_some()
     }
 
     /// Cuts `count` bytes off the front (all, where it has fewer).
     pub fn shrink_front(&mut self, count: usize) {
-        let start = u32::try_from(count).ok().and_then(|count| self.start.checked_add(count));
-        self.start = start.map_or(self.end, |start| start.min(self.end));
+        let count = u32::try_from(count).unwrap_or(u32::MAX).min(self.len);
+        self.start = self.start.saturating_add(count);
+        self.len -= count;
     }
 
     /// Sets the length to `len` bytes: cuts the tail, or takes in tailroom (which holds garbage).
     /// Returns false, and changes nothing, where the chunk is too small.
     #[must_use]
     pub fn resize(&mut self, len: usize) -> bool {
-        let end = u32::try_from(len).ok().and_then(|len| self.start.checked_add(len));
-        let end = end.filter(|end| *end as usize <= self.chunk.len());
-        self.end = end.unwrap_or(self.end);
-        end.is_some()
+        let fits = len <= self.chunk.len() - self.start as usize;
+        let len = u32::try_from(len).ok().filter(|_| fits);
+        self.len = len.unwrap_or(self.len);
+        len.is_some()
     }
 }
 

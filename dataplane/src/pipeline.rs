@@ -54,7 +54,7 @@ use crate::flow::directory::Directory;
 use crate::flow::entry;
 use crate::flow::fragments::Fragments;
 use crate::flow::half_open::HalfOpen;
-use crate::flow::key::TCP;
+use crate::flow::key::{TCP, UDP};
 use crate::flow::table::{FlowTable, Heap, Hit, MAX_FLOWS, Reserve, Slot};
 use crate::flow::templates::Templates;
 use crate::frame::{BATCH, Frame};
@@ -154,11 +154,14 @@ impl Scratch {
     };
 
     /// Parses a frame and has the bucket of its flow fetched.
-    #[inline]
+    #[inline(always)]
     fn read(&mut self, frame: &Frame<'_>, flows: &FlowTable) {
         if let Some(plain) = Plain::of(frame.bytes()) {
-            self.lane = if plain.protocol() == TCP { Lane::PlainTcp } else { Lane::PlainUdp };
-            self.hash = flows.hash_plain(plain);
+            (self.lane, self.hash) = if plain.protocol() == TCP {
+                (Lane::PlainTcp, flows.hash_plain(plain, TCP))
+            } else {
+                (Lane::PlainUdp, flows.hash_plain(plain, UDP))
+            };
         } else {
             self.lane = Lane::Parsed;
             self.parsed = packet::uncommon(frame.bytes());
@@ -167,10 +170,89 @@ impl Scratch {
         flows.prefetch(self.hash);
     }
 
-    /// Finds what probably is its flow and has that fetched.
-    #[inline]
-    fn probe(&mut self, flows: &FlowTable) {
-        self.hit = flows.probe(self.hash);
+    /// Finds what probably is its flow and has that fetched. Returns whether there is one.
+    #[inline(always)]
+    fn probe(&mut self, flows: &FlowTable) -> bool {
+        let hit = flows.probe(self.hash);
+        self.hit = hit.unwrap_or(Hit::NONE);
+        hit.is_some()
+    }
+}
+
+/// A batch under way.
+struct Batch<'b, 'f> {
+    core: &'b mut Core,
+    notes: &'b mut [Scratch],
+    frames: &'b mut [Frame<'f>],
+    verdicts: &'b mut [Verdict],
+    now: Tick,
+    tables: &'b Snapshot,
+    ahead: ahead::Ahead<'b>,
+    /// Where the first stage is.
+    place: usize,
+    /// Where the packets that were probed since the first one of no known flow are to be looked ahead at.
+    stop: usize,
+    /// Packets that were not for the shortest path.
+    considered: u64,
+}
+
+/// A [stop](Batch::stop) that no batch comes to.
+const NEVER: usize = usize::MAX;
+
+impl Batch<'_, '_> {
+    /// One packet after the other through those stages that there are packets for before the first one is at `until`. Such parts of a
+    /// batch are functions of their own, for what it costs to ask about a stage each time, and for the registers.
+    #[inline(never)]
+    fn run<const READ: bool, const PROBE: bool, const DECIDE: bool>(&mut self, until: usize) {
+        let (core, frames, tables, now) = (&mut *self.core, &mut *self.frames, self.tables, self.now);
+        let count = frames.len();
+        let (Some(notes), Some(verdicts)) = (self.notes.get_mut(..count), self.verdicts.get_mut(..count))
+        else {
+            return;
+        };
+        let mut place = self.place;
+        while place < until {
+            let mut pause = until.min(self.stop);
+            while place < pause {
+                if READ && let (Some(frame), Some(note)) = (frames.get(place), notes.get_mut(place)) {
+                    note.read(frame, &core.flows);
+                }
+                if PROBE
+                    && let Some(note) = notes.get_mut(place.wrapping_sub(STAGE))
+                    && !note.probe(&core.flows)
+                {
+                    self.stop = self.stop.min(place + GROUP);
+                    pause = until.min(self.stop);
+                }
+                let decided = place.wrapping_sub(2 * STAGE);
+                if DECIDE
+                    && let (Some(frame), Some(note)) = (frames.get_mut(decided), notes.get(decided))
+                    && let Some(verdict) = verdicts.get_mut(decided)
+                {
+                    if note.lane != Lane::PlainTcp
+                        && let Some(next) = notes.get(decided + WIDE)
+                    {
+                        core.flows.prefetch_wide(next.hit);
+                    }
+                    if let Some(port) = core.pass_shortest(frame, note, now, tables, &mut Silent) {
+                        *verdict = Verdict::Tx(port);
+                    } else {
+                        *verdict = core.consider(frame, note, now, tables, &mut Silent);
+                        core.setup.stats.verdict(*verdict);
+                        self.considered += 1;
+                    }
+                }
+                place += 1;
+            }
+            if place == self.stop {
+                let group = place - STAGE - GROUP..count.min(place - STAGE);
+                if let (Some(frames), Some(notes)) = (frames.get(group.clone()), notes.get_mut(group)) {
+                    core.foresee(frames, notes, &mut self.ahead, tables);
+                }
+                self.stop = NEVER;
+            }
+        }
+        self.place = place;
     }
 }
 
@@ -257,52 +339,18 @@ impl Engine {
         let Self { core, scratch } = self;
         core.begin(now, tables);
         core.check_steering(frames, tables);
-        core.setup.stats.frames.add(frames.len() as u64);
-        let (mut ahead, mut forwarded) = (ahead::Ahead::new(core), 0);
         let count = frames.len();
-        let end = count + 2 * STAGE;
-        // Where the packets that were probed since the first one of no known flow are to be looked ahead at.
-        let (mut place, mut stop) = (0, end);
-        while place < end {
-            while place < stop {
-                if let (Some(frame), Some(note)) = (frames.get(place), scratch.get_mut(place)) {
-                    note.read(frame, &core.flows);
-                }
-                let probed = place.wrapping_sub(STAGE);
-                if probed < count
-                    && let Some(note) = scratch.get_mut(probed)
-                {
-                    note.probe(&core.flows);
-                    if note.hit == Hit::NONE {
-                        stop = stop.min(place + GROUP);
-                    }
-                }
-                let decided = place.wrapping_sub(2 * STAGE);
-                let (frame, verdict) = (frames.get_mut(decided), verdicts.get_mut(decided));
-                if let (Some(frame), Some(verdict), Some(note)) = (frame, verdict, scratch.get(decided)) {
-                    if note.lane != Lane::PlainTcp
-                        && let Some(next) = scratch.get(decided + WIDE)
-                    {
-                        core.flows.prefetch_wide(next.hit);
-                    }
-                    if let Some(port) = core.pass_shortest(frame, note, now, tables, &mut Silent) {
-                        *verdict = Verdict::Tx(port);
-                        forwarded += 1;
-                    } else {
-                        *verdict = core.consider(frame, note, now, tables, &mut Silent);
-                        core.setup.stats.verdict(*verdict);
-                    }
-                }
-                place += 1;
-            }
-            if stop < end {
-                let group = stop - STAGE - GROUP..count.min(stop - STAGE);
-                if let (Some(frames), Some(notes)) = (frames.get(group.clone()), scratch.get_mut(group)) {
-                    core.foresee(frames, notes, &mut ahead, tables);
-                }
-                stop = end;
-            }
-        }
+        core.setup.stats.frames.add(count as u64);
+        let Some(notes) = scratch.get_mut(..count) else { return };
+        let ahead = ahead::Ahead::new(core);
+        let mut batch =
+            Batch { core, notes, frames, verdicts, now, tables, ahead, place: 0, stop: NEVER, considered: 0 };
+        batch.run::<true, false, false>(STAGE);
+        batch.run::<true, true, false>(2 * STAGE);
+        batch.run::<true, true, true>(count);
+        batch.run::<false, true, true>(count + STAGE);
+        batch.run::<false, false, true>(count + 2 * STAGE);
+        let forwarded = (count as u64).saturating_sub(batch.considered);
         core.setup.stats.forwarded.add(forwarded);
     }
 

@@ -140,10 +140,10 @@ impl FlowTable {
         key.hash(self.seed)
     }
 
-    /// [`Self::hash`] of a packet's key.
+    /// [`Self::hash`] of a packet's key, whose protocol this is.
     #[inline]
-    pub(crate) fn hash_plain(&self, plain: &Plain) -> u64 {
-        plain.hash(self.seed)
+    pub(crate) fn hash_plain(&self, plain: &Plain, protocol: u8) -> u64 {
+        plain.hash(protocol, self.seed)
     }
 
     /// Flows in the table.
@@ -195,13 +195,10 @@ impl FlowTable {
 
     /// What probably is the flow of a hash, and its entry on the way into the cache. To be confirmed by [`Self::confirm`].
     #[inline]
-    pub fn probe(&self, hash: u64) -> Hit {
-        let bucket = self.buckets.get(self.home(hash));
-        let Some(reference) = bucket.and_then(|bucket| bucket.matching(tag(hash)).next()) else {
-            return Hit::NONE;
-        };
+    pub fn probe(&self, hash: u64) -> Option<Hit> {
+        let reference = self.buckets.get(self.home(hash))?.matching(tag(hash)).next()?;
         self.prefetch_slot(reference.slot());
-        Hit(reference)
+        Some(Hit(reference))
     }
 
     /// The entry of `hit`, to be changed, if that is the [plain](Entry::is_plain) flow of a TCP segment over IPv4 with these

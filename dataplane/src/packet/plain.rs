@@ -34,13 +34,13 @@ impl Plain<Ipv4> {
     pub(crate) fn of(frame: &[u8]) -> Option<&Self> {
         let (plain, _) = Self::ref_from_prefix(frame).ok()?;
         let Self { ethernet, ip, transport } = plain;
-        let end = L3.checked_add(ip.total_len.get())?;
+        let len = ip.total_len.get().into();
         let is_plain = ethernet.ethertype == ethernet::IPV4
             && ip.version_ihl == ipv4::VERSION_NO_OPTIONS
             && !ip.is_fragment()
-            && usize::from(end) <= frame.len()
+            && usize::from(L3) + len <= frame.len()
             && ipv4_verifies(ip)
-            && is_whole(ip.protocol, transport, Self::L4, end);
+            && is_whole(ip.protocol, transport, size_of::<Ipv4>(), len);
         is_plain.then_some(plain)
     }
 
@@ -50,12 +50,12 @@ impl Plain<Ipv4> {
         self.ip.protocol
     }
 
-    /// [`FlowKey::hash`] of its key.
+    /// [`FlowKey::hash`] of its key, whose protocol this is: told by who has asked for it, so that it is a constant there.
     #[inline]
-    pub(crate) fn hash(&self, seed: u64) -> u64 {
+    pub(crate) fn hash(&self, protocol: u8, seed: u64) -> u64 {
         let addresses: [u8; 8] = transmute!([self.ip.src, self.ip.dst]);
         let ports: [u8; 4] = transmute!([self.transport.src_port, self.transport.dst_port]);
-        key::hash_v4(u64::from_ne_bytes(addresses), u32::from_ne_bytes(ports), self.ip.protocol, seed)
+        key::hash_v4(u64::from_ne_bytes(addresses), u32::from_ne_bytes(ports), protocol, seed)
     }
 
     /// The packet.
@@ -70,6 +70,7 @@ impl Plain<Ipv4> {
             proto: ip.protocol,
             v6: false,
         };
+        // No I/O has a frame as long as would saturate it.
         let end = L3.saturating_add(ip.total_len.get());
         Packet {
             kind: Kind::Transport,
@@ -94,7 +95,7 @@ pub(super) fn parse_v6(frame: &[u8]) -> Option<Packet> {
     if ethernet.ethertype != ethernet::IPV6
         || ip.version() != 6
         || usize::from(end) > frame.len()
-        || !is_whole(ip.next_header, transport, L4, end)
+        || !is_whole(ip.next_header, transport, 0, ip.payload_len.get().into())
     {
         return None;
     }
@@ -119,10 +120,10 @@ pub(super) fn parse_v6(frame: &[u8]) -> Option<Packet> {
     })
 }
 
-/// Whether the bytes from `start` to `end` of a frame hold the TCP or UDP header and what it says there is.
+/// Whether `len` bytes, of which `before` are of other headers, hold the TCP or UDP header and what it says there is.
 #[inline]
-fn is_whole(protocol: u8, transport: &Tcp, start: u16, end: u16) -> bool {
-    let fits = |least, claimed| least <= claimed && usize::from(start) + claimed <= usize::from(end);
+fn is_whole(protocol: u8, transport: &Tcp, before: usize, len: usize) -> bool {
+    let fits = |least, claimed| least <= claimed && before + claimed <= len;
     match protocol {
         TCP => fits(Tcp::LEN, transport.header_len()),
         UDP => fits(Udp::LEN, udp_len(transport)),

@@ -16,7 +16,7 @@ use crate::ids::PortId;
 use crate::packet::Packet;
 use crate::rewrite::nat::{self, Deltas};
 use crate::snapshot::Snapshot;
-use crate::snapshot::net::Hop;
+use crate::snapshot::net::{Hop, LinkHeader};
 use crate::time::Tick;
 use crate::trace::{Step, Trace};
 use crate::wire::checksum::{self, Delta};
@@ -123,7 +123,7 @@ impl Core {
         trace: &mut impl Trace,
     ) -> Option<PortId> {
         let (way, port) = (hit.way(), frame.port);
-        let headers = frame.head_mut::<Headers>()?;
+        let headers = frame.known_head_mut::<Headers>()?;
         let entry = self.flows.confirm_plain(hit, headers.words())?;
         if entry.state != State::Established
             || headers.flags & CONTROLS != self.turn.routine
@@ -133,8 +133,9 @@ impl Core {
             return None;
         }
         let hop = tables.net.hop(entry.hop(way))?;
-        let macs = hop.header.as_slice().try_into().ok()?;
-        if headers.ttl <= 1 || headers.len.get() > hop.mtu {
+        let LinkHeader::Untagged(macs) = &hop.header else { return None };
+        let len = headers.len.get();
+        if headers.ttl <= 1 || len > hop.mtu {
             return None;
         }
         if entry.expires != self.turn.expires {
@@ -152,7 +153,7 @@ impl Core {
         });
         entry.count_packet(way);
         headers.give(macs, entry, way);
-        self.setup.stats.passed_again(entry.backend, way, headers.len.get());
+        self.setup.stats.passed_again(entry.backend, way, len);
         Some(hop.port)
     }
 
@@ -160,9 +161,9 @@ impl Core {
     /// changed, where it has to be sent as any packet is.
     #[inline]
     pub(super) fn send_first(&mut self, frame: &mut Frame<'_>, slot: Slot, hop: &Hop) -> Option<PortId> {
-        let headers = frame.head_mut::<Headers>()?;
+        let headers = frame.known_head_mut::<Headers>()?;
         let entry = self.flows.entry(slot).filter(|entry| entry.is_plain())?;
-        let macs = hop.header.as_slice().try_into().ok()?;
+        let LinkHeader::Untagged(macs) = &hop.header else { return None };
         if headers.len.get() > hop.mtu {
             return None;
         }

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use prefix_trie::{Prefix, PrefixMap};
+use zerocopy::transmute;
 
 use crate::ids::{HopId, PortId};
 
@@ -70,27 +72,54 @@ pub struct Link {
     pub mtu: u16,
 }
 
-/// A neighbour with a prepared layer-2 header.
+/// A neighbour with a prepared layer-2 header. Half a cache line, so that none lies in two.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(align(32))]
 pub struct Hop {
     /// The port that frames leave by.
     pub port: PortId,
-    /// Destination and source MAC and VLAN tags, without the EtherType of the payload: 12, 16 or 20 bytes.
-    pub header: ArrayVec<u8, 20>,
+    /// What frames begin with.
+    pub header: LinkHeader,
     /// Largest IP packet in bytes.
     pub mtu: u16,
+}
+
+/// Destination and source MAC and VLAN tags, without the EtherType of the payload. By the number of tags: whether a hop is
+/// there and has none is then one comparison.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkHeader {
+    /// No tag.
+    Untagged([u8; 12]),
+    /// One tag.
+    Tagged([u8; 16]),
+    /// Two tags.
+    DoublyTagged([u8; 20]),
+}
+
+impl Deref for LinkHeader {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Untagged(bytes) => bytes,
+            Self::Tagged(bytes) => bytes,
+            Self::DoublyTagged(bytes) => bytes,
+        }
+    }
 }
 
 impl Hop {
     /// The hop over `link` to the neighbour with the MAC address `neighbour`, sent from `own`.
     pub fn new(link: &Link, own: [u8; 6], neighbour: [u8; 6]) -> Self {
-        let mut header = ArrayVec::new();
-        header.extend(neighbour);
-        header.extend(own);
-        for (tpid, vid) in &link.vlans {
-            header.extend(tpid.to_be_bytes());
-            header.extend(vid.to_be_bytes());
-        }
+        let [a, b, c]: [[u8; 4]; 3] = transmute!([neighbour, own]);
+        let tag =
+            |(tpid, vid): (u16, u16)| -> [u8; 4] { transmute!([tpid.to_be_bytes(), vid.to_be_bytes()]) };
+        let header = match *link.vlans.as_slice() {
+            [] => LinkHeader::Untagged(transmute!([a, b, c])),
+            [only] => LinkHeader::Tagged(transmute!([a, b, c, tag(only)])),
+            [outer, inner, ..] => LinkHeader::DoublyTagged(transmute!([a, b, c, tag(outer), tag(inner)])),
+        };
         Self { port: link.port, header, mtu: link.mtu }
     }
 }

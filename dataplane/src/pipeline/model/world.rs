@@ -175,10 +175,8 @@ static TABLES: LazyLock<[Snapshot; 10]> = LazyLock::new(|| {
     let usual = usual();
     let with_net = |net: Net| Snapshot { net: Arc::new(net), ..usual.clone() };
     let mut unresolved = net();
-    for hop in unresolved.hops.iter_mut().flatten().filter(|hop| hop.port == LAN).take(4) {
-        hop.header.clear();
-    }
-    unresolved.hops.iter_mut().for_each(|hop| *hop = hop.take().filter(|hop| !hop.header.is_empty()));
+    let in_lan = |hop: &&mut Option<Hop>| hop.as_ref().is_some_and(|hop| hop.port == LAN);
+    unresolved.hops.iter_mut().filter(in_lan).take(4).for_each(|hop| *hop = None);
     let lost = Net { epoch: 3, routes4: Default::default(), links: Default::default(), ..net() };
     let short = Timeouts { tcp_s: [2, 5, 3, 3, 3, 3, 1, 3, 3, 3, 3], udp_s: 4, ..Timeouts::default() };
     [
