@@ -15,15 +15,17 @@ use testbed::{Namespace, Process, Raw, Service, run};
 use crate::{Setup, both, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// How long a program may take that has nothing to wait for.
+const LIMIT: Duration = Duration::from_secs(20);
 
 fn mac(namespace: &Namespace, interface: &str) -> Result<String> {
-    let said = run(namespace.command("cat").arg(format!("/sys/class/net/{interface}/address")), SECOND)?;
+    let said = run(namespace.command("cat").arg(format!("/sys/class/net/{interface}/address")), LIMIT)?;
     Ok(said.out.trim().to_owned())
 }
 
 /// The MAC address that the kernel of the namespace found for a neighbour.
 fn neighbour(namespace: &Namespace, addr: IpAddr) -> Result<Option<String>> {
-    let said = run(namespace.command("ip").args(["neighbour", "show", &addr.to_string()]), SECOND)?;
+    let said = run(namespace.command("ip").args(["neighbour", "show", &addr.to_string()]), LIMIT)?;
     let mut words = said.out.split_whitespace().skip_while(|word| *word != "lladdr").skip(1);
     Ok(words.next().map(str::to_owned))
 }
@@ -131,7 +133,7 @@ fn answers_to_tagged_frames_have_the_tag() -> Result<()> {
     command.args(["-i", ETH, "-n", "-e", "-l", "--immediate-mode", "--direction=in", "vlan", "7"]);
     let mut capture = Process::spawn("tcpdump", command, setup.topology.scratch().join("tcpdump.log"))?;
     let log = capture.log_path().to_owned();
-    capture.wait_until(SECOND * 5, || Ok(std::fs::read_to_string(&log)?.contains("listening on")))?;
+    capture.wait_until(LIMIT, || Ok(std::fs::read_to_string(&log)?.contains("listening on")))?;
 
     let (own, gateway) = (octets(&mac(client, ETH)?)?, octets(&mac(&setup.topology.gateway, WAN)?)?);
     let (IpAddr::V4(from), IpAddr::V4(vip)) = (Family::V4.client(), service.vip) else { panic!("IPv4") };
@@ -185,8 +187,8 @@ fn tagged_traffic_is_served_with_its_tag() -> Result<()> {
         return Ok(());
     }
     // Otherwise veth carries the tag beside the frame, where an XDP program does not see it, and a network card takes it off.
-    run(client.command("ethtool").args(["-K", ETH, "txvlan", "off"]), SECOND * 10)?;
-    run(gateway.command("ethtool").args(["-K", WAN, "rxvlan", "off"]), SECOND * 10)?;
+    run(client.command("ethtool").args(["-K", ETH, "txvlan", "off"]), LIMIT)?;
+    run(gateway.command("ethtool").args(["-K", WAN, "rxvlan", "off"]), LIMIT)?;
     gateway.ip(&link(WAN))?;
     // The addresses move to the tagged interfaces at both ends, so nothing can go untagged.
     for (namespace, name, own) in

@@ -13,6 +13,8 @@ use testbed::{Service, Topology, Weir};
 use crate::{Setup, both, eventually, weir};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// How long a program may take that has nothing to wait for.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Services by `nat`: a backend's replies to whoever asked it directly look like replies of a service.
 fn nat_services() -> Vec<Service> {
@@ -88,7 +90,7 @@ fn the_kernels_path_is_back_within_a_second_of_a_kill() -> Result<()> {
     eventually(SECOND, || direct_works(&topology))?;
     assert!(started.elapsed() < SECOND, "{:?}", started.elapsed());
     for name in [WAN, LAN] {
-        let link = testbed::run(topology.gateway.command("ip").args(["link", "show", name]), SECOND)?;
+        let link = testbed::run(topology.gateway.command("ip").args(["link", "show", name]), LIMIT)?;
         assert!(!link.out.contains("xdp"), "{}", link.out);
     }
 
@@ -125,9 +127,8 @@ fn an_orderly_stop_leaves_the_gateway_as_it_was() -> Result<()> {
     let topology = Topology::build()?;
     let links = || -> Result<String> {
         // Indexes and counters aside; a link's flags and its XDP program are in there.
-        let said =
-            testbed::run(topology.gateway.command("ip").args(["-oneline", "address", "show"]), SECOND)?;
-        let links = testbed::run(topology.gateway.command("ip").args(["-oneline", "link", "show"]), SECOND)?;
+        let said = testbed::run(topology.gateway.command("ip").args(["-oneline", "address", "show"]), LIMIT)?;
+        let links = testbed::run(topology.gateway.command("ip").args(["-oneline", "link", "show"]), LIMIT)?;
         Ok(said.out + &links.out)
     };
     let before = links()?;
