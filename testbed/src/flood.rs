@@ -36,21 +36,19 @@ const OPENING: Duration = Duration::from_secs(20);
 /// How long after a flood a kept connection may carry nothing: longer than TCP waits before it sends once more what was
 /// lost all through a flood of some seconds.
 const RECOVERY: Duration = Duration::from_secs(30);
+/// How long connections are kept at most: until all is seen of them, on any machine.
+const LONGEST: Duration = Duration::from_secs(600);
 
-/// A flood, running until this goes out of scope.
+/// The SYNs of a flood, ready to be sent: making them takes a slow machine some ten seconds.
 #[derive(Debug)]
-pub struct Flood {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<u64>>,
+struct Syns {
+    frames: Vec<Vec<u8>>,
+    /// How long to wait between two bursts.
+    pause: Duration,
 }
 
-impl Flood {
-    /// Floods the IPv4 service at `target` from the client's namespace, by 50,000 SYNs a second or as `WEIR_FLOOD_PPS` says.
-    ///
-    /// # Errors
-    /// When the gateway's route to the senders cannot be set, there is no packet socket to be had, or the variable is no
-    /// number.
-    pub fn start(topology: &Topology, target: SocketAddr) -> Result<Self> {
+impl Syns {
+    fn make(topology: &Topology, target: SocketAddr) -> Result<Self> {
         let SocketAddr::V4(target) = target else { bail!("{target} is no IPv4 address") };
         topology.gateway.ip(&format!("route replace {SENDERS}/16 via {}\n", Family::V4.client()))?;
         let [client, gateway] = [mac(&topology.client, ETH)?, mac(&topology.gateway, WAN)?];
@@ -67,29 +65,50 @@ impl Flood {
                 .map(|()| frame)
         });
         let frames = frames.collect::<Result<Vec<_>, _>>()?;
-        let raw = Raw::open(&topology.client, ETH)?;
         let rate = match std::env::var(RATE_VARIABLE) {
             Ok(rate) => rate.parse().with_context(|| format!("{RATE_VARIABLE}={rate}"))?,
             Err(_) => RATE_PPS,
         };
-        let pause = (Duration::from_secs(1) * BURST).checked_div(rate).unwrap_or_default();
+        Ok(Self { frames, pause: (Duration::from_secs(1) * BURST).checked_div(rate).unwrap_or_default() })
+    }
+
+    fn send(self, topology: &Topology) -> Result<Flood> {
+        let raw = Raw::open(&topology.client, ETH)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut sent = 0;
-            let (mut frames, mut next) = (frames.iter().cycle(), Instant::now());
+            let (mut frames, mut next) = (self.frames.iter().cycle(), Instant::now());
             while !stopped.load(Ordering::Relaxed) {
                 for frame in frames.by_ref().take(BURST as usize) {
                     // A queue that is full takes the next one.
                     sent += u64::from(raw.send(frame).is_ok());
                 }
                 // Who is late does not hurry.
-                next = (next + pause).max(Instant::now());
+                next = (next + self.pause).max(Instant::now());
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
             }
             sent
         });
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Flood { stop, thread: Some(thread) })
+    }
+}
+
+/// A flood, running until this goes out of scope.
+#[derive(Debug)]
+pub struct Flood {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<u64>>,
+}
+
+impl Flood {
+    /// Floods the IPv4 service at `target` from the client's namespace, by 50,000 SYNs a second or as `WEIR_FLOOD_PPS` says.
+    ///
+    /// # Errors
+    /// When the gateway's route to the senders cannot be set, there is no packet socket to be had, or the variable is no
+    /// number.
+    pub fn start(topology: &Topology, target: SocketAddr) -> Result<Self> {
+        Syns::make(topology, target)?.send(topology)
     }
 
     /// Ends it. Returns how many SYNs left.
@@ -137,8 +156,9 @@ pub fn under_flood(
     kept: u32,
     duration: Duration,
 ) -> Result<Outcome> {
+    let syns = Syns::make(topology, server)?;
     let log = topology.scratch().join("wrk-under-flood.log");
-    let mut wrk = clients::wrk_with(&topology.client, server, kept, duration + OPENING + RECOVERY, log)?;
+    let mut wrk = clients::wrk_with(&topology.client, server, kept, LONGEST, log)?;
     let mut before = BTreeMap::new();
     wrk.wait_until(OPENING, || {
         before = received(&topology.client, server.port())?;
@@ -146,7 +166,7 @@ pub fn under_flood(
     })?;
     let memory = resident(weir.pid())?;
     let started = Instant::now();
-    let flood = Flood::start(topology, server)?;
+    let flood = syns.send(topology)?;
     let new = load_for(&topology.client, server, duration, 2)?;
     let rate_pps = flood.stop() as f64 / started.elapsed().as_secs_f64();
     let grown = resident(weir.pid())? - memory;
