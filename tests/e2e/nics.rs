@@ -196,6 +196,7 @@ fn doctor_tells_of_a_card_what_it_turns_out_to_be() -> Result<()> {
         ensure!(told.pointer("/xdp/zero_copy") == Some(&zero_copy.into()), "{told:#}");
         ensure!(finds(&told, "refuses", "has no native XDP") != native, "{told:#}");
         ensure!(finds(&told, "notes", "cannot do zero-copy") != zero_copy, "{told:#}");
+        ensure!(finds(&told, "notes", "lets in frames of those VLANs alone"), "{told:#}");
         ensure!(
             finds(&told, "notes", "tells no RSS key") == (card == Card::Igb || card == Card::Vmxnet3),
             "{told:#}"

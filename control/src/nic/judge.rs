@@ -451,6 +451,15 @@ fn offloads(nic: &Nic, findings: &mut Findings) {
             findings.costs("offloads", format_args!("{name} {text}, and there are {vlans} {remedy}"));
         }
     }
+    if on.contains("rx-vlan-filter") && nic.kind.is_none() && nic.vlans.is_empty() {
+        findings.notes(
+            "offloads",
+            format_args!(
+                "{name} lets in frames of those VLANs alone that it has an interface for, and there is none: ip link add link \
+                 {name} name {name}.7 type vlan id 7 (for VLAN 7) where services are behind tags"
+            ),
+        );
+    }
 }
 
 fn rings(nic: &Nic, findings: &mut Findings) {

@@ -239,6 +239,13 @@ fn each_trap_is_told_with_what_to_do() {
             "costs: eth1 strips VLAN tags, which hides them from Weir, and there are eth1.7 (ethtool -K eth1 rxvlan off)",
         ),
         (
+            "a filter of VLANs",
+            "6.18",
+            changed(|nic| nic.offloads = Some(["rx-vlan-filter".to_owned()].into())),
+            "notes: eth1 lets in frames of those VLANs alone that it has an interface for, and there is none: ip link add \
+             link eth1 name eth1.7 type vlan id 7",
+        ),
+        (
             "short rings",
             "6.18",
             changed(|nic| nic.rings = Some(Rings { rx: 256, rx_max: 4096, ..Rings::default() })),

@@ -84,7 +84,8 @@ impl Display for NicReport {
             None => line(f, "RSS", "no indirection table told")?,
         }
         if let Some(on) = &nic.offloads {
-            let names = ["rx-lro", "rx-gro-hw", "rx-gro", "rx-vlan-hw-parse", "tx-vlan-hw-insert"];
+            let names =
+                ["rx-lro", "rx-gro-hw", "rx-gro", "rx-vlan-hw-parse", "tx-vlan-hw-insert", "rx-vlan-filter"];
             let on: Vec<_> = names.into_iter().filter(|name| on.contains(*name)).collect();
             line(
                 f,
