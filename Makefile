@@ -45,8 +45,7 @@ test: deps-build+net+check
 	cargo $(RUNNER) test --workspace --no-fail-fast
 
 # End-to-end tests that pass on the guest's network cards: what tells most of the cards, and the rest.
-VM_NIC_TESTS ?= access:: answers::a_vip answers::arp answers::tagged answers::without icmp:: kernel:: neighbours:: queues:: \
-	reach:: reload::a_drained reload::a_faulty reload::sighup show:: traffic::
+VM_NIC_TESTS ?= access:: answers:: flood:: icmp:: kernel:: neighbours:: queues:: reach:: reload:: sctp:: show:: traffic::
 VM_NIC_MORE ?= client_address:: datagrams:: ftp:: kubernetes::policies metrics:: modes:: start:: tuning::
 
 # The guest is emulated: an optimized build, and one test at a time. First what needs no network cards, then what is tried on
@@ -57,7 +56,7 @@ test-vm: deps-build+net+vm
 	cargo test --profile guest --test e2e --no-run
 	binary=$$(cargo test --profile guest --test e2e --no-run --message-format=json | \
 		sed -n 's/.*"executable":"\([^"]*\/e2e-[^"]*\)".*/\1/p') && \
-	tests() { perf/vm/run.sh "$${@:2}" -- $$binary --test-threads=1 --nocapture $$1; } && \
+	tests() { perf/vm/run.sh --timeout 3600 "$${@:2}" -- $$binary --test-threads=1 --nocapture $$1; } && \
 	tests "$(or $(VM_TESTS),modes sctp doctor ipvs::)" && \
 	tests "$(VM_NIC_TESTS)" --nics && \
 	tests nics --nics --rss && \

@@ -4,15 +4,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use testbed::clients::{self, Direction};
-use testbed::topology::Family;
+use testbed::topology::{Family, has_nics};
 use testbed::{Process, Service};
 
 use crate::{KeptAlive, Setup, both};
 
 #[test]
-fn a_reload_every_100_ms_for_30_s_loses_no_connection() -> Result<()> {
-    const LASTS: Duration = Duration::from_secs(30);
+fn reloads_100_ms_apart_lose_no_connection() -> Result<()> {
     const PAUSE: Duration = Duration::from_millis(100);
+    // Beside this load a reload itself takes an emulated guest, which network cards are in, two seconds.
+    let (lasts, wanted) = if has_nics() { (120, 30) } else { (30, 100) };
+    let lasts = Duration::from_secs(lasts);
     let services: Vec<Service> =
         Family::BOTH.into_iter().flat_map(|f| [Service::http(f.vip()), Service::iperf3(f.vip())]).collect();
     let Some(setup) = Setup::start(&services)? else { return Ok(()) };
@@ -30,14 +32,14 @@ fn a_reload_every_100_ms_for_30_s_loses_no_connection() -> Result<()> {
         .iter()
         .map(|service| {
             let log = topology.scratch().join(format!("wrk-{}", if service.vip.is_ipv4() { 4 } else { 6 }));
-            clients::wrk(&topology.client, service.addr(), LASTS, log)
+            clients::wrk(&topology.client, service.addr(), lasts, log)
         })
         .collect::<Result<Vec<Process>>>()?;
     let rates = std::thread::scope(|scope| -> Result<Vec<f64>> {
         let bulk =
-            |family: Family| clients::iperf3(&topology.client, family.vip(), Direction::Download, LASTS);
+            |family: Family| clients::iperf3(&topology.client, family.vip(), Direction::Download, lasts);
         let bulks = Family::BOTH.map(|family| scope.spawn(move || bulk(family)));
-        let end = Instant::now() + LASTS;
+        let end = Instant::now() + lasts;
         let mut reloads = 0;
         for config in configs.iter().cycle() {
             if Instant::now() > end {
@@ -47,8 +49,9 @@ fn a_reload_every_100_ms_for_30_s_loses_no_connection() -> Result<()> {
             reloads += 1;
             std::thread::sleep(PAUSE);
         }
+        println!("{reloads} reloads in {lasts:?}");
         // A reload takes a moment itself, and more of one where two cores do everything.
-        assert!(reloads > 100, "only {reloads} reloads");
+        assert!(reloads > wanted, "only {reloads} reloads");
         bulks.into_iter().map(|bulk| bulk.join().expect("no panic")).collect()
     })?;
     assert!(rates.iter().all(|rate| *rate > 10e6), "{rates:?}");
