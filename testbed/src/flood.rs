@@ -32,7 +32,9 @@ const BURST: u32 = 64;
 const SENDERS: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 0);
 
 /// How long it may take until all kept connections are open and have had an answer.
-const OPENING: Duration = Duration::from_secs(20);
+const OPENING: Duration = Duration::from_secs(60);
+/// How long a program may take that has nothing to wait for: beside 200 busy connections `ss` takes an emulated guest over 10 s.
+const LIMIT: Duration = Duration::from_secs(60);
 /// How long after a flood a kept connection may carry nothing: longer than TCP waits before it sends once more what was
 /// lost all through a flood of some seconds.
 const RECOVERY: Duration = Duration::from_secs(30);
@@ -195,7 +197,7 @@ fn lost(client: &Namespace, port: u16, mut waited_for: BTreeSet<u16>) -> Result<
 fn received(client: &Namespace, port: u16) -> Result<BTreeMap<u16, u64>> {
     let mut command = client.command("ss");
     command.args(["-H", "-O", "-t", "-n", "-i", "state", "established", &format!("dport = :{port}")]);
-    let said = crate::run(&mut command, Duration::from_secs(10))?;
+    let said = crate::run(&mut command, LIMIT)?;
     anyhow::ensure!(said.status.success(), "ss: {}", said.err.trim());
     let connection = |line: &str| {
         let (_, own) = line.split_whitespace().nth(2)?.rsplit_once(':')?;
@@ -208,7 +210,7 @@ fn received(client: &Namespace, port: u16) -> Result<BTreeMap<u16, u64>> {
 /// The hardware address of an interface.
 fn mac(namespace: &Namespace, interface: &str) -> Result<[u8; 6]> {
     let path = Path::new("/sys/class/net").join(interface).join("address");
-    let said = crate::run(namespace.command("cat").arg(path), Duration::from_secs(5))?;
+    let said = crate::run(namespace.command("cat").arg(path), LIMIT)?;
     let bytes = said.out.trim().split(':').map(|byte| u8::from_str_radix(byte, 16));
     let bytes = bytes.collect::<Result<Vec<_>, _>>().with_context(|| said.out.clone())?;
     bytes.try_into().ok().with_context(|| format!("{interface} has the address {}", said.out))

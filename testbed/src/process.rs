@@ -1,6 +1,7 @@
 //! Programs: those that serve until they are stopped, and those that run to their end.
 
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -160,9 +161,28 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Said> {
     let output = child.wait_with_output().with_context(running)?;
     const TIMED_OUT: i32 = 124;
     ensure!(output.status.code() != Some(TIMED_OUT), "{command:?} took longer than {limit:?}");
+    // Where it has to insist, `timeout` ends by that itself.
+    let killed = output.status.signal() == Some(Signal::SIGKILL as i32);
+    ensure!(!killed, "{command:?} was killed: after {limit:?}, or by something else before");
     Ok(Said {
         status: output.status,
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_takes_too_long_is_told_from_one_that_fails() {
+        const SHORT: Duration = Duration::from_millis(200);
+        let ran = |script: &str, limit| run(Command::new("sh").args(["-c", script]), limit);
+        assert_eq!(ran("exit 3", GRACE * 10).unwrap().status.code(), Some(3));
+        let said = |script| format!("{:#}", ran(script, SHORT).unwrap_err());
+        assert!(said("sleep 60").contains("took longer than 200ms"));
+        let deaf = "trap '' TERM; while :; do sleep 60; done";
+        assert!(said(deaf).contains("was killed: after 200ms"));
+    }
 }

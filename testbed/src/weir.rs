@@ -14,7 +14,7 @@ use crate::process::{Process, run};
 use crate::topology::{LAN, Topology, WAN};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// A running `weir run`, stopped when it goes out of scope.
 #[derive(Debug)]
