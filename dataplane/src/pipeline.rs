@@ -200,8 +200,9 @@ struct Batch<'b, 'f> {
 const NEVER: usize = usize::MAX;
 
 impl Batch<'_, '_> {
-    /// One packet after the other through those stages that there are packets for before the first one is at `until`. Such parts of a
-    /// batch are functions of their own, for what it costs to ask about a stage each time, and for the registers.
+    /// Moves the first stage on to `until`, and the others behind it; of the three only those that have packets meanwhile. Each
+    /// such part of a batch is a function of its own, for asking about a stage each time would cost more, and keep fewer values in
+    /// registers.
     #[inline(never)]
     fn run<const READ: bool, const PROBE: bool, const DECIDE: bool>(&mut self, until: usize) {
         let (core, frames, tables, now) = (&mut *self.core, &mut *self.frames, self.tables, self.now);

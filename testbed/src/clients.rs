@@ -136,7 +136,7 @@ pub fn iperf3(client: &Namespace, server: IpAddr, direction: Direction, duration
     let rate = loop {
         match iperf3_rate(&run(&mut command, duration + LIMIT * 2)?) {
             // Between two tests iperf3's server has not taken note of the end of the last one yet, or closes its listening
-            // socket for a moment.
+            // socket for a moment, with whoever it has not accepted yet.
             Err(error) if is_between_tests(&error) && started.elapsed() < LIMIT => {
                 std::thread::sleep(Duration::from_millis(500));
             }
@@ -148,9 +148,13 @@ pub fn iperf3(client: &Namespace, server: IpAddr, direction: Direction, duration
 
 fn is_between_tests(error: &anyhow::Error) -> bool {
     let told = format!("{error:#}");
-    ["the server is busy running a test", "unable to connect to server: Connection re"]
-        .iter()
-        .any(|between| told.contains(between))
+    [
+        "the server is busy running a test",
+        "unable to connect to server: Connection re",
+        "before its streams: unable to receive control message: Connection reset",
+    ]
+    .iter()
+    .any(|between| told.contains(between))
 }
 
 fn iperf3_rate(said: &Said) -> Result<f64> {
@@ -158,7 +162,9 @@ fn iperf3_rate(said: &Said) -> Result<f64> {
         serde_json::from_str(&said.out).with_context(|| format!("{}{}", said.out, said.err))?;
     let rate = report.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64);
     let error = report.get("error").and_then(Value::as_str).unwrap_or("it reports no rate");
-    rate.filter(|rate| said.status.success() && *rate > 0.0).with_context(|| error.to_owned())
+    let streams = report.pointer("/start/connected").and_then(Value::as_array);
+    let before = if streams.is_some_and(Vec::is_empty) { "before its streams: " } else { "" };
+    rate.filter(|rate| said.status.success() && *rate > 0.0).with_context(|| format!("{before}{error}"))
 }
 
 /// Starts wrk over kept connections; [`wrk_result`] reads what it says at its end.
