@@ -32,6 +32,10 @@ impl Plain<Ipv4> {
     /// more closely; a datagram too short to be TCP is rare and goes the long way.
     #[inline]
     pub(crate) fn of(frame: &[u8]) -> Option<&Self> {
+        // A longer one may hold a packet whose end has no number of 16 bits.
+        if frame.len() > usize::from(u16::MAX) {
+            return None;
+        }
         let (plain, _) = Self::ref_from_prefix(frame).ok()?;
         let Self { ethernet, ip, transport } = plain;
         let len = ip.total_len.get().into();
@@ -70,7 +74,6 @@ impl Plain<Ipv4> {
             proto: ip.protocol,
             v6: false,
         };
-        // No I/O has a frame as long as would saturate it.
         let end = L3.saturating_add(ip.total_len.get());
         Packet {
             kind: Kind::Transport,

@@ -85,6 +85,7 @@ fn ipv4_faults_have_their_reasons() {
         edit(ip(proto, &[0; 13]), |b| b[L3 + 6..L3 + 8].copy_from_slice(&offset.to_be_bytes()))
     };
     expect(vec![
+        ("an end that has no number of 16 bits", tcp(0x12, &[0; 65_495]), Err(BadLength)),
         ("version 6", edit(datagram(), |b| b[L3] = 0x65), Err(BadHeader)),
         ("IHL 4", edit(datagram(), |b| b[L3] = 0x44), Err(BadHeader)),
         ("IHL past the frame", edit(datagram(), |b| b[L3] = 0x4f), Err(Truncated)),
