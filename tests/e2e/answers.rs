@@ -12,11 +12,9 @@ use testbed::clients;
 use testbed::topology::{ETH, Family, LAN, WAN, has_nics};
 use testbed::{Namespace, Process, Raw, Service, run};
 
-use crate::{Setup, both, eventually};
+use crate::{LIMIT, Setup, both, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long a program may take that has nothing to wait for.
-const LIMIT: Duration = Duration::from_secs(20);
 
 fn mac(namespace: &Namespace, interface: &str) -> Result<String> {
     let said = run(namespace.command("cat").arg(format!("/sys/class/net/{interface}/address")), LIMIT)?;

@@ -1,15 +1,11 @@
 //! `weir doctor` before real interfaces, sound ones and those with a trap.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use testbed::topology::{ETH, Family, LAN, WAN, veth};
 use testbed::{Namespace, Said, Service, Topology, Weir, run};
 
-use crate::{can_run, weir};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use crate::{LIMIT, can_run, weir};
 
 fn doctor(namespace: &Namespace, args: &[&str]) -> Result<Said> {
     run(namespace.command(weir()).arg("doctor").args(args), LIMIT)

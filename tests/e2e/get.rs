@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::Result;
 use testbed::{Namespace, run};
 
+use crate::LIMIT;
+
 /// How long a client waits for what does not come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
-/// How long the program may take for all of it: that starting it takes a while on a busy machine is not what is looked at.
-const LIMIT: Duration = Duration::from_secs(20);
 
 /// What a client of a web server gets.
 #[derive(Clone, Debug, PartialEq, Eq)]

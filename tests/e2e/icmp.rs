@@ -1,15 +1,13 @@
 //! ICMP errors on the way: of Weir itself, and of routers, translated.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use testbed::topology::{ETH, Family, Topology, WAN, veth};
 use testbed::{Namespace, Service, clients, run, servers};
 
-use crate::{Setup, both};
+use crate::{LIMIT, Setup, both};
 
-const LIMIT: Duration = Duration::from_secs(20);
 const SMALL_MTU: u32 = 1400;
 
 /// A host behind the client, which routes for it; the way back to the host takes packets of [`SMALL_MTU`] bytes only,

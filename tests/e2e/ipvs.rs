@@ -16,10 +16,9 @@ use serde::Deserialize;
 use testbed::topology::{ETH, Family, LAN, WAN, veth};
 use testbed::{Namespace, Raw, run};
 
-use crate::can_run;
 use crate::commands::Desk;
+use crate::{LIMIT, can_run};
 
-const LIMIT: Duration = Duration::from_secs(20);
 /// The gateway's MAC address on both sides, which is also the one that `weir replay` imagines, and everybody else's.
 const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];

@@ -10,11 +10,9 @@ use testbed::servers::{self, DNS_PORT, HTTP_PORT};
 use testbed::topology::{Family, LAN, WAN};
 use testbed::{Service, Topology, Weir};
 
-use crate::{Setup, both, eventually, weir};
+use crate::{LIMIT, Setup, both, eventually, weir};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long a program may take that has nothing to wait for.
-const LIMIT: Duration = Duration::from_secs(20);
 
 /// Services by `nat`: a backend's replies to whoever asked it directly look like replies of a service.
 fn nat_services() -> Vec<Service> {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -10,7 +9,7 @@ use testbed::topology::Family;
 use testbed::{Said, Service, Topology, Weir, run};
 
 use crate::commands::Desk;
-use crate::{can_run, weir};
+use crate::{LIMIT, can_run, weir};
 
 const KUBEADM: &str = include_str!("../../control/src/config/kube_proxy/tests/kubeadm.yaml");
 const CONFIG: &str = "\
@@ -25,7 +24,6 @@ mode: ipvs
 ipvs: {scheduler: mh, strictARP: true}
 shceduler: rr
 ";
-const LIMIT: Duration = Duration::from_secs(20);
 
 fn desk(proxy: &str) -> Result<Desk> {
     let desk = Desk::new(CONFIG)?;

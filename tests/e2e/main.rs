@@ -42,6 +42,9 @@ use testbed::{Namespace, Service, Weir};
 
 use testbed::servers::Servers;
 
+/// How long a program may take that has nothing to wait for: starting it takes a while on a busy machine.
+const LIMIT: Duration = Duration::from_secs(20);
+
 /// The binary under test.
 fn weir() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_weir"))

@@ -11,9 +11,8 @@ use testbed::servers::Servers;
 use testbed::topology::{BACKENDS, Family, LAN, QUEUES, Topology, WAN, has_nics};
 use testbed::{Card, Namespace, Service, Signal, Weir, clients, kernel_version, load, run, servers};
 
-use crate::{Setup, both, can_run, eventually, weir};
+use crate::{LIMIT, Setup, both, can_run, eventually, weir};
 
-const LIMIT: Duration = Duration::from_secs(20);
 /// Long enough for more frames than the rings of all queues hold.
 const FLOOD_LENGTH: Duration = Duration::from_secs(5);
 /// The kernel from which on it is told of which packets a card hashes the ports.

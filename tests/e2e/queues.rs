@@ -2,16 +2,13 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use control::admin::protocol::Drops;
 use testbed::topology::{Family, veth};
 use testbed::{Service, Topology, Weir, clients, run, servers};
 
-use crate::{can_run, eventually, weir};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use crate::{LIMIT, can_run, eventually, weir};
 
 /// Another link between client and gateway, with four queues of which two are in use.
 const NEAR: &str = "near";

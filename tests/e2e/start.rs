@@ -1,15 +1,12 @@
 //! Starts that cannot be: one sentence, an exit status, and nothing left behind.
 
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use testbed::topology::Family;
 use testbed::{Said, Service, Topology, Weir, run};
 
-use crate::{both, can_run, eventually, weir};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use crate::{LIMIT, both, can_run, eventually, weir};
 
 /// A configuration in the topology's directory and what `weir run` says to it; `wrap` goes before the binary.
 fn run_weir(topology: &Topology, wrap: &[&str], config: &str) -> Result<Said> {

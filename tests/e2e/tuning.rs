@@ -1,14 +1,10 @@
 //! Settings that Weir makes for as long as it runs.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use testbed::topology::{Family, LAN, WAN};
 use testbed::{Service, Signal, Topology, Weir, clients, run};
 
-use crate::{can_run, eventually, weir};
-
-const LIMIT: Duration = Duration::from_secs(20);
+use crate::{LIMIT, can_run, eventually, weir};
 
 /// Polls and timer of both interfaces.
 fn settings(topology: &Topology) -> Result<Vec<String>> {
