@@ -8,8 +8,9 @@ use libbpf_cargo::SkeletonBuilder;
 use libbpf_cargo::util::CargoWarningFormatter;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed=src/weir_xdp.bpf.c");
-    println!("cargo:rerun-if-changed=src/weir_abi.h");
+    for source in ["weir_xdp.bpf.c", "maps.bpf.h", "headers.bpf.h", "weir_abi.h"] {
+        println!("cargo:rerun-if-changed=src/{source}");
+    }
     // What clang warns of becomes a warning of cargo's.
     tracing_subscriber::fmt()
         .event_format(CargoWarningFormatter)
