@@ -22,6 +22,10 @@ pub const DNS_PORT: u16 = 53;
 pub const PROXIED_PORT: u16 = 81;
 /// Where vsftpd listens.
 pub const FTP_PORT: u16 = 21;
+/// Lines of vsftpd's file, a megabyte: more than the server's socket takes before the client has acknowledged some. So the data
+/// connection stands at the client before the server says on the other one that all is sent. curl (7.88) takes the reverse
+/// for an error, and between two connections nothing but that keeps an order.
+pub const FTP_LINES: usize = 100_000;
 /// Where iperf3 listens.
 pub const IPERF_PORT: u16 = 5201;
 /// The name whose TXT record is the backend's name.
@@ -134,7 +138,7 @@ pub fn dnsmasq(namespace: &Namespace, number: u8, directory: &Path) -> Result<Pr
     serve(namespace, command, &format!("dnsmasq of {name}"), DNS_PORT, &directory.join("dnsmasq.log"))
 }
 
-/// An FTP server for anonymous users, who find the file `name` with the backend's name. Not among [`Servers`].
+/// An FTP server for anonymous users, who find the file `name`: [`FTP_LINES`] times the backend's name. Not among [`Servers`].
 ///
 /// # Errors
 /// When it does not start, with what it wrote.
@@ -144,7 +148,7 @@ pub fn vsftpd(namespace: &Namespace, number: u8, directory: &Path) -> Result<Pro
     let empty = directory.join("empty");
     fs::create_dir_all(&root)?;
     fs::create_dir_all(&empty)?;
-    fs::write(root.join("name"), backend_name(number))?;
+    fs::write(root.join("name"), format!("{}\n", backend_name(number)).repeat(FTP_LINES))?;
     fs::write(
         &path,
         format!(

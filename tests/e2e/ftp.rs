@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use testbed::servers::{FTP_PORT, backend_name, vsftpd};
+use testbed::servers::{FTP_LINES, FTP_PORT, backend_name, vsftpd};
 use testbed::topology::{BACKENDS, Family, Topology};
 use testbed::{Service, Weir, run};
 
 use crate::{can_run, weir};
 
-/// The file `name`, by one connection for commands and one for data. `how` are curl's options on the latter.
+/// The name that each line of the file `name` has, which comes by one connection for commands and one for data. `how` are curl's
+/// options on the latter.
 fn fetch(topology: &Topology, server: SocketAddr, how: &[&str]) -> Result<String> {
     let mut command = topology.client.command("curl");
     command
@@ -19,7 +20,13 @@ fn fetch(topology: &Topology, server: SocketAddr, how: &[&str]) -> Result<String
         .arg(format!("ftp://{server}/name"));
     let said = run(&mut command, Duration::from_secs(15))?;
     ensure!(said.status.success(), "{how:?}: {}", said.err);
-    Ok(said.out)
+    let name = said.out.lines().next().unwrap_or_default();
+    ensure!(
+        said.out.lines().count() == FTP_LINES && said.out.lines().all(|line| line == name),
+        "{how:?}: {} bytes, the first line {name:?}",
+        said.out.len()
+    );
+    Ok(name.to_owned())
 }
 
 #[test]
