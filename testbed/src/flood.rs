@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -53,7 +52,7 @@ impl Syns {
     fn make(topology: &Topology, target: SocketAddr) -> Result<Self> {
         let SocketAddr::V4(target) = target else { bail!("{target} is no IPv4 address") };
         topology.gateway.ip(&format!("route replace {SENDERS}/16 via {}\n", Family::V4.client()))?;
-        let [client, gateway] = [mac(&topology.client, ETH)?, mac(&topology.gateway, WAN)?];
+        let [client, gateway] = [topology.client.mac(ETH)?, topology.gateway.mac(WAN)?];
         let frames = (0..FRAMES).map(|number| {
             // Addresses from a /16, several ports each.
             let sender = Ipv4Addr::from_bits(SENDERS.to_bits() | number & 0xffff);
@@ -205,15 +204,6 @@ fn received(client: &Namespace, port: u16) -> Result<BTreeMap<u16, u64>> {
         Some((own.parse().ok()?, bytes.map_or(Some(0), |bytes| bytes.parse().ok())?))
     };
     said.out.lines().map(|line| connection(line).with_context(|| format!("ss printed {line:?}"))).collect()
-}
-
-/// The hardware address of an interface.
-fn mac(namespace: &Namespace, interface: &str) -> Result<[u8; 6]> {
-    let path = Path::new("/sys/class/net").join(interface).join("address");
-    let said = crate::run(namespace.command("cat").arg(path), LIMIT)?;
-    let bytes = said.out.trim().split(':').map(|byte| u8::from_str_radix(byte, 16));
-    let bytes = bytes.collect::<Result<Vec<_>, _>>().with_context(|| said.out.clone())?;
-    bytes.try_into().ok().with_context(|| format!("{interface} has the address {}", said.out))
 }
 
 /// Resident bytes of a process.

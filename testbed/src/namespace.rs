@@ -97,6 +97,21 @@ impl Namespace {
             .with_context(|| format!("setting {path} to {value} in {}", self.name))
     }
 
+    /// The hardware address of an interface.
+    ///
+    /// # Errors
+    /// When there is no such interface, or its address is none of Ethernet.
+    pub fn mac(&self, interface: &str) -> Result<[u8; 6]> {
+        let path = Path::new("/sys/class/net").join(interface).join("address");
+        // `/sys` shows the interfaces of the namespace that it was mounted in, so a program reads it that mounts it anew.
+        let output = self.command("cat").arg(path).output()?;
+        ensure!(output.status.success(), "{interface}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let said = String::from_utf8_lossy(&output.stdout);
+        let octets = said.trim().split(':').map(|octet| u8::from_str_radix(octet, 16));
+        let octets = octets.collect::<Result<Vec<_>, _>>().ok().and_then(|octets| octets.try_into().ok());
+        octets.with_context(|| format!("{interface} has the address {}", said.trim()))
+    }
+
     /// Whether a TCP socket listens on the port, on any address.
     ///
     /// # Errors

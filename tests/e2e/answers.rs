@@ -16,11 +16,6 @@ use crate::{LIMIT, Setup, both, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn mac(namespace: &Namespace, interface: &str) -> Result<String> {
-    let said = run(namespace.command("cat").arg(format!("/sys/class/net/{interface}/address")), LIMIT)?;
-    Ok(said.out.trim().to_owned())
-}
-
 /// The MAC address that the kernel of the namespace found for a neighbour.
 fn neighbour(namespace: &Namespace, addr: IpAddr) -> Result<Option<String>> {
     let said = run(namespace.command("ip").args(["neighbour", "show", &addr.to_string()]), LIMIT)?;
@@ -36,7 +31,8 @@ fn arp_neighbour_discovery_and_echo_are_answered_for_vips_and_snat_addresses() -
     for family in Family::BOTH {
         for (asker, interface, addr) in [(client, WAN, family.vip()), (backend, LAN, family.snat())] {
             assert!(clients::ping(asker, addr)?, "{addr}");
-            assert_eq!(neighbour(asker, addr)?, Some(mac(gateway, interface)?), "{addr}");
+            let mac = gateway.mac(interface)?.map(|octet| format!("{octet:02x}")).join(":");
+            assert_eq!(neighbour(asker, addr)?, Some(mac), "{addr}");
         }
         assert!(!clients::ping(client, family.shared_vip())?, "an address of no service is not answered for");
     }
@@ -121,11 +117,6 @@ fn tagged(from: [u8; 6], to: [u8; 6]) -> PacketBuilderStep<VlanHeader> {
     PacketBuilder::ethernet2(from, to).single_vlan(VlanId::try_new(7).unwrap_or_default())
 }
 
-fn octets(mac: &str) -> Result<[u8; 6]> {
-    let octets = mac.split(':').map(|octet| u8::from_str_radix(octet, 16)).collect::<Result<Vec<_>, _>>()?;
-    octets.try_into().map_err(|_| anyhow::anyhow!("{mac} is no MAC address"))
-}
-
 #[test]
 fn answers_to_tagged_frames_have_the_tag() -> Result<()> {
     let (service, refused) =
@@ -142,7 +133,7 @@ fn answers_to_tagged_frames_have_the_tag() -> Result<()> {
     let log = capture.log_path().to_owned();
     capture.wait_until(LIMIT, || Ok(std::fs::read_to_string(&log)?.contains("listening on")))?;
 
-    let (own, gateway) = (octets(&mac(client, ETH)?)?, octets(&mac(&setup.topology.gateway, WAN)?)?);
+    let (own, gateway) = (client.mac(ETH)?, setup.topology.gateway.mac(WAN)?);
     let (IpAddr::V4(from), IpAddr::V4(vip)) = (Family::V4.client(), service.vip) else { panic!("IPv4") };
     let (IpAddr::V6(from6), IpAddr::V6(vip6)) = (Family::V6.client(), refused.vip) else { panic!("IPv6") };
     let question = ArpPacket::new(
