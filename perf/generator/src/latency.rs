@@ -29,6 +29,23 @@ pub(crate) struct Latencies(Histogram<u64>);
 /// What percentiles are told, in percent.
 const PERCENTILES: [f64; 5] = [50.0, 90.0, 99.0, 99.9, 99.99];
 
+/// The 99th percentile of each tenth of a second. A virtual machine whose processors stop for some milliseconds a few times a
+/// second has these pauses in the 99th percentile of all times, and in that of few tenths.
+#[derive(Clone, Debug)]
+pub(crate) struct Tenths {
+    times: Histogram<u64>,
+    end_ns: Option<u64>,
+    p99_ns: Vec<u64>,
+}
+
+/// The whole tenths of a second of all threads.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct TenthsReport {
+    count: usize,
+    /// The middle one of their 99th percentiles.
+    p99_ns: u64,
+}
+
 /// Latencies in nanoseconds.
 #[derive(Debug, Serialize)]
 pub(crate) struct LatencyReport {
@@ -78,6 +95,37 @@ impl Latencies {
     }
 }
 
+impl Tenths {
+    const LENGTH_NS: u64 = 100_000_000;
+
+    /// Up to a minute, to two digits: closing one takes some microseconds, in which frames wait.
+    pub(crate) fn new() -> Result<Self> {
+        let times = Histogram::new_with_bounds(1, 60_000_000_000, 2).context("histogram")?;
+        Ok(Self { times, end_ns: None, p99_ns: Vec::new() })
+    }
+
+    /// Counts a time that was taken at `now_ns`.
+    pub(crate) fn record(&mut self, now_ns: u64, ns: u64) {
+        if self.end_ns.is_none_or(|end_ns| now_ns >= end_ns) {
+            if !self.times.is_empty() {
+                self.p99_ns.push(self.times.value_at_percentile(99.0));
+                self.times.reset();
+            }
+            self.end_ns = Some(now_ns.saturating_add(Self::LENGTH_NS));
+        }
+        self.times.saturating_record(ns.max(1));
+    }
+
+    /// What there is to tell of several threads; `None` where none saw a whole tenth.
+    pub(crate) fn report<'a>(threads: impl IntoIterator<Item = &'a Self>) -> Option<TenthsReport> {
+        let mut all: Vec<u64> =
+            threads.into_iter().flat_map(|tenths| tenths.p99_ns.iter().copied()).collect();
+        all.sort_unstable();
+        let p99_ns = *all.get(all.len().checked_sub(1)? / 2)?;
+        Some(TenthsReport { count: all.len(), p99_ns })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,5 +145,21 @@ mod tests {
         let report = one.report().unwrap();
         assert_eq!((report.count, report.p50_ns, report.p90_ns, report.p99_ns), (1000, 500, 900, 990));
         assert!(Latencies::new().unwrap().report().is_none());
+    }
+
+    #[test]
+    fn a_pause_shows_in_its_own_tenth_of_a_second() {
+        let mut tenths = Tenths::new().unwrap();
+        for ms in 0..=500 {
+            // Every frame of the third tenth comes ten milliseconds late.
+            let late = (200..300).contains(&ms);
+            tenths.record(ms * 1_000_000, if late { 10_000_000 } else { 100 });
+        }
+        let report = Tenths::report([&tenths]).unwrap();
+        assert_eq!(report, TenthsReport { count: 5, p99_ns: 100 });
+        assert_eq!(tenths.p99_ns.iter().filter(|ns| **ns > 9_000_000).count(), 1);
+        let mut short = Tenths::new().unwrap();
+        short.record(0, 100);
+        assert_eq!(Tenths::report([&short]), None, "a tenth that has not ended");
     }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::answer::answer;
 use crate::clock;
 use crate::flows::FlowArgs;
-use crate::latency::{Latencies, LatencyReport, Schedule};
+use crate::latency::{Latencies, LatencyReport, Schedule, Tenths, TenthsReport};
 use crate::loss::{self, FlowLoss, Seen};
 use crate::packet::Packet;
 use crate::progress::Progress;
@@ -95,6 +95,7 @@ struct SinkReport {
     answered: u64,
     flow_loss: Option<FlowLoss>,
     latency: Option<LatencyReport>,
+    latency_tenths: Option<TenthsReport>,
     streams: BTreeMap<u16, Stream>,
     threads: Vec<ThreadReport>,
 }
@@ -151,6 +152,7 @@ struct Counts {
     answered: u64,
     first_damaged: Option<String>,
     latencies: Latencies,
+    tenths: Tenths,
     span: Option<(Instant, Instant)>,
 }
 
@@ -210,6 +212,7 @@ pub(crate) fn run(args: &SinkArgs, stop: &Stop) -> Result<serde_json::Value> {
         answered: done.iter().map(|thread| thread.value.0.answered).sum(),
         flow_loss: args.by_flow.then(|| loss::by_flow(&args.flows, args.streams, seen)),
         latency: latencies.report(),
+        latency_tenths: Tenths::report(done.iter().map(|thread| &thread.value.0.tenths)),
         streams,
         threads,
     })?)
@@ -231,6 +234,7 @@ fn receive(
         answered: 0,
         first_damaged: None,
         latencies: Latencies::new()?,
+        tenths: Tenths::new()?,
         span: None,
     };
     let mut idle = 0;
@@ -282,7 +286,9 @@ fn count(counts: &mut Counts, frame: &[u8], packet: Option<&Packet>, timed: Opti
         counts.first_damaged = Some(frame.iter().take(HEADERS).map(|byte| format!("{byte:02x}")).collect());
     }
     if let Some((schedule, now_ns)) = timed {
-        counts.latencies.record(now_ns.saturating_sub(schedule.due_ns(u64::from(tag.sequence))));
+        let ns = now_ns.saturating_sub(schedule.due_ns(u64::from(tag.sequence)));
+        counts.latencies.record(ns);
+        counts.tenths.record(now_ns, ns);
     }
     true
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,7 @@ use serde_json::Value;
 use testbed::Origin;
 
 use crate::network::Topology;
+use crate::pauses::{self, Pauses};
 use crate::traffic::Cores;
 
 /// Circumstances of a run.
@@ -26,11 +28,18 @@ pub(crate) struct Conditions {
     pub(crate) weir_interfaces: Value,
     /// Measurements of each figure.
     pub(crate) repeats: usize,
+    /// Before the first of them. Older results have none.
+    pub(crate) pauses: Option<Pauses>,
 }
 
 impl Conditions {
     /// Those of this machine now.
     pub(crate) fn now(root: &Path, topology: &Topology, assigned: &Cores, repeats: usize) -> Result<Self> {
+        const WATCH: Duration = Duration::from_secs(2);
+        let Cores { generator, sink, device } = assigned;
+        let mut all = [&generator[..], sink, device].concat();
+        all.sort_unstable();
+        all.dedup();
         Ok(Self {
             origin: Origin::of(root, &Origin::SOURCES)?,
             cores: std::thread::available_parallelism()?.get(),
@@ -39,6 +48,7 @@ impl Conditions {
             nics: nics(topology),
             weir_interfaces: Value::Null,
             repeats,
+            pauses: Some(pauses::of_cores(&all, WATCH)?),
         })
     }
 
@@ -57,6 +67,13 @@ impl Conditions {
             ("Cores", format!("generator {generator:?}, sink {sink:?}, device {device:?}")),
             ("Repeats", self.repeats.to_string()),
         ];
+        if let Some(Pauses { share, longest_ms }) = self.pauses {
+            let share = share * 100.0;
+            lines.push((
+                "Pauses of busy cores",
+                format!("{share:.1} % of the time, {longest_ms:.1} ms the longest"),
+            ));
+        }
         if !self.nics.is_empty() {
             lines.push(("NICs", self.nics.join("; ")));
         }
@@ -82,6 +99,7 @@ impl Conditions {
             nics: Vec::new(),
             weir_interfaces: Value::Null,
             repeats: 3,
+            pauses: Some(Pauses { share: 0.014, longest_ms: 9.8 }),
         }
     }
 }

@@ -6,6 +6,7 @@ mod conditions;
 mod device;
 mod measure;
 mod network;
+mod pauses;
 mod priority;
 mod profiles;
 mod report;

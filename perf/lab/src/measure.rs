@@ -198,6 +198,7 @@ fn sample(sent: &Sent, received: &Received, window: Window, all_s: f64, ends_s: 
         damaged: received.damaged,
         flow_loss: received.flow_loss.unwrap_or_default(),
         latency: received.latency,
+        latency_tenths: received.latency_tenths,
         gross_ns: each_ns(all_s),
         ends_ns: each_ns(ends_s),
         window,

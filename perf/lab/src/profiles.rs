@@ -276,7 +276,7 @@ impl Step {
 /// How long new flows may take.
 const NEW_S: f64 = 3.0;
 /// How long latencies are taken at each load.
-const LATENCY_S: f64 = 2.0;
+const LATENCY_S: f64 = 4.0;
 
 fn established(flows: u32, size: &'static str, seconds: f64) -> Load {
     let (packets, pace) = (Packets::Established, Pace::Window(WINDOW));
@@ -389,6 +389,10 @@ impl Run<'_, '_> {
             let Some(times) = sample.latency else { continue };
             let p99_ns = times.p99_ns as f64;
             self.put(self.key(Quantity::LatencyP99, &timed, Some(*percent)), p99_ns, sample);
+            if let Some(tenths) = sample.latency_tenths {
+                let key = self.key(Quantity::LatencyP99Tenth, &timed, Some(*percent));
+                self.put(key, tenths.p99_ns as f64, sample);
+            }
         }
         Ok(())
     }
@@ -410,6 +414,7 @@ impl Run<'_, '_> {
                 damaged: said.strange,
                 flow_loss: crate::traffic::FlowLoss::default(),
                 latency: said.latency,
+                latency_tenths: None,
                 gross_ns: each_ns(window.charged_s + window.softirq_s),
                 ends_ns: each_ns(said.cpu_s()),
                 window,

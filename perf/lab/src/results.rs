@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::account::Window;
 use crate::conditions::Conditions;
-use crate::traffic::{FlowLoss, Latency};
+use crate::traffic::{FlowLoss, Latency, Tenths};
 
 /// One run of the lab.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -49,11 +49,19 @@ pub(crate) enum Quantity {
     Connections,
     /// 99th percentile of the time under way, nanoseconds.
     LatencyP99,
+    /// The same of each tenth of a second, the middle one of these.
+    LatencyP99Tenth,
 }
 
 impl Quantity {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Cost, Self::ThroughputLossless, Self::Throughput, Self::Connections, Self::LatencyP99];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Cost,
+        Self::ThroughputLossless,
+        Self::Throughput,
+        Self::Connections,
+        Self::LatencyP99,
+        Self::LatencyP99Tenth,
+    ];
 
     /// What it is called.
     pub(crate) fn title(self) -> &'static str {
@@ -63,6 +71,7 @@ impl Quantity {
             Self::Throughput => "Throughput with at most 0.001 % loss",
             Self::Connections => "Connections a second",
             Self::LatencyP99 => "99th percentile of latency",
+            Self::LatencyP99Tenth => "99th percentile of latency in the middle tenth of a second",
         }
     }
 
@@ -72,13 +81,18 @@ impl Quantity {
             Self::Cost => "ns",
             Self::ThroughputLossless | Self::Throughput => "packets/s",
             Self::Connections => "connections/s",
-            Self::LatencyP99 => "us",
+            Self::LatencyP99 | Self::LatencyP99Tenth => "us",
         }
     }
 
     /// What a number is divided by to be in that unit.
     pub(crate) fn scale(self) -> f64 {
-        if self == Self::LatencyP99 { 1000.0 } else { 1.0 }
+        if self.is_latency() { 1000.0 } else { 1.0 }
+    }
+
+    /// Whether it is taken at shares of the device's own throughput.
+    pub(crate) fn is_latency(self) -> bool {
+        matches!(self, Self::LatencyP99 | Self::LatencyP99Tenth)
     }
 }
 
@@ -102,6 +116,7 @@ pub(crate) struct Sample {
     pub(crate) damaged: u64,
     pub(crate) flow_loss: FlowLoss,
     pub(crate) latency: Option<Latency>,
+    pub(crate) latency_tenths: Option<Tenths>,
     /// CPU nanoseconds a packet, of everything.
     pub(crate) gross_ns: f64,
     /// The same, of generator and sink programs.

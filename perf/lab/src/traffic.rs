@@ -111,6 +111,16 @@ pub(crate) struct Received {
     pub(crate) doubled: u64,
     pub(crate) flow_loss: Option<FlowLoss>,
     pub(crate) latency: Option<Latency>,
+    pub(crate) latency_tenths: Option<Tenths>,
+}
+
+/// The 99th percentile of each tenth of a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tenths {
+    /// How many there were.
+    pub(crate) count: u64,
+    /// The middle one.
+    pub(crate) p99_ns: u64,
 }
 
 /// Losses by flow.
