@@ -5,6 +5,7 @@
 //! its sockets are bound.
 
 mod answer;
+mod arguments;
 mod checksum;
 mod clock;
 mod connect;

@@ -10,6 +10,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::answer::answer;
+use crate::arguments;
 use crate::clock;
 use crate::flows::FlowArgs;
 use crate::latency::{Latencies, LatencyReport, Schedule, Tenths, TenthsReport};
@@ -27,7 +28,7 @@ pub(crate) struct SinkArgs {
     #[arg(long, value_name = "IF")]
     interface: String,
     /// Queues, from 0 on; one thread each.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     queues: u32,
     /// Core of each thread; unbound where none is given.
     #[arg(long, value_delimiter = ',')]
@@ -36,8 +37,8 @@ pub(crate) struct SinkArgs {
     #[arg(long, value_enum, default_value_t = Attach::Native)]
     attach: Attach,
     /// Seconds at most; until it is stopped where none are given.
-    #[arg(long)]
-    seconds: Option<f64>,
+    #[arg(long, value_parser = arguments::seconds)]
+    seconds: Option<Duration>,
     /// Answer what asks for it: datagrams of `send --answers`, and connections.
     #[arg(long)]
     answer: bool,
@@ -46,15 +47,15 @@ pub(crate) struct SinkArgs {
     by_flow: bool,
     #[command(flatten)]
     flows: FlowArgs,
-    /// Threads of the generator, for `--by-flow` and `--start-ns`.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Threads of the generator. Frames of others count as other traffic.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(Tag::STREAMS)))]
     streams: u16,
     /// When the generator's first frame was due, in nanoseconds of the monotonic clock: tell how long frames were under
     /// way from the time that they were due.
     #[arg(long, value_name = "NS", requires = "rate")]
     start_ns: Option<u64>,
     /// The generator's rate.
-    #[arg(long)]
+    #[arg(long, value_parser = arguments::rate)]
     rate: Option<f64>,
     /// A file by which the generator learns how many frames have come, for `send --window`.
     #[arg(long, value_name = "FILE")]
@@ -66,7 +67,7 @@ pub(crate) struct SinkArgs {
     #[arg(long, default_value_t = 1000)]
     spins: u32,
     /// Entries of each ring.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value = "4096", value_parser = arguments::ring)]
     ring: u32,
     /// Copy mode, also where the driver has zero-copy.
     #[arg(long)]
@@ -90,7 +91,7 @@ struct SinkReport {
     first_damaged: Option<String>,
     /// Frames that came before.
     doubled: u64,
-    /// Frames without a mark: other traffic.
+    /// Other traffic: frames without a mark, of none of the streams, or numbered 2^24 or more ahead of their stream's.
     other: u64,
     answered: u64,
     flow_loss: Option<FlowLoss>,
@@ -156,6 +157,28 @@ struct Counts {
     span: Option<(Instant, Instant)>,
 }
 
+impl Counts {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            streams: BTreeMap::new(),
+            other: 0,
+            answered: 0,
+            first_damaged: None,
+            latencies: Latencies::new()?,
+            tenths: Tenths::new()?,
+            span: None,
+        })
+    }
+
+    /// Whether a mark is one of so many `streams`, and not too far ahead: what a frame costs has a limit, in memory for the numbers
+    /// before its own and in time to look through them. So many frames are more than a second of 14.88 million a second.
+    fn takes(&self, tag: Tag, streams: u16) -> bool {
+        const AHEAD: u64 = 1 << 24;
+        let next = self.streams.get(&tag.stream).map_or(0, |(stream, _)| stream.next);
+        tag.stream < streams && u64::from(tag.sequence) < next + AHEAD
+    }
+}
+
 /// Receives until the time is up or until it is stopped.
 pub(crate) fn run(args: &SinkArgs, stop: &Stop) -> Result<serde_json::Value> {
     let options = Options { attach: args.attach, ring: args.ring, copy: args.copy };
@@ -168,12 +191,11 @@ pub(crate) fn run(args: &SinkArgs, stop: &Stop) -> Result<serde_json::Value> {
         .map(|(start_ns, rate)| Schedule { start_ns, rate_pps: rate / f64::from(args.streams) });
     let progress = args.progress.as_deref().map(Progress::create).transpose()?;
     crate::say_ready();
-    let limit = args.seconds.map(Duration::from_secs_f64);
     let done = thread::run_all(stations, &args.cores, stop, |mut station| {
         if args.realtime {
             thread::run_first()?;
         }
-        let counts = receive(&mut station, args, schedule, progress.as_ref(), limit, stop)?;
+        let counts = receive(&mut station, args, schedule, progress.as_ref(), stop)?;
         Ok((counts, station))
     })?;
     let mut all: BTreeMap<u16, (Stream, Seen)> = BTreeMap::new();
@@ -223,22 +245,13 @@ fn receive(
     args: &SinkArgs,
     schedule: Option<Schedule>,
     progress: Option<&Progress>,
-    limit: Option<Duration>,
     stop: &Stop,
 ) -> Result<Counts> {
     const SLEEP_MS: u8 = 20;
     let start = Instant::now();
-    let mut counts = Counts {
-        streams: BTreeMap::new(),
-        other: 0,
-        answered: 0,
-        first_damaged: None,
-        latencies: Latencies::new()?,
-        tenths: Tenths::new()?,
-        span: None,
-    };
-    let mut idle = 0;
-    while !stop.is_raised() && limit.is_none_or(|limit| start.elapsed() < limit) {
+    let mut counts = Counts::new()?;
+    let mut idle = 0_u32;
+    while !stop.is_raised() && args.seconds.is_none_or(|limit| start.elapsed() < limit) {
         let received = station.receive(0);
         if received > 0 {
             let timed =
@@ -246,7 +259,7 @@ fn receive(
             let mut marked = false;
             station.retain(|frame| {
                 let packet = Packet::find(frame);
-                marked |= count(&mut counts, frame, packet.as_ref(), timed);
+                marked |= count(&mut counts, args.streams, frame, packet.as_ref(), timed);
                 args.answer && packet.is_some_and(|packet| answer(frame, &packet).is_some())
             });
             if args.answer {
@@ -262,7 +275,7 @@ fn receive(
             }
             idle = 0;
         } else {
-            idle += 1;
+            idle = idle.saturating_add(1);
             if idle > args.spins {
                 station.wait(SLEEP_MS)?;
             }
@@ -271,9 +284,16 @@ fn receive(
     Ok(counts)
 }
 
-/// Counts a frame. Returns whether it was a generated one.
-fn count(counts: &mut Counts, frame: &[u8], packet: Option<&Packet>, timed: Option<(Schedule, u64)>) -> bool {
-    let Some((packet, tag)) = packet.and_then(|packet| Some((packet, Tag::read(frame, packet)?))) else {
+/// Counts a frame. Returns whether it was a generated one, of one of so many `streams`.
+fn count(
+    counts: &mut Counts,
+    streams: u16,
+    frame: &[u8],
+    packet: Option<&Packet>,
+    timed: Option<(Schedule, u64)>,
+) -> bool {
+    let tagged = packet.and_then(|packet| Some((packet, Tag::read(frame, packet)?)));
+    let Some((packet, tag)) = tagged.filter(|(_, tag)| counts.takes(*tag, streams)) else {
         counts.other += 1;
         return false;
     };
@@ -313,5 +333,33 @@ mod tests {
         assert_eq!(stream, want);
         let other = Stream { received: 1, bytes: 60, next: 3, ..Stream::default() };
         assert_eq!(stream.merge(other), Stream { received: 5, bytes: 300, ..want });
+    }
+
+    #[test]
+    fn frames_of_other_streams_and_far_ahead_are_other_traffic() {
+        const STREAMS: u16 = 2;
+        let writer = crate::tag::tests::udp_writer();
+        let mut counts = Counts::new().unwrap();
+        for (name, stream, sequence, generated) in [
+            ("the first", 0, 0, true),
+            ("of the last stream", 1, 0, true),
+            ("of a stream beyond", STREAMS, 0, false),
+            ("of the last one that a mark can name", Tag::STREAMS - 1, 0, false),
+            ("the last one that there can be", 0, u32::MAX, false),
+            ("too far ahead", 0, (1 << 24) + 1, false),
+            ("ahead", 0, 1 << 24, true),
+            ("ahead of that", 0, 1 << 25, true),
+            ("late", 0, 1, true),
+        ] {
+            let mut frame = vec![0; writer.size()];
+            writer.prepare(&mut frame);
+            writer.write(&mut frame, 0, Tag { stream, sequence, answer: false }).unwrap();
+            let packet = Packet::find(&frame).unwrap();
+            assert_eq!(count(&mut counts, STREAMS, &frame, Some(&packet), None), generated, "{name}");
+        }
+        assert_eq!(counts.other, 4);
+        let received: Vec<_> =
+            counts.streams.iter().map(|(id, (stream, _))| (*id, stream.received)).collect();
+        assert_eq!(received, [(0, 4), (1, 1)]);
     }
 }

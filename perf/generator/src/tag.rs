@@ -250,7 +250,7 @@ fn build(shape: &Shape) -> Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use etherparse::SlicedPacket;
 
     use super::*;
@@ -269,6 +269,11 @@ mod tests {
             protocol,
             size,
         }
+    }
+
+    /// A writer of the shortest UDP frames.
+    pub(crate) fn udp_writer() -> Writer {
+        Writer::new(shape(false, Protocol::Udp, 60)).unwrap()
     }
 
     #[test]
@@ -300,7 +305,7 @@ mod tests {
 
     #[test]
     fn every_flow_has_a_tuple_of_its_own() {
-        let writer = Writer::new(shape(false, Protocol::Udp, 60)).unwrap();
+        let writer = udp_writer();
         let mut frame = vec![0; 60];
         writer.prepare(&mut frame);
         let tuples: std::collections::HashSet<_> = (0..5000)

@@ -142,7 +142,8 @@ fn nothing_is_lost_or_damaged_at_a_low_rate() {
         ("10.1.0.1", "10.0.0.2", "tcp-syn", "60"),
         ("fd00::1", "fd00::2", "tcp-ack", "1514"),
     ] {
-        let sink = Tool::start(&lab.server, &["sink", "--interface", "s0", "--queues", QUEUES]);
+        let sink = ["sink", "--interface", "s0", "--queues", QUEUES, "--streams", QUEUES];
+        let sink = Tool::start(&lab.server, &sink);
         let generator = Tool::start(
             &lab.client,
             &[
