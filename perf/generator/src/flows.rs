@@ -2,15 +2,16 @@
 //! frames although a load balancer has changed their addresses and ports.
 
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 
 /// The flows of a generator's threads.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct FlowArgs {
     /// Flows of each thread. No two threads send the same flow.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) flows: u32,
     /// Number of the first flow: to have other flows than an earlier run.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = first_flow())]
     pub(crate) first_flow: u64,
     /// Visit the flows in random order rather than one after the other.
     #[arg(long)]
@@ -18,6 +19,11 @@ pub(crate) struct FlowArgs {
     /// Of a thousand frames so many are the first of a new flow, beside those of `--flows`.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub(crate) new_per_mille: u32,
+}
+
+/// The number of a first flow: no more than there are ports and 32-bit addresses, so that sums with it stay in 64 bits.
+pub(crate) fn first_flow() -> RangedU64ValueParser {
+    clap::value_parser!(u64).range(..1 << 48)
 }
 
 /// The flow of a frame.

@@ -5,6 +5,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::arguments;
 use crate::packet::Packet;
 use crate::station::{Attach, Options, SocketReport, Station};
 use crate::thread::{self, Cpu, Stop};
@@ -19,7 +20,7 @@ pub(crate) struct ForwardArgs {
     #[arg(long = "out", value_name = "IF")]
     second: String,
     /// Queues of each interface, from 0 on; one thread each.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     queues: u32,
     /// Core of each thread; unbound where none is given.
     #[arg(long, value_delimiter = ',')]
@@ -34,7 +35,7 @@ pub(crate) struct ForwardArgs {
     #[arg(long, default_value_t = 1000)]
     spins: u32,
     /// Entries of each ring.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value = "4096", value_parser = arguments::ring)]
     ring: u32,
 }
 
@@ -101,7 +102,7 @@ pub(crate) fn run(args: &ForwardArgs, stop: &Stop) -> Result<serde_json::Value> 
 fn forward(station: &mut Station, args: &ForwardArgs, stop: &Stop) -> Result<Counts> {
     const SLEEP_MS: u8 = 50;
     let mut counts = Counts::default();
-    let mut idle = 0;
+    let mut idle = 0_u32;
     while !stop.is_raised() {
         let mut moved = 0;
         for (forwarded, (from, to)) in counts.forwarded.iter_mut().zip([(0, 1), (1, 0)]) {
@@ -117,7 +118,7 @@ fn forward(station: &mut Station, args: &ForwardArgs, stop: &Stop) -> Result<Cou
             }
             station.refill();
         }
-        idle = if moved > 0 { 0 } else { idle + 1 };
+        idle = if moved > 0 { 0 } else { idle.saturating_add(1) };
         if idle > args.spins {
             station.wait(SLEEP_MS)?;
         }

@@ -84,3 +84,66 @@ fn skip_dispatcher() {
 fn say_ready() {
     eprintln!("ready");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_that_cannot_be_are_refused_with_the_reason() {
+        const SEND: &str = "send --interface a --dst-mac 02:00:00:00:00:02 --src 10.0.0.1 --dst 10.0.0.2";
+        const SINK: &str = "sink --interface a";
+        const FORWARD: &str = "forward --in a --out b";
+        let time = "not a time in seconds above 0";
+        let rate = "not a rate above 0";
+        for (command, more, want) in [
+            (SEND, "--size 1792", None),
+            (SEND, "--size imix", None),
+            (SEND, "--size 1793", Some("frames of 1793 bytes do not fit: 1792 at most")),
+            (SEND, "--size 4000", Some("frames of 4000 bytes do not fit: 1792 at most")),
+            (SEND, "--size=-1", Some("not a size: -1")),
+            (SEND, "--size 18446744073709551616", Some("not a size: 18446744073709551616")),
+            (SEND, "--seconds 0.5", None),
+            (SEND, "--seconds=-1", Some(time)),
+            (SEND, "--seconds 0", Some(time)),
+            (SEND, "--seconds nan", Some(time)),
+            (SEND, "--seconds inf", Some(time)),
+            (SEND, "--seconds 1e300", Some(time)),
+            (SEND, "--rate 1e6", None),
+            (SEND, "--rate 0", Some(rate)),
+            (SEND, "--rate=-5", Some(rate)),
+            (SEND, "--rate nan", Some(rate)),
+            (SEND, "--rate inf", Some(rate)),
+            (SEND, "--flows 0", Some("0 is not in 1..=4294967295")),
+            (SEND, "--first-flow 281474976710656", Some("is not in 0..281474976710656")),
+            (SEND, "--queues 0", Some("0 is not in 1..=32768")),
+            (SEND, "--queues 32769", Some("32769 is not in 1..=32768")),
+            (SEND, "--dsts 0", Some("0 is not in 1..=4294967295")),
+            (SEND, "--progress p --window 0", Some("0 is not in 1..18446744073709551615")),
+            (SEND, "--ring 0", Some("a power of two of entries, 65536 at most, not 0")),
+            (SEND, "--ring 2147483648", Some("a power of two of entries, 65536 at most, not 2147483648")),
+            (SINK, "--by-flow --flows 1 --streams 32768 --seconds 1 --rate 1", None),
+            (SINK, "--by-flow --flows 0", Some("0 is not in 1..=4294967295")),
+            (SINK, "--streams 0", Some("0 is not in 1..=32768")),
+            (SINK, "--streams 32769", Some("32769 is not in 1..=32768")),
+            (SINK, "--queues 0", Some("0 is not in 1..=4294967295")),
+            (SINK, "--seconds=-1", Some(time)),
+            (SINK, "--seconds nan", Some(time)),
+            (SINK, "--seconds inf", Some(time)),
+            (SINK, "--start-ns 1 --rate nan", Some(rate)),
+            (SINK, "--start-ns 1 --rate 0", Some(rate)),
+            (SINK, "--ring 3", Some("a power of two of entries, 65536 at most, not 3")),
+            (FORWARD, "--queues 1", None),
+            (FORWARD, "--queues 0", Some("0 is not in 1..=4294967295")),
+            (FORWARD, "--ring many", Some("not a number of entries: many")),
+        ] {
+            let words = ["weir-gen", command, more].into_iter().flat_map(str::split_whitespace);
+            let parsed = Cli::try_parse_from(words).map(|_| ()).map_err(|error| error.to_string());
+            match (parsed, want) {
+                (Ok(()), None) => {}
+                (Err(said), Some(want)) => assert!(said.contains(want), "{command} {more}: {said}"),
+                (parsed, _) => panic!("{command} {more}: {parsed:?}"),
+            }
+        }
+    }
+}

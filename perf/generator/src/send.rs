@@ -11,11 +11,12 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use serde::Serialize;
 
+use crate::arguments;
 use crate::clock;
 use crate::flows::{Flow, FlowArgs};
 use crate::packet::Packet;
 use crate::progress::Progress;
-use crate::station::{Attach, BATCH, Options, SocketReport, Station};
+use crate::station::{Attach, BATCH, FRAME_MAX, Options, SocketReport, Station};
 use crate::tag::{Protocol, Shape, Tag, Writer};
 use crate::thread::{self, Cpu, Stop};
 
@@ -29,16 +30,16 @@ pub(crate) struct SendArgs {
     /// What the packets are.
     #[arg(long, value_enum, default_value_t = Protocol::Udp)]
     protocol: Protocol,
-    /// Bytes of a frame, Ethernet header included, frame check sequence not; or `imix`: of twelve frames seven of 60
-    /// bytes, four of 590, one of 1514.
+    /// Bytes of a frame, 1792 at most, Ethernet header included, frame check sequence not; or `imix`: of twelve frames seven
+    /// of 60 bytes, four of 590, one of 1514.
     #[arg(long, default_value = "60")]
     size: Size,
     /// Frames a second, all threads together; as fast as possible where none is given.
-    #[arg(long)]
+    #[arg(long, value_parser = arguments::rate)]
     rate: Option<f64>,
     /// Closed loop instead of a rate: at most so many frames are under way at once. Nothing is then lost for want of room, and
     /// nothing waits for a clock.
-    #[arg(long, conflicts_with_all = ["rate", "start_ns"], requires = "progress")]
+    #[arg(long, conflicts_with_all = ["rate", "start_ns"], requires = "progress", value_parser = clap::value_parser!(u64).range(1..))]
     window: Option<u64>,
     /// The file by which the sink tells how many frames have come.
     #[arg(long, value_name = "FILE")]
@@ -59,8 +60,8 @@ pub(crate) struct SendArgs {
     #[arg(long, default_value_t = u32::MAX)]
     count: u32,
     /// Seconds at most.
-    #[arg(long)]
-    seconds: Option<f64>,
+    #[arg(long, value_parser = arguments::seconds)]
+    seconds: Option<Duration>,
 }
 
 /// Where generated packets leave, and their addresses.
@@ -70,7 +71,7 @@ pub(crate) struct PortArgs {
     #[arg(long, value_name = "IF")]
     pub(crate) interface: String,
     /// Queues; one thread each.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(Tag::STREAMS)))]
     pub(crate) queues: u16,
     /// The first of these queues.
     #[arg(long, default_value_t = 0)]
@@ -100,7 +101,7 @@ pub(crate) struct PortArgs {
     #[arg(long, default_value_t = 80)]
     pub(crate) dport: u16,
     /// Entries of each ring.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value = "4096", value_parser = arguments::ring)]
     ring: u32,
     /// Copy mode, also where the driver has zero-copy.
     #[arg(long)]
@@ -110,7 +111,6 @@ pub(crate) struct PortArgs {
 impl PortArgs {
     /// A writer of such frames, of one size.
     pub(crate) fn writer(&self, protocol: Protocol, size: usize) -> Result<Writer> {
-        ensure!(self.queues > 0 && self.queues <= Tag::STREAMS, "from 1 to {} queues", Tag::STREAMS);
         let src_mac = self.src_mac.map_or_else(|| own_mac(&self.interface), Ok)?;
         Writer::new(Shape {
             src_mac: src_mac.0,
@@ -172,10 +172,12 @@ impl FromStr for Size {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "imix" => Ok(Self::Imix),
-            _ => text.parse().map(Self::Bytes).with_context(|| format!("not a size: {text}")),
+        if text == "imix" {
+            return Ok(Self::Imix);
         }
+        let size = text.parse().with_context(|| format!("not a size: {text}"))?;
+        ensure!(size <= FRAME_MAX, "frames of {size} bytes do not fit: {FRAME_MAX} at most");
+        Ok(Self::Bytes(size))
     }
 }
 
@@ -247,7 +249,6 @@ struct Counts {
 
 /// Sends until the count or the time is reached, or until it is stopped.
 pub(crate) fn run(args: &SendArgs, stop: &Stop) -> Result<serde_json::Value> {
-    ensure!(args.flows.flows > 0, "at least one flow");
     let writers = Writers::new(args)?;
     let limit = writers.cycle.first().map_or(0, Writer::flow_limit);
     ensure!(
@@ -352,7 +353,8 @@ fn send(
     drain(station)?;
     counts.waited = window.map_or(Duration::ZERO, |window| window.waited);
     if args.answers {
-        counts.answered += collect_rest(station, stream, u64::from(counts.sent) - counts.answered, stop)?;
+        counts.answered +=
+            collect_rest(station, stream, u64::from(counts.sent).saturating_sub(counts.answered), stop)?;
     }
     Ok(counts)
 }
@@ -407,7 +409,6 @@ struct Window {
 
 impl Window {
     fn open(size: u64, sleep: bool, file: &Path) -> Result<Self> {
-        ensure!(size > 0, "a window of one frame at least");
         Ok(Self { size, sleep, progress: Progress::open(file)?, lost: 0, waited: Duration::ZERO })
     }
 
@@ -450,12 +451,7 @@ pub(crate) struct Pace {
 impl Pace {
     fn new(start: Instant, args: &SendArgs) -> Self {
         let queues = f64::from(args.port.queues);
-        Self {
-            start,
-            rate: args.rate.map(|rate| rate / queues),
-            limit: args.seconds.map(Duration::from_secs_f64),
-            spin: args.spin,
-        }
+        Self { start, rate: args.rate.map(|rate| rate / queues), limit: args.seconds, spin: args.spin }
     }
 
     /// Frames that are due beyond those `sent`; `None` once the time is up.

@@ -19,8 +19,11 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 /// Frames in a batch at most.
 pub(crate) const BATCH: usize = 64;
 
-/// Bytes of one frame's memory. Holds an untagged frame of 1,500 bytes MTU behind the kernel's headroom of 256.
+/// Bytes of one frame's memory. Holds an untagged frame of 1,500 bytes MTU behind the kernel's headroom.
 const CHUNK: u32 = 2048;
+
+/// Bytes of the longest frame: a chunk less `XDP_PACKET_HEADROOM` of linux/bpf.h.
+pub(crate) const FRAME_MAX: usize = CHUNK as usize - 256;
 
 /// How long a bind waits for the socket of an earlier run, which the kernel releases some time after its end.
 const RELEASE_LIMIT: Duration = Duration::from_secs(10);
@@ -41,7 +44,7 @@ pub(crate) enum Attach {
 pub(crate) struct Options {
     /// How frames get into the rings.
     pub(crate) attach: Attach,
-    /// Entries of each ring: a power of two.
+    /// Entries of each ring: a power of two, small enough that those of all rings can be counted in 32 bits.
     pub(crate) ring: u32,
     /// Copy mode, also where the driver has zero-copy.
     pub(crate) copy: bool,
