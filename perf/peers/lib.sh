@@ -34,9 +34,12 @@ forward() {
 }
 
 # The kernel's connection tracking, with checks of TCP windows off: the sequence numbers of generated segments are marks,
-# which fit no window.
+# which fit no window. What has ended or was never answered is forgotten soon, so that the table's limit is not what is measured.
 track() {
     set_parameter net/netfilter/nf_conntrack_tcp_be_liberal 1
+    set_parameter net/netfilter/nf_conntrack_tcp_timeout_syn_sent 10
+    set_parameter net/netfilter/nf_conntrack_tcp_timeout_time_wait 1
+    set_parameter net/netfilter/nf_conntrack_tcp_timeout_close 1
 }
 
 # An awk library: addresses as numbers and back.

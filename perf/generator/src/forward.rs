@@ -78,6 +78,9 @@ pub(crate) fn run(args: &ForwardArgs, stop: &Stop) -> Result<serde_json::Value> 
     let stations = (0..args.queues)
         .map(|queue| Station::open(&[&args.first, &args.second], queue, options))
         .collect::<Result<Vec<_>>>()?;
+    let reports = stations.iter().map(Station::report).collect::<Result<Vec<_>>>()?;
+    let zero_copy = reports.iter().flatten().filter(|socket| socket.zero_copy).count();
+    eprintln!("{zero_copy} of {} sockets are zero-copy", reports.iter().flatten().count());
     crate::say_ready();
     let done = thread::run_all(stations, &args.cores, stop, |mut station| {
         let counts = forward(&mut station, args, stop)?;

@@ -70,7 +70,7 @@ struct Port {
 /// The kernel's own counts of one socket (`XDP_STATISTICS`) and what it is (`XDP_OPTIONS`).
 #[derive(Debug, Serialize)]
 pub(crate) struct SocketReport {
-    zero_copy: bool,
+    pub(crate) zero_copy: bool,
     rx_dropped: u64,
     rx_ring_full: u64,
     rx_fill_ring_empty: u64,

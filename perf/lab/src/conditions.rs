@@ -1,5 +1,6 @@
 //! Under which circumstances something was measured.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -26,15 +27,16 @@ pub(crate) struct Conditions {
     pub(crate) nics: Vec<String>,
     /// Modes of Weir's sockets, as the kernel said; nothing where Weir was not measured.
     pub(crate) weir_interfaces: Value,
-    /// Measurements of each figure.
-    pub(crate) repeats: usize,
+    /// Modes of the sockets of generator, sink and bare forwarder, as the kernel said. Older results have none.
+    #[serde(default)]
+    pub(crate) modes: BTreeMap<String, String>,
     /// Before the first of them. Older results have none.
     pub(crate) pauses: Option<Pauses>,
 }
 
 impl Conditions {
     /// Those of this machine now.
-    pub(crate) fn now(root: &Path, topology: &Topology, assigned: &Cores, repeats: usize) -> Result<Self> {
+    pub(crate) fn now(root: &Path, topology: &Topology, assigned: &Cores) -> Result<Self> {
         const WATCH: Duration = Duration::from_secs(2);
         let Cores { generator, sink, device } = assigned;
         let mut all = [&generator[..], sink, device].concat();
@@ -47,9 +49,18 @@ impl Conditions {
             topology: topology.clone(),
             nics: nics(topology),
             weir_interfaces: Value::Null,
-            repeats,
+            modes: BTreeMap::new(),
             pauses: Some(pauses::of_cores(&all, WATCH)?),
         })
+    }
+
+    /// Whether a result under the other ones can be compared with one under these: the same machine, connected alike.
+    pub(crate) fn are_those_of(&self, other: &Self) -> bool {
+        let machine = |conditions: &Self| {
+            let Self { origin, cores, assigned, topology, .. } = conditions;
+            (origin.cpu.clone(), origin.kernel.clone(), *cores, assigned.clone(), topology.clone())
+        };
+        machine(self) == machine(other)
     }
 
     /// Lines for people.
@@ -65,7 +76,6 @@ impl Conditions {
             ("Kernel", self.origin.kernel.clone()),
             ("Topology", topology),
             ("Cores", format!("generator {generator:?}, sink {sink:?}, device {device:?}")),
-            ("Repeats", self.repeats.to_string()),
         ];
         if let Some(Pauses { share, longest_ms }) = self.pauses {
             let share = share * 100.0;
@@ -76,6 +86,10 @@ impl Conditions {
         }
         if !self.nics.is_empty() {
             lines.push(("NICs", self.nics.join("; ")));
+        }
+        if !self.modes.is_empty() {
+            let modes = self.modes.iter().map(|(name, mode)| format!("{name} {mode}"));
+            lines.push(("Sockets", modes.collect::<Vec<_>>().join(", ")));
         }
         if let Some(ports) = self.weir_interfaces.as_array() {
             lines.push(("Weir's sockets", ports.iter().map(socket).collect::<Vec<_>>().join("; ")));
@@ -98,7 +112,7 @@ impl Conditions {
             topology: Topology::Namespaces,
             nics: Vec::new(),
             weir_interfaces: Value::Null,
-            repeats: 3,
+            modes: [("bare".to_owned(), "copy".to_owned())].into(),
             pauses: Some(Pauses { share: 0.014, longest_ms: 9.8 }),
         }
     }

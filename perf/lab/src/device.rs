@@ -13,7 +13,7 @@ use testbed::{Process, Undo, run};
 
 use crate::LIMIT;
 use crate::network::{BACKEND, BACKEND_PORT, Middle, Network, PORT, Place, Port, SNAT, VIP, undone_by};
-use crate::traffic::{Cores, list};
+use crate::traffic::{Cores, list, mode};
 
 /// How long a device may take to be ready: rules of 50,000 services take their time.
 const SETUP_LIMIT: Duration = Duration::from_secs(240);
@@ -111,6 +111,8 @@ pub(crate) struct Binaries {
 pub(crate) struct Running {
     process: Option<Process>,
     weir: Option<Admin>,
+    /// Of the bare forwarder's sockets.
+    mode: Option<&'static str>,
     /// Behind the process: undone after it has ended.
     _undo: Vec<Undo>,
 }
@@ -183,7 +185,9 @@ impl Device {
         let middle =
             || network.middle.as_ref().with_context(|| format!("{}: no device's interfaces", self.name()));
         match self {
-            Self::Nothing | Self::Elsewhere => Ok(Running { process: None, weir: None, _undo: Vec::new() }),
+            Self::Nothing | Self::Elsewhere => {
+                Ok(Running { process: None, weir: None, mode: None, _undo: Vec::new() })
+            }
             Self::Bare(interrupts) => {
                 let scratch = network.scratch.path();
                 bare(middle()?, scratch, &binaries.generator, cores, workers, *interrupts)
@@ -201,6 +205,11 @@ impl Running {
     /// Its programs.
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.process.iter().map(Process::pid).collect()
+    }
+
+    /// The mode of its sockets, where this is the bare forwarder.
+    pub(crate) fn mode(&self) -> Option<&'static str> {
+        self.mode
     }
 
     /// What `weir show SUBJECT` says, where this is Weir.
@@ -239,7 +248,16 @@ fn bare(
     let mut process = Process::spawn("the forwarder", command, log.clone())?;
     undo.push(Undo::process(process.pid(), "weir-gen"));
     process.wait_until(SETUP_LIMIT, || Ok(std::fs::read_to_string(&log)?.contains("ready")))?;
-    Ok(Running { process: Some(process), weir: None, _undo: undo })
+    let said = process.log();
+    let mode = sockets_mode(&said).with_context(|| format!("the forwarder says of no sockets:\n{said}"))?;
+    Ok(Running { process: Some(process), weir: None, mode: Some(mode), _undo: undo })
+}
+
+/// What `1 of 2 sockets are zero-copy` says.
+fn sockets_mode(log: &str) -> Option<&'static str> {
+    let line = log.lines().find_map(|line| line.strip_suffix(" sockets are zero-copy"))?;
+    let (zero_copy, all) = line.split_once(" of ")?;
+    Some(mode(zero_copy.parse().ok()?, all.parse().ok()?))
 }
 
 /// The settings of `weir run --tuning gateway`, for what has no such option.
@@ -274,7 +292,7 @@ fn weir(
     let process = Process::spawn("weir", command, scratch.join("weir.log"))?;
     let undo = Undo::process(process.pid(), "weir");
     let weir = Some(Admin { binary: binary.to_owned(), socket: socket.clone() });
-    let mut running = Running { process: Some(process), weir, _undo: vec![undo] };
+    let mut running = Running { process: Some(process), weir, mode: None, _undo: vec![undo] };
     let mut show = Command::new(binary);
     show.args(["show", "workers", "--output", "json", "--socket"]).arg(&socket);
     if let Some(process) = &mut running.process {
@@ -381,6 +399,24 @@ impl Peer {
         setup.args(environment.iter().map(|(key, value)| format!("{key}={value}")));
         let said = run(setup.arg(&self.path).arg("setup"), SETUP_LIMIT)?;
         ensure!(said.status.success(), "{} setup: {}{}", self.name, said.out, said.err.trim());
-        Ok(Running { process: None, weir: None, _undo: vec![undo] })
+        Ok(Running { process: None, weir: None, mode: None, _undo: vec![undo] })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_forwarder_tells_the_mode_of_its_sockets() {
+        for (log, want) in [
+            ("0 of 2 sockets are zero-copy\nready\n", Some("copy")),
+            ("libbpf: something\n4 of 4 sockets are zero-copy\n", Some("zero-copy")),
+            ("1 of 2 sockets are zero-copy", Some("copy and zero-copy")),
+            ("ready", None),
+            ("some of 2 sockets are zero-copy", None),
+        ] {
+            assert_eq!(sockets_mode(log), want, "{log}");
+        }
     }
 }

@@ -83,9 +83,9 @@ struct RunArgs {
     /// Store nothing.
     #[arg(long)]
     no_store: bool,
-    /// Keep what is stored of the same commit, with changes or without as now, and was not measured this time, or less often.
-    #[arg(long, conflicts_with = "no_store")]
-    add: bool,
+    /// Forget what is stored of the same commit and is not measured this time; else it is kept.
+    #[arg(long)]
+    fresh: bool,
     /// Where results are stored, and the last is looked for.
     #[arg(long, default_value = "perf/results")]
     results: PathBuf,
@@ -153,7 +153,7 @@ fn main() -> ExitCode {
         Command::Report { result, html } => Report::read(&result).and_then(|report| {
             let html = html.unwrap_or_else(|| result.with_extension("html"));
             println!("{}", report::markdown::write(&report));
-            report::store_html(&report, &html).map(|()| ExitCode::SUCCESS)
+            report::store(&report::html::write(&report), &html).map(|()| ExitCode::SUCCESS)
         }),
         Command::Peers { peers } => list(&peers).map(|()| ExitCode::SUCCESS),
     };
@@ -178,6 +178,10 @@ fn run(args: &RunArgs) -> Result<ExitCode> {
     let repeats = args.repeats.unwrap_or(if args.short { 1 } else { 3 });
     ensure!(repeats > 0, "at least one repeat");
     let plan = Plan::new(&args.profiles, devices, args.short, repeats, &topology, &cores);
+    ensure!(
+        !plan.is_empty(),
+        "nothing to measure: none of these profiles is for any of these devices on these cores"
+    );
     plan.announce();
     for (name, reason) in &absent {
         println!("{name} is left out: {reason}");
@@ -192,31 +196,29 @@ fn run(args: &RunArgs) -> Result<ExitCode> {
     let absolute = |path: &PathBuf| path.canonicalize().with_context(|| path.display().to_string());
     let binaries = Binaries { weir: absolute(&args.weir)?, generator: absolute(&args.generator)? };
     let _raised = priority::raise()?;
-    let conditions = Conditions::now(&std::env::current_dir()?, &topology, &cores, repeats)?;
+    let conditions = Conditions::now(&std::env::current_dir()?, &topology, &cores)?;
     let lab = Lab { topology, binaries, cores, copy: args.copy };
-    let mut report = Report { conditions, absent, figures: Vec::new() };
+    let mut report = Report { conditions, absent, figures: Vec::new(), compared: None };
     plan.run(&lab, &mut report)?;
     finish(args, &mut report)
 }
 
-/// Prints, stores and compares.
+/// Compares, prints and stores.
 fn finish(args: &RunArgs, report: &mut Report) -> Result<ExitCode> {
     let path = args.results.join(report.conditions.origin.file_name("lab"));
-    if let Some((last, before)) = Report::last(&args.results, None) {
-        println!("\nCompared with {} ({}):", last.display(), before.conditions.origin.sources());
-        let lines = report.compared(&before);
-        println!("{}\n", if lines.is_empty() { "nothing in common".to_owned() } else { lines.join("\n") });
-    }
-    if args.add && path.exists() {
+    report.compared = report.last(&args.results).map(|(_, before)| report.compare(&before));
+    if !args.fresh && path.exists() {
         report.add(Report::read(&path)?);
     }
-    println!("{}", report::markdown::write(report));
+    let text = report::markdown::write(report);
+    println!("\n{text}");
     if !args.no_store {
         std::fs::create_dir_all(&args.results)?;
         report.store(&path)?;
-        let html = path.with_extension("html");
-        report::store_html(report, &html)?;
-        println!("Stored: {}, {}", path.display(), html.display());
+        let [markdown, html] = ["md", "html"].map(|end| path.with_extension(end));
+        report::store(&text, &markdown)?;
+        report::store(&report::html::write(report), &html)?;
+        println!("Stored: {}, {}, {}", path.display(), markdown.display(), html.display());
     }
     let missed = targets::all(report).iter().any(|target| target.met == Some(false));
     Ok(if args.check && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })

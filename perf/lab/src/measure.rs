@@ -1,5 +1,6 @@
 //! One measurement: a fresh network, a fresh device, flows opened, traffic, what it cost and what was lost.
 
+use std::collections::BTreeMap;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::account::{Mark, Window};
 use crate::device::{Binaries, Device, Kind, Running, Services};
 use crate::network::{Network, Topology};
 use crate::results::Sample;
-use crate::traffic::{Connected, Cores, Load, Pace, Packets, Received, Sent, Traffic, start_in};
+use crate::traffic::{Connected, Cores, Load, Pace, Packets, Received, Sent, Sink, Traffic, start_in};
 
 /// Handshakes a second while flows are opened: what the slowest peer does without loss.
 const OPEN_RATE_PPS: f64 = 20_000.0;
@@ -44,6 +45,8 @@ pub(crate) struct Bench<'a> {
     open: u32,
     /// The first flow that nothing has used yet.
     unused: u32,
+    /// Modes of sockets, by who has them.
+    modes: BTreeMap<String, String>,
 }
 
 impl<'a> Bench<'a> {
@@ -52,14 +55,14 @@ impl<'a> Bench<'a> {
         let network = match device {
             Device::Nothing => Network::direct(&lab.topology)?.context("the device is elsewhere")?,
             _ => {
-                // One to send by and another to receive from, where both happen on one interface. No more than are served:
-                // the kernel spreads what it sends over all that there are.
-                let near = if device.kind() == Kind::Reflector { workers + 1 } else { workers };
-                Network::with_device(&lab.topology, near, workers)?
+                let returns = device.kind() == Kind::Reflector;
+                Network::with_device(&lab.topology, workers, returns)?
             }
         };
         let running = device.start(&network, &lab.binaries, &lab.cores, workers, services)?;
-        Ok(Self { lab, device, services, workers, running, network, open: 0, unused: 0 })
+        let modes = running.mode().map(|mode| (device.name().to_owned(), mode.to_owned()));
+        let modes = modes.into_iter().collect();
+        Ok(Self { lab, device, services, workers, running, network, open: 0, unused: 0, modes })
     }
 
     fn traffic(&self) -> Result<Traffic<'_>> {
@@ -83,7 +86,7 @@ impl<'a> Bench<'a> {
         let each = flows / u32::try_from(self.workers)?;
         let rate = if matches!(self.device, Device::Weir(..)) { WEIR_OPEN_RATE_PPS } else { OPEN_RATE_PPS };
         let said = traffic.connect(each, rate, 0, true)?;
-        sink.stop()?;
+        sink.map(Sink::stop).transpose()?;
         if said.strange > 0 {
             println!("    {} answers to SYNs have wrong numbers, addresses or checksums", said.strange);
         }
@@ -120,6 +123,9 @@ impl<'a> Bench<'a> {
         let window = start.until(&end);
         let sink_s = sink_start.until(&sink_end).charged_s;
         let received = sink.stop()?;
+        for (name, mode) in [("generator", sent.mode()), ("sink", received.mode())] {
+            self.modes.insert(name.to_owned(), mode.to_owned());
+        }
         if load.packets == Packets::New {
             self.unused += load.flows(self.workers) * u32::try_from(self.workers)?;
         }
@@ -148,12 +154,12 @@ impl<'a> Bench<'a> {
         let count = ((rate * seconds) as u32 / u32::try_from(self.workers)?).max(1);
         let traffic = self.traffic()?;
         let sink = traffic.answering_sink()?;
-        let pids: Vec<_> = self.running.pids().into_iter().chain([sink.pid()]).collect();
+        let pids: Vec<_> = self.running.pids().into_iter().chain(sink.iter().map(Sink::pid)).collect();
         let start = Mark::now(&pids)?;
         let said = traffic.connect(count, rate, self.unused, false)?;
         let mut window = start.until(&Mark::now(&pids)?);
         window.charged_s += said.cpu_s();
-        sink.stop()?;
+        sink.map(Sink::stop).transpose()?;
         self.unused += count * u32::try_from(self.workers)?;
         Ok((said, window))
     }
@@ -181,6 +187,11 @@ impl<'a> Bench<'a> {
             );
         }
         Ok(())
+    }
+
+    /// Modes of the other sockets: the generator's, the sink's, the bare forwarder's.
+    pub(crate) fn modes(&self) -> BTreeMap<String, String> {
+        self.modes.clone()
     }
 
     /// Modes of Weir's sockets.

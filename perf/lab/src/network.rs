@@ -133,12 +133,25 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// Generator and sink with a place for a device between them, and so many queues on each side of it.
-    pub(crate) fn with_device(topology: &Topology, near: usize, far: usize) -> Result<Self> {
+    /// Generator and sink with a place for a device of so many workers between them. Where frames come back by the generator's interface,
+    /// there are queues to send by and others to receive from: one has one socket. No more than are served, for the kernel
+    /// spreads what it sends over all that there are.
+    pub(crate) fn with_device(topology: &Topology, workers: usize, returns: bool) -> Result<Self> {
         match topology {
-            Topology::Namespaces => Self::namespaces(true, near, far),
-            Topology::Wires(wires) => Self::wires(wires),
+            Topology::Namespaces => {
+                Self::namespaces(true, if returns { 2 * workers } else { workers }, workers)
+            }
+            Topology::Wires(wires) => {
+                let both = |there: bool| if there { 2 * workers } else { workers };
+                let one_port = wires.generator == wires.sink;
+                Self::wires(wires, workers, [both(returns || one_port), both(one_port)])
+            }
         }
+    }
+
+    /// Whether generator and sink have one interface.
+    pub(crate) fn has_one_port(&self) -> bool {
+        matches!(self.near, Place::Here) && self.near_port.name == self.far_port.name
     }
 
     /// Generator and sink with nothing between them: what they cost by themselves. On wires the generator then has the device's
@@ -147,9 +160,10 @@ impl Network {
         match topology {
             Topology::Namespaces => Self::namespaces(false, 1, 1).map(Some),
             Topology::Wires(Wires { device: None, .. }) => Ok(None),
-            Topology::Wires(Wires { sink, device: Some([_, generator]), .. }) => {
+            Topology::Wires(Wires { generator: usual, sink, device: Some([_, generator]), .. }) => {
+                let wanted = [1, if usual == sink { 2 } else { 1 }];
                 let [generator, sink] = [generator, sink].map(Clone::clone);
-                Self::wires(&Wires { generator, sink, device: None, device_mac: None }).map(Some)
+                Self::wires(&Wires { generator, sink, device: None, device_mac: None }, 1, wanted).map(Some)
             }
         }
     }
@@ -190,10 +204,17 @@ impl Network {
         Ok(Self { near, near_port, far, far_port, middle, device_mac: None, scratch, _changes: Vec::new() })
     }
 
-    fn wires(wires: &Wires) -> Result<Self> {
+    /// On interfaces that have to have so many queues, the generator's and the sink's, of which a worker's worth is served.
+    fn wires(wires: &Wires, workers: usize, wanted: [usize; 2]) -> Result<Self> {
         let scratch = Scratch::new()?;
         let (near_port, far_port) =
             (Port::find(&Place::Here, &wires.generator)?, Port::find(&Place::Here, &wires.sink)?);
+        for (name, wanted) in [&wires.generator, &wires.sink].into_iter().zip(wanted) {
+            ReceiveQueues::read(name)?.serve(name, workers, wanted)?;
+        }
+        for name in wires.device.iter().flatten() {
+            ReceiveQueues { table: None, ..ReceiveQueues::read(name)? }.serve(name, workers, workers)?;
+        }
         let mut changes = Vec::new();
         let middle = match &wires.device {
             Some([first, second]) => {
@@ -217,6 +238,55 @@ impl Network {
             scratch,
             _changes: changes,
         })
+    }
+}
+
+/// Where the frames go that an interface receives.
+#[derive(Clone, Debug, Default)]
+struct ReceiveQueues {
+    count: usize,
+    /// The queue of each value of the hash, where the driver tells.
+    table: Option<Vec<u32>>,
+}
+
+impl ReceiveQueues {
+    fn read(name: &str) -> Result<Self> {
+        let path = std::path::Path::new("/sys/class/net").join(name);
+        let ifindex =
+            std::fs::read_to_string(path.join("ifindex")).with_context(|| format!("no interface {name}"))?;
+        let (count, rss) = control::nic::receives(ifindex.trim().parse()?);
+        let count = match count {
+            Some(count) => usize::try_from(count)?,
+            None => {
+                let all = std::fs::read_dir(path.join("queues"))?.flatten();
+                all.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"rx-")).count()
+            }
+        };
+        Ok(Self { count, table: rss.map(|rss| rss.table).filter(|table| !table.is_empty()) })
+    }
+
+    /// An error where there are not as many as are wanted, or frames come to others than the first ones that are served: they would
+    /// count as lost. Where nobody tells how frames are spread, they may come to all that there are.
+    fn serve(&self, name: &str, served: usize, wanted: usize) -> Result<()> {
+        let Self { count, table } = self;
+        ensure!(
+            *count >= wanted,
+            "{name} has {count} receive queues, {wanted} are needed: ethtool -L {name} combined {wanted}"
+        );
+        let used = match table {
+            Some(table) => table.iter().max().map_or(0, |most| *most as usize + 1),
+            None if wanted > served => served,
+            None => *count,
+        };
+        let less = match (table, wanted) {
+            (Some(_), _) => format!("ethtool -X {name} equal {served}"),
+            (None, _) => format!("ethtool -L {name} combined {wanted}"),
+        };
+        ensure!(
+            used <= served,
+            "{name} spreads frames over {used} queues, of which {served} are looked at: {less}"
+        );
+        Ok(())
     }
 }
 
@@ -309,6 +379,47 @@ fn vacant(place: &Place, show: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn queues_that_nobody_looks_at_are_refused() {
+        let table = |queues: &[u32]| Some(queues.to_vec());
+        for (name, count, table, served, wanted, want) in [
+            ("one", 1, None, 1, 1, None),
+            (
+                "too few",
+                1,
+                None,
+                1,
+                2,
+                Some("eth2 has 1 receive queues, 2 are needed: ethtool -L eth2 combined 2"),
+            ),
+            (
+                "others, too",
+                16,
+                None,
+                1,
+                1,
+                Some(
+                    "eth2 spreads frames over 16 queues, of which 1 are looked at: ethtool -L eth2 combined 1",
+                ),
+            ),
+            (
+                "others by the table",
+                16,
+                table(&[0, 1, 0, 3]),
+                2,
+                2,
+                Some("eth2 spreads frames over 4 queues, of which 2 are looked at: ethtool -X eth2 equal 2"),
+            ),
+            ("the first ones by the table", 16, table(&[0, 1, 0, 1]), 2, 4, None),
+            ("of two for both ends, nobody tells which", 2, None, 1, 2, None),
+        ] {
+            let said = ReceiveQueues { count, table }.serve("eth2", served, wanted);
+            assert_eq!(said.err().map(|error| error.to_string()).as_deref(), want, "{name}");
+        }
+        assert!(ReceiveQueues::read("none0").is_err());
+        assert_eq!(ReceiveQueues::read("lo").unwrap().count, 1);
+    }
 
     #[test]
     fn an_interface_takes_in_frames_for_others_until_that_is_undone() {

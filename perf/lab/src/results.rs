@@ -17,6 +17,16 @@ pub(crate) struct Report {
     /// Peers that could not be measured, and why.
     pub(crate) absent: Vec<(String, String)>,
     pub(crate) figures: Vec<Figure>,
+    /// What differs from the last result of the same machine; nothing where there was none.
+    pub(crate) compared: Option<Compared>,
+}
+
+/// A comparison with an earlier result.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Compared {
+    /// Of these sources.
+    pub(crate) with: String,
+    pub(crate) lines: Vec<String>,
 }
 
 /// What a figure is of. Two runs are compared where these are the same.
@@ -96,11 +106,13 @@ impl Quantity {
     }
 }
 
-/// A number, taken several times.
+/// A number, taken several times in one run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Figure {
     #[serde(flatten)]
     pub(crate) key: Key,
+    /// When that run began, in seconds since 1970: a file may have figures of several. Older ones did not say.
+    pub(crate) run_unix_s: Option<u64>,
     /// One a repeat, in order.
     pub(crate) values: Vec<f64>,
     /// What lies behind each.
@@ -139,6 +151,13 @@ impl Figure {
         sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
     }
 
+    /// The sample that the median is of.
+    pub(crate) fn middle(&self) -> Option<&Sample> {
+        let median = self.median();
+        let mut pairs = self.values.iter().zip(&self.samples);
+        pairs.find(|(value, _)| value.total_cmp(&median).is_eq()).map(|(_, sample)| sample)
+    }
+
     /// From the least to the greatest, as a share of the median: what a repeat can differ by.
     pub(crate) fn spread(&self) -> f64 {
         let least = self.values.iter().copied().fold(f64::INFINITY, f64::min);
@@ -174,22 +193,23 @@ impl Report {
 
     /// Adds a measurement.
     pub(crate) fn push(&mut self, key: Key, value: f64, sample: Sample) {
+        let run_unix_s = Some(self.conditions.origin.unix_s);
         match self.figures.iter_mut().find(|figure| figure.key == key) {
             Some(figure) => {
                 figure.values.push(value);
                 figure.samples.push(sample);
             }
-            None => self.figures.push(Figure { key, values: vec![value], samples: vec![sample] }),
+            None => {
+                self.figures.push(Figure { key, run_unix_s, values: vec![value], samples: vec![sample] });
+            }
         }
     }
 
-    /// Takes over what an earlier run measured and this one did not, or less often.
+    /// Takes over what an earlier run measured and this one did not.
     pub(crate) fn add(&mut self, before: Self) {
         for old in before.figures {
-            match self.figures.iter_mut().find(|figure| figure.key == old.key) {
-                Some(figure) if figure.values.len() < old.values.len() => *figure = old,
-                Some(_) => {}
-                None => self.figures.push(old),
+            if self.figure(&old.key).is_none() {
+                self.figures.push(old);
             }
         }
         for absent in before.absent {
@@ -208,15 +228,17 @@ impl Report {
         serde_json::from_str(&text).with_context(|| format!("{} is no report of the lab", path.display()))
     }
 
-    /// The stored report of this kind that was made last, but for `but`; files that are none are passed over.
-    pub(crate) fn last(directory: &Path, but: Option<&Path>) -> Option<(PathBuf, Self)> {
+    /// The last stored one that this one can be compared with: of the same machine in the same topology. Files that are no reports are
+    /// passed over.
+    pub(crate) fn last(&self, directory: &Path) -> Option<(PathBuf, Self)> {
         let entries = fs::read_dir(directory).ok()?;
         let reports = entries.flatten().map(|entry| entry.path()).filter(|path| {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            name.starts_with("lab-") && name.ends_with(".json") && Some(path.as_path()) != but
+            name.starts_with("lab-") && name.ends_with(".json")
         });
         reports
             .filter_map(|path| Some((path.clone(), Self::read(&path).ok()?)))
+            .filter(|(_, report)| report.conditions.are_those_of(&self.conditions))
             .max_by_key(|(_, report)| report.conditions.origin.unix_s)
     }
 
@@ -226,14 +248,20 @@ impl Report {
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))
     }
 
-    /// Lines that say what differs from an earlier run by more than both runs' repeats did.
-    pub(crate) fn compared(&self, before: &Self) -> Vec<String> {
+    /// What this run measured and an earlier one had, too, and whether it differs by more than the repeats of either.
+    pub(crate) fn compare(&self, before: &Self) -> Compared {
         let mut lines = Vec::new();
         for figure in &self.figures {
             let Some(old) = before.figure(&figure.key) else { continue };
             let change = figure.median() / old.median() - 1.0;
             let noise = figure.spread().max(old.spread());
-            let verdict = if change.abs() > noise { "" } else { " (within the spread of repeats)" };
+            let verdict = if figure.values.len().max(old.values.len()) == 1 {
+                " (one measurement each)"
+            } else if change.abs() > noise {
+                ""
+            } else {
+                " (within the spread of repeats)"
+            };
             lines.push(format!(
                 "{}, {}, {}: {} -> {} {} ({:+.0} %){verdict}",
                 figure.key.quantity.title(),
@@ -245,7 +273,7 @@ impl Report {
                 change * 100.0,
             ));
         }
-        lines
+        Compared { with: before.conditions.origin.sources(), lines }
     }
 }
 
@@ -278,12 +306,12 @@ pub(crate) mod tests {
             paced: false,
             load_percent: None,
         };
-        Figure { key, values: values.to_vec(), samples: Vec::new() }
+        Figure { key, run_unix_s: Some(1_700_000_000), values: values.to_vec(), samples: Vec::new() }
     }
 
     /// A report with these figures.
     pub(crate) fn report(figures: Vec<Figure>) -> Report {
-        Report { conditions: Conditions::example(), absent: Vec::new(), figures }
+        Report { conditions: Conditions::example(), absent: Vec::new(), figures, compared: None }
     }
 
     #[test]
@@ -309,14 +337,40 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_last_result_is_one_of_the_same_machine() {
+        let directory = testbed::Scratch::new().unwrap();
+        let [same, older, faster] = ["same", "older", "faster"].map(|name| {
+            let path = directory.path().join(format!("lab-{name}.json"));
+            let mut report = report(Vec::new());
+            match name {
+                "older" => report.conditions.origin.unix_s -= 1,
+                "faster" => report.conditions.origin.cpu.push('+'),
+                _ => {}
+            }
+            report.store(&path).unwrap();
+            path
+        });
+        fs::write(directory.path().join("lab-broken.json"), "{").unwrap();
+        let last = || report(Vec::new()).last(directory.path()).map(|(path, _)| path);
+        assert_eq!(last().as_ref(), Some(&same));
+        fs::remove_file(same).unwrap();
+        assert_eq!(last().as_ref(), Some(&older));
+        fs::remove_file(older).unwrap();
+        assert_eq!(last(), None);
+        assert!(faster.exists());
+    }
+
+    #[test]
     fn a_change_within_the_spread_is_said_to_be_none() {
         let of = |values: &[f64]| report(vec![figure(Quantity::Cost, "weir", "established", values)]);
+        let [alone] = of(&[220.0]).compare(&of(&[110.0])).lines.try_into().unwrap();
+        assert!(alone.ends_with("110 -> 220 ns (+100 %) (one measurement each)"), "{alone}");
         let before = of(&[100.0, 110.0, 120.0]);
-        let [within] = of(&[115.0]).compared(&before).try_into().unwrap();
+        let [within] = of(&[115.0]).compare(&before).lines.try_into().unwrap();
         assert!(within.contains("110 -> 115 ns (+5 %) (within"), "{within}");
-        let [beyond] = of(&[220.0]).compared(&before).try_into().unwrap();
+        let [beyond] = of(&[220.0]).compare(&before).lines.try_into().unwrap();
         assert!(beyond.ends_with("110 -> 220 ns (+100 %)"), "{beyond}");
         let other = report(vec![figure(Quantity::Cost, "bare", "established", &[1.0])]);
-        assert!(other.compared(&before).is_empty());
+        assert!(other.compare(&before).lines.is_empty());
     }
 }

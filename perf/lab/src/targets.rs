@@ -9,6 +9,21 @@ pub(crate) struct Target {
     /// The ratio; `None` where one of the two was not measured.
     pub(crate) ratio: Option<f64>,
     pub(crate) met: Option<bool>,
+    /// Whether the two are known to be of one run.
+    pub(crate) of_one_run: bool,
+}
+
+impl Target {
+    /// What there is to say of it, for people.
+    pub(crate) fn verdict(&self) -> &'static str {
+        match (self.met, self.of_one_run) {
+            (Some(true), true) => "met",
+            (Some(false), true) => "missed",
+            (Some(true), false) => "met, by figures of several runs",
+            (Some(false), false) => "missed, by figures of several runs",
+            (None, _) => "not measured",
+        }
+    }
 }
 
 /// A ratio of two devices that has a limit.
@@ -86,23 +101,27 @@ pub(crate) fn all(report: &Report) -> Vec<Target> {
 impl Wanted {
     fn judge(&self, report: &Report) -> Target {
         let half = self.quantity.is_latency().then_some(50);
-        // Both in the first case that both were measured in, which is the one that every run has.
         let ratio = report.figures.iter().find_map(|over| {
             let key = &over.key;
             let fits = key.quantity == self.quantity
                 && key.packets == self.packets
                 && key.device == self.over
-                && key.load_percent == half;
+                && key.load_percent == half
+                && (key.services, key.workers, key.size.as_str()) == (1000, 1, "60")
+                && key.flows <= 1000
+                && (key.quantity.is_latency() || !key.paced);
             let mut other = key.clone();
             self.under.clone_into(&mut other.device);
             let under = report.figure(&other).filter(|_| fits)?;
-            Some(over.median() / under.median())
+            let of_one_run = over.run_unix_s.is_some() && over.run_unix_s == under.run_unix_s;
+            Some((over.median() / under.median(), of_one_run))
         });
+        let (ratio, of_one_run) = (ratio.map(|(ratio, _)| ratio), ratio.is_some_and(|(_, one)| one));
         let met = ratio.map(|ratio| match self.limit {
             Limit::Most(most) => ratio <= most,
             Limit::Least(least) => ratio >= least,
         });
-        Target { text: self.text.to_owned(), ratio, met }
+        Target { text: self.text.to_owned(), ratio, met, of_one_run }
     }
 }
 
@@ -124,5 +143,21 @@ mod tests {
         let met: Vec<_> = targets.iter().map(|target| target.met).collect();
         assert_eq!(met, [Some(true), Some(false), Some(true), None, None, None]);
         assert_eq!(targets[2].ratio, Some(5.0));
+        assert_eq!(targets[2].verdict(), "met");
+    }
+
+    #[test]
+    fn a_ratio_of_two_runs_or_of_few_services_is_not_taken_for_one() {
+        let cost = |device, ns: f64| figure(Quantity::Cost, device, "established", &[ns]);
+        let (bare, mut later, mut few) =
+            (cost("bare", 100.0), cost("weir-fullnat", 100.0), cost("weir-fullnat", 1.0));
+        later.run_unix_s = Some(1_800_000_000);
+        few.key.services = 1;
+        let first = |figures| all(&report(figures)).into_iter().next().unwrap();
+        let target = first(vec![bare.clone(), few.clone(), later]);
+        assert_eq!((target.ratio, target.verdict()), (Some(1.0), "met, by figures of several runs"));
+        let mut bare_few = bare;
+        bare_few.key.services = 1;
+        assert_eq!(first(vec![bare_few, few]).met, None);
     }
 }

@@ -5,7 +5,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use testbed::{Process, Signal, Undo};
 
@@ -28,16 +30,22 @@ pub(crate) struct Cores {
 impl Cores {
     /// A third each; generator and sink share a core where there are less than three.
     pub(crate) fn of_machine() -> Result<Self> {
-        let count = std::thread::available_parallelism()?.get();
-        Ok(match count {
-            1 => Self { generator: vec![0], sink: vec![0], device: vec![0] },
-            2 => Self { generator: vec![0], sink: vec![0], device: vec![1] },
+        let allowed = sched_getaffinity(Pid::from_raw(0)).context("cores of this process")?;
+        let cores = (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false));
+        Ok(Self::shared_out(&cores.collect::<Vec<_>>()))
+    }
+
+    fn shared_out(cores: &[usize]) -> Self {
+        let third = cores.len() / 3;
+        let (first, rest) = cores.split_at(third.max(1).min(cores.len()));
+        match rest {
+            [] => Self { generator: first.to_vec(), sink: first.to_vec(), device: first.to_vec() },
+            [one] => Self { generator: first.to_vec(), sink: first.to_vec(), device: vec![*one] },
             _ => {
-                let third = count / 3;
-                let [generator, sink] = [0, third].map(|from| (from..from + third).collect());
-                Self { generator, sink, device: (2 * third..count).collect() }
+                let (second, last) = rest.split_at(third.max(1));
+                Self { generator: first.to_vec(), sink: second.to_vec(), device: last.to_vec() }
             }
-        })
+        }
     }
 }
 
@@ -59,7 +67,7 @@ pub(crate) enum Packets {
 }
 
 /// What is sent in one measurement.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Load {
     pub(crate) packets: Packets,
     /// Connections, where they are established ones.
@@ -112,6 +120,14 @@ pub(crate) struct Received {
     pub(crate) flow_loss: Option<FlowLoss>,
     pub(crate) latency: Option<Latency>,
     pub(crate) latency_tenths: Option<Tenths>,
+    threads: Vec<Thread>,
+}
+
+impl Received {
+    /// The mode of the sink's sockets.
+    pub(crate) fn mode(&self) -> &'static str {
+        mode_of(&self.threads)
+    }
 }
 
 /// The 99th percentile of each tenth of a second.
@@ -162,6 +178,26 @@ struct Thread {
     #[serde(default)]
     waited_s: f64,
     cpu: Cpu,
+    sockets: Vec<Socket>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Socket {
+    zero_copy: bool,
+}
+
+/// The mode of sockets, of which so many are zero-copy.
+pub(crate) fn mode(zero_copy: usize, all: usize) -> &'static str {
+    match zero_copy {
+        0 => "copy",
+        some if some == all => "zero-copy",
+        _ => "copy and zero-copy",
+    }
+}
+
+fn mode_of(threads: &[Thread]) -> &'static str {
+    let sockets: Vec<_> = threads.iter().flat_map(|thread| &thread.sockets).collect();
+    mode(sockets.iter().filter(|socket| socket.zero_copy).count(), sockets.len())
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -175,6 +211,11 @@ fn cpu_s(threads: &[Thread]) -> f64 {
 }
 
 impl Sent {
+    /// The mode of the generator's sockets.
+    pub(crate) fn mode(&self) -> &'static str {
+        mode_of(&self.threads)
+    }
+
     /// CPU seconds that the generator's threads took, but for waiting.
     pub(crate) fn cpu_s(&self) -> f64 {
         cpu_s(&self.threads)
@@ -222,9 +263,14 @@ impl Sink {
 }
 
 impl Traffic<'_> {
-    /// A sink that answers.
-    pub(crate) fn answering_sink(&self) -> Result<Sink> {
-        self.sink(&["--answer".to_owned()])
+    /// A sink that answers; none where the generator of connections has its interface, and answers by itself.
+    pub(crate) fn answering_sink(&self) -> Result<Option<Sink>> {
+        if self.shares_port() { Ok(None) } else { self.sink(&["--answer".to_owned()]).map(Some) }
+    }
+
+    /// Whether generator and sink have one interface.
+    fn shares_port(&self) -> bool {
+        self.target.returns || self.network.has_one_port()
     }
 
     /// A sink for a load; timed from the load's start, if it has one.
@@ -264,6 +310,10 @@ impl Traffic<'_> {
             Packets::New => "tcp-syn",
         };
         let mut args = self.sender("send");
+        if self.shares_port() {
+            // A queue of an interface has one socket, and the sink has the first ones.
+            args.extend(["--first-queue".into(), self.queues.to_string()]);
+        }
         args.extend(["--protocol".into(), protocol.into(), "--size".into(), load.size.into()]);
         args.extend(["--seconds".into(), load.seconds.to_string()]);
         args.extend(self.flow_args(load, first_flow));
@@ -311,9 +361,8 @@ impl Traffic<'_> {
         let mut args = self.sender("connect");
         args.extend(["--connections".into(), connections.to_string(), "--rate".into(), rate_pps.to_string()]);
         args.extend(["--first-flow".into(), first_flow.to_string()]);
-        if open {
-            args.push("--open".into());
-        }
+        args.extend(open.then(|| "--open".into()));
+        args.extend(self.shares_port().then(|| "--answer".into()));
         let limit = Duration::from_secs_f64(f64::from(connections) / rate_pps) + END_LIMIT;
         self.tool("generator", &self.network.near, &args)?.ended(limit)
     }
@@ -332,10 +381,6 @@ impl Traffic<'_> {
         args.extend(["--src".into(), crate::network::CLIENT.to_string(), "--dst".into(), first.to_string()]);
         args.extend(["--dsts".into(), count.to_string(), "--dport".into(), port.to_string()]);
         args.extend(self.copy.then(|| "--copy".into()));
-        if self.target.returns {
-            // A queue of an interface has one socket, and the sink has the first.
-            args.extend(["--first-queue".into(), "1".into()]);
-        }
         args
     }
 
@@ -396,5 +441,26 @@ impl Tool {
         let report = text.lines().find(|line| line.starts_with('{'));
         let report = report.with_context(|| format!("weir-gen reports nothing:\n{text}"))?;
         serde_json::from_str(report).with_context(|| format!("the report {report}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_shared_out_in_thirds() {
+        for (cores, generator, sink, device) in [
+            (&[5][..], &[5][..], &[5][..], &[5][..]),
+            (&[4, 5], &[4], &[4], &[5]),
+            (&[4, 5, 6], &[4], &[5], &[6]),
+            (&[0, 1, 2, 3, 8, 9, 10], &[0, 1], &[2, 3], &[8, 9, 10]),
+        ] {
+            let shared = Cores::shared_out(cores);
+            assert_eq!(
+                (&shared.generator[..], &shared.sink[..], &shared.device[..]),
+                (generator, sink, device)
+            );
+        }
     }
 }

@@ -74,6 +74,41 @@ fn a_run_is_stored_and_the_next_one_compared_with_it() {
     std::fs::remove_dir_all(results).unwrap();
 }
 
+/// One port and a switch: handshakes go out and come back by the interface that answers them.
+#[test]
+fn one_port_and_a_switch_serve_both_ends() {
+    let test = "one_port_and_a_switch_serve_both_ends";
+    let Some((command, results)) = lab(test, "nftables") else { return };
+    let [here, switch] = ["here", "switch"].map(|role| testbed::Namespace::of_role(role).unwrap());
+    switch
+        .ip("link add br0 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 addrgenmode none up\n")
+        .unwrap();
+    for (port, queues) in [("gen0", 2), ("in0", 1), ("out0", 1)] {
+        // What the switch sends goes to the first queue: its own end has no other.
+        let peer = format!(
+            "type veth peer name sw-{port} netns {} numtxqueues 1 numrxqueues {queues}",
+            switch.name()
+        );
+        here.ip(&format!(
+            "link add {port} numtxqueues {queues} numrxqueues {queues} {peer}\nlink set {port} up\n"
+        ))
+        .unwrap();
+        switch.ip(&format!("link set sw-{port} addrgenmode none master br0 up\n")).unwrap();
+    }
+    let mut inside = here.command(command.get_program());
+    inside.current_dir(command.get_current_dir().unwrap()).args(command.get_args());
+    inside.args(["--generator-interface", "gen0", "--device-in", "in0", "--device-out", "out0"]);
+    let output = inside.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for packets in ["established", "new"] {
+        let line =
+            text.lines().find(|line| line.contains("net of generator and sink") && line.contains(packets));
+        assert!(line.is_some_and(|line| !line.contains("damaged")), "{packets}: {text}");
+    }
+    std::fs::remove_dir_all(results).unwrap();
+}
+
 #[test]
 fn an_interrupted_run_leaves_nothing_behind() {
     let test = "an_interrupted_run_leaves_nothing_behind";

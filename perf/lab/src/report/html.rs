@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::report::svg::{Series, bars, escape, lines};
 use crate::report::table::{Table, tables};
-use crate::results::{Figure, Key, Quantity, Report, number};
+use crate::results::{Compared, Figure, Key, Quantity, Report, number};
 use crate::targets;
 
 const STYLE: &str = "body{font-family:sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
@@ -35,21 +35,22 @@ fn document(report: &Report, text: &mut String) -> std::fmt::Result {
     }
     writeln!(text, "</table>\n<h2>Targets</h2>\n<table>")?;
     for target in targets::all(report) {
-        let (class, verdict) = match target.met {
-            Some(true) => ("met", "met"),
-            Some(false) => ("missed", "missed"),
-            None => ("", "not measured"),
-        };
+        let class = target.met.map_or("", |met| if met { "met" } else { "missed" });
         let ratio = target.ratio.map_or("-".to_owned(), number);
         writeln!(
             text,
-            "<tr><td>{}</td><td>{ratio}</td><td class=\"{class}\">{verdict}</td></tr>",
-            escape(&target.text)
+            "<tr><td>{}</td><td>{ratio}</td><td class=\"{class}\">{}</td></tr>",
+            escape(&target.text),
+            target.verdict()
         )?;
     }
     writeln!(text, "</table>")?;
     plots(report, text)?;
-    writeln!(text, "<h2>All figures</h2>\n<p>Medians; &plusmn; is half of what repeats differ by.</p>")?;
+    writeln!(
+        text,
+        "<h2>All figures</h2>\n<p>Medians; &plusmn; is half of what repeats differ by, and behind it how many \
+         there were.</p>"
+    )?;
     for Table { title, columns, rows } in tables(report) {
         write!(text, "<h3>{}</h3>\n<table><tr><th></th>", escape(&title))?;
         columns.iter().try_for_each(|column| write!(text, "<th>{}</th>", escape(column)))?;
@@ -63,6 +64,11 @@ fn document(report: &Report, text: &mut String) -> std::fmt::Result {
         }
         writeln!(text, "</table>")?;
     }
+    if let Some(Compared { with, lines }) = &report.compared {
+        writeln!(text, "<h2>Compared with {}</h2>\n<ul>", escape(with))?;
+        lines.iter().try_for_each(|line| writeln!(text, "<li>{}</li>", escape(line)))?;
+        writeln!(text, "</ul>")?;
+    }
     writeln!(text, "</body></html>")
 }
 
@@ -71,6 +77,7 @@ fn plots(report: &Report, text: &mut String) -> std::fmt::Result {
         (Quantity::Cost, "established"),
         (Quantity::Cost, "new"),
         (Quantity::Throughput, "established"),
+        (Quantity::ThroughputLossless, "established"),
         (Quantity::Connections, "connections"),
     ] {
         let usual =
@@ -111,7 +118,7 @@ fn latency(report: &Report, text: &mut String) -> std::fmt::Result {
                 figure.key.quantity == Quantity::LatencyP99 && figure.key.load_percent == Some(percent)
             })
             .filter_map(|figure| {
-                let times = figure.samples.last()?.latency?;
+                let times = figure.middle()?.latency?;
                 // One in so many frames takes longer.
                 let points = [
                     (2.0, times.p50_ns),

@@ -9,9 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::results::Report;
-
-/// Writes the HTML report.
-pub(crate) fn store_html(report: &Report, path: &Path) -> Result<()> {
-    std::fs::write(path, html::write(report)).with_context(|| format!("writing {}", path.display()))
+/// Writes a report.
+pub(crate) fn store(text: &str, path: &Path) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }

@@ -39,12 +39,12 @@ fn table(report: &Report, quantity: Quantity) -> Option<Table> {
     (!figures.is_empty()).then(|| Table { title, columns: cases.iter().map(Key::case).collect(), rows })
 }
 
-/// The median, half of what repeats differ by, and what was lost, where there is any.
+/// The median, half of what repeats differ by and how many there were, and what was lost, where there is any.
 fn cell(figure: &Figure) -> String {
     let median = number(figure.median() / figure.key.quantity.scale());
     let spread = match figure.values.len() {
         1 => String::new(),
-        _ => format!(" ±{:.0} %", figure.spread() * 50.0),
+        repeats => format!(" ±{:.0} % ({repeats})", figure.spread() * 50.0),
     };
     let loss = match figure.loss() {
         0.0 => String::new(),
