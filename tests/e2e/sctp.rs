@@ -43,13 +43,18 @@ fn associations_of_every_mode_carry_data_both_ways() -> Result<()> {
         .map(|(family, mode)| (family, Service::new(vip(family, mode), PORT, "sctp").mode(mode)))
         .collect();
     let listed: Vec<_> = services.iter().map(|(_, service)| service.clone()).collect();
-    let _weir = Weir::start(&topology, weir(), &testbed::config(&topology, &listed))?;
+    let weir = Weir::start(&topology, weir(), &testbed::config(&topology, &listed))?;
     for (family, service) in &services {
         let what = format!("{} {}", service.addr(), service.mode);
         let mut answered = BTreeSet::new();
         for _ in 0..BACKENDS * 2 {
-            let name = ask(&topology.client, family.client(), service.addr(), 40_000);
-            answered.insert(name.map_err(|error| error.context(what.clone()))?);
+            match ask(&topology.client, family.client(), service.addr(), 40_000) {
+                Ok(name) => answered.insert(name),
+                Err(error) => {
+                    let [drops, flows] = ["drops", "flows"].map(|subject| weir.table(subject));
+                    return Err(error.context(format!("{what}; Weir says\n{}\n{}", drops?, flows?)));
+                }
+            };
         }
         assert_eq!(answered, (1..=BACKENDS).map(backend_name).collect(), "{what}");
     }
