@@ -150,8 +150,8 @@ impl Plan {
         };
         let nothing = matches!(device, Device::Nothing);
         match profile {
-            // What tuning does is told by cost.
-            Profile::Rate | Profile::Connections | Profile::Services | Profile::Flows | Profile::Workers
+            // What tuning does is told by cost and latency.
+            Profile::Connections | Profile::Services | Profile::Flows | Profile::Workers
                 if device.is_untuned() => {}
             Profile::Cost => {
                 let mut loads = vec![established(1000, "60", seconds), new()];
@@ -168,17 +168,15 @@ impl Plan {
                     step(SERVICES, 1, vec![Job::Rate { size: "60", seconds: 0.4, loads: &[50] }]);
                 }
             }
-            Profile::Rate => step(
-                SERVICES,
-                1,
-                ["60", "imix", "1514"]
-                    .map(|size| Job::Rate {
-                        size,
-                        seconds: 2.0,
-                        loads: if size == "60" { &[10, 50, 90] } else { &[] },
-                    })
-                    .into(),
-            ),
+            Profile::Rate => {
+                let sizes: &[_] = if device.is_untuned() { &["60"] } else { &["60", "imix", "1514"] };
+                let jobs = sizes.iter().map(|size| Job::Rate {
+                    size,
+                    seconds: 2.0,
+                    loads: if *size == "60" { &[10, 50, 90] } else { &[] },
+                });
+                step(SERVICES, 1, jobs.collect());
+            }
             Profile::Connections if short || nothing => {}
             Profile::Connections if device.kind() == Kind::Reflector => {}
             Profile::Connections => step(SERVICES, 1, vec![Job::Connections { seconds: 2.0 }]),
