@@ -412,7 +412,7 @@ fn judge(report: &Report) -> bool {
         ("established, 1M flows, times the bare loop", ratio("established", 1_000_000), 1.5),
         ("established, 10M flows, times the bare loop", ratio("established", 10_000_000), 1.5),
         ("instructions of an established packet", report.count("established"), 280.0),
-        ("new, 1M flows, ns, slowest scheduler in constant time", slowest_new(report), 120.0),
+        ("new by nat, 1M flows, ns, slowest scheduler in constant time", slowest_new(report), 120.0),
         ("established, slowest scheduler, times rr", slowest_scheduler(report), 1.05),
         // 1.9 times the packets of one.
         ("one of two workers, times one alone", ratio(workers::NAME, MIDDLE), 2.0 / 1.9),
