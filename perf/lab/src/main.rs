@@ -127,7 +127,7 @@ struct WireArgs {
     #[arg(long, value_name = "IF", requires = "device_out")]
     device_in: Option<String>,
     /// The device's interface towards the sink.
-    #[arg(long, value_name = "IF", requires = "generator_interface")]
+    #[arg(long, value_name = "IF", requires_all = ["generator_interface", "device_in"])]
     device_out: Option<String>,
     /// The MAC address of a device elsewhere, which is then the only one that is measured.
     #[arg(long, value_name = "MAC", requires = "generator_interface", conflicts_with = "device_in")]

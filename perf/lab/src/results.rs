@@ -172,15 +172,20 @@ impl Figure {
 }
 
 impl Key {
+    /// Whether this is a cost of frames that come a few at a time: its own case beside that of a busy device.
+    pub(crate) fn is_of_few(&self) -> bool {
+        self.paced && self.quantity == Quantity::Cost
+    }
+
     /// What makes it what it is, but for the device.
     pub(crate) fn case(&self) -> String {
-        let Self { packets, size, flows, services, workers, paced, .. } = self;
+        let Self { packets, size, flows, services, workers, .. } = self;
         let size = if size == "imix" { "IMIX".to_owned() } else { format!("{size} bytes") };
         let flows = if packets == "established" { format!(", {flows} flows") } else { String::new() };
         let load = self.load_percent.map(|percent| format!(", at {percent} % load")).unwrap_or_default();
         let services = if *services == 1 { "1 service".to_owned() } else { format!("{services} services") };
         let workers = if *workers == 1 { String::new() } else { format!(", {workers} workers") };
-        let paced = if *paced && self.quantity == Quantity::Cost { ", a few at a time" } else { "" };
+        let paced = if self.is_of_few() { ", a few at a time" } else { "" };
         format!("{packets}, {size}{flows}, {services}{workers}{paced}{load}")
     }
 }

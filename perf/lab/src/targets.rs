@@ -109,7 +109,7 @@ impl Wanted {
                 && key.load_percent == half
                 && (key.services, key.workers, key.size.as_str()) == (1000, 1, "60")
                 && key.flows <= 1000
-                && (key.quantity.is_latency() || !key.paced);
+                && !key.is_of_few();
             let mut other = key.clone();
             self.under.clone_into(&mut other.device);
             let under = report.figure(&other).filter(|_| fits)?;

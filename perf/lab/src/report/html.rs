@@ -80,8 +80,11 @@ fn plots(report: &Report, text: &mut String) -> std::fmt::Result {
         (Quantity::ThroughputLossless, "established"),
         (Quantity::Connections, "connections"),
     ] {
-        let usual =
-            |key: &Key| key.services == 1000 && key.flows <= 1000 && key.size == "60" && key.workers == 1;
+        let usual = |key: &Key| {
+            (key.services, key.workers, key.size.as_str()) == (1000, 1, "60")
+                && key.flows <= 1000
+                && !key.is_of_few()
+        };
         let fits = |figure: &&Figure| {
             figure.key.quantity == quantity && figure.key.packets == packets && usual(&figure.key)
         };
@@ -97,15 +100,22 @@ fn plots(report: &Report, text: &mut String) -> std::fmt::Result {
         }
     }
     latency(report, text)?;
-    scaling(
-        report,
-        text,
-        "CPU a packet against services",
-        "services",
-        |key| key.services,
-        |key| key.flows <= 1000,
-    )?;
-    scaling(report, text, "CPU a packet against flows", "flows", |key| key.flows, |key| key.services == 1000)
+    let cost =
+        |title, across, varied, fits| Scaling { title, across, quantity: Quantity::Cost, varied, fits };
+    for scaling in [
+        cost("CPU a packet against services", "services", |key| key.services, |key| key.flows <= 1000),
+        cost("CPU a packet against flows", "flows", |key| key.flows, |key| key.services == 1000),
+        Scaling {
+            title: "Throughput against workers",
+            across: "workers",
+            quantity: Quantity::Throughput,
+            varied: |key| u32::try_from(key.workers).unwrap_or(u32::MAX),
+            fits: |key| key.services == 1000,
+        },
+    ] {
+        scaling.plot(report, text)?;
+    }
+    Ok(())
 }
 
 /// Percentiles at each load.
@@ -139,45 +149,44 @@ fn latency(report: &Report, text: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-/// Costs against what is varied, for established and for new flows, where there is more than one point.
-fn scaling(
-    report: &Report,
-    text: &mut String,
-    title: &str,
-    across: &str,
+/// A quantity against what is varied.
+struct Scaling {
+    title: &'static str,
+    across: &'static str,
+    quantity: Quantity,
     varied: fn(&Key) -> u32,
     fits: fn(&Key) -> bool,
-) -> std::fmt::Result {
-    for packets in ["established", "new"] {
-        let mut series: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
-        for figure in &report.figures {
-            let key = &figure.key;
-            if key.quantity == Quantity::Cost
-                && key.packets == packets
-                && key.size == "60"
-                && fits(key)
-                && varied(key) > 0
-            {
-                series
-                    .entry(&key.device)
-                    .or_default()
-                    .push((f64::from(varied(key)), figure.median().max(1.0)));
+}
+
+impl Scaling {
+    /// For established and for new flows, where there is more than one point.
+    fn plot(&self, report: &Report, text: &mut String) -> std::fmt::Result {
+        let Self { title, across, quantity, varied, fits } = self;
+        for packets in ["established", "new"] {
+            let mut series: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
+            for figure in &report.figures {
+                let key = &figure.key;
+                let usual = key.quantity == *quantity && key.packets == packets && key.size == "60";
+                if usual && !key.is_of_few() && fits(key) && varied(key) > 0 {
+                    let point = (f64::from(varied(key)), figure.median().max(1.0));
+                    series.entry(&key.device).or_default().push(point);
+                }
             }
+            series.retain(|_, points| points.len() > 1);
+            if series.is_empty() {
+                continue;
+            }
+            let series: Vec<_> = series
+                .into_iter()
+                .map(|(name, mut points)| {
+                    points.sort_by(|one, other| one.0.total_cmp(&other.0));
+                    Series { name: name.to_owned(), points }
+                })
+                .collect();
+            writeln!(text, "<h2>{title}, {packets}</h2>\n{}", lines(&series, across, quantity.unit()))?;
         }
-        series.retain(|_, points| points.len() > 1);
-        if series.is_empty() {
-            continue;
-        }
-        let series: Vec<_> = series
-            .into_iter()
-            .map(|(name, mut points)| {
-                points.sort_by(|one, other| one.0.total_cmp(&other.0));
-                Series { name: name.to_owned(), points }
-            })
-            .collect();
-        writeln!(text, "<h2>{title}, {packets}</h2>\n{}", lines(&series, across, "ns"))?;
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -189,12 +198,28 @@ mod tests {
     fn the_file_has_everything_in_it_and_its_text_is_escaped() {
         let mut many = figure(Quantity::Cost, "weir-fullnat", "established", &[470.0]);
         many.key.services = 50_000;
+        let mut two = figure(Quantity::Throughput, "weir-fullnat", "established", &[2e6]);
+        two.key.workers = 2;
+        let mut few = figure(Quantity::Cost, "bare", "established", &[4321.0]);
+        few.key.paced = true;
         let text = write(&report(vec![
             figure(Quantity::Cost, "bare", "established", &[400.0]),
+            few,
             figure(Quantity::Cost, "weir-fullnat", "established", &[480.0]),
+            figure(Quantity::Throughput, "weir-fullnat", "established", &[1e6]),
             many,
+            two,
         ]));
-        assert_eq!(text.matches("<svg").count(), 2, "costs, and costs against services");
+        for (title, plots) in [
+            ("CPU a packet, net of generator and sink, established", 1),
+            ("CPU a packet against services, established", 1),
+            ("CPU a packet against flows, established", 0),
+            ("Throughput with at most 0.001 % loss, established", 1),
+            ("Throughput against workers, established", 1),
+        ] {
+            assert_eq!(text.matches(&format!("<h2>{title}</h2>\n<svg")).count(), plots, "{title}");
+        }
+        assert_eq!(text.matches("4321").count(), 1, "in the table, and not among the bars of a busy device");
         assert!(text.contains("Example &lt;1&gt;") && !text.contains("Example <1>"));
         assert!(text.contains("<td>1.20</td><td class=\"missed\">missed</td>"));
         assert!(!text.contains("src=") && !text.contains("href="), "nothing is fetched");
