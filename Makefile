@@ -107,7 +107,7 @@ lab-vm: deps-build+net+bench+vm
 	cargo build --release --manifest-path perf/generator/Cargo.toml
 	cargo build --release --package lab
 	mkdir -p perf/results/guest
-	perf/vm/run.sh --nics --instructions --memory 6144 --keep perf/results/guest -- perf/vm/lab.sh --results perf/results/guest \
+	perf/vm/run.sh --nics --instructions --memory 6144 --timeout 5400 --keep perf/results/guest -- perf/vm/lab.sh --results perf/results/guest \
 		--short --repeats 3 --profiles cost --devices bare,weir-fullnat,weir-nat,ipvs,ipvs-nat,nftables,ip-forward $(LAB_ARGS)
 
 # The seeds, then so many seconds of each target. Stable Rust suffices: the flags of coverage are let through. Without a
