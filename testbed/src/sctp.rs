@@ -16,10 +16,9 @@ use crate::namespace::Namespace;
 const SCTP: i32 = 132;
 /// How soon a server sees that it is to end.
 const BEAT: Duration = Duration::from_millis(100);
-/// How long either side waits for the other: SCTP sends what was lost again after 3, 6, 12 and 24 s, and a message comes whole or not
-/// at all. Data that overtakes the COOKIE ACK before it counts as lost to Linux, and may where a network card has several
-/// queues for sending.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long either side waits for the other: SCTP sends what was lost again after 3, 6 and 12 s. Data that overtakes the COOKIE
+/// ACK before it counts as lost to Linux, and may where a network card has several queues for sending.
+const PATIENCE: Duration = Duration::from_secs(25);
 
 /// A server that greets each client with its name and then sends back what it gets, until this goes out of scope.
 #[derive(Debug)]
@@ -64,7 +63,7 @@ impl Drop for Greeter {
 /// Opens an association from `from`, sends `bytes` bytes and has them sent back; the server's name.
 ///
 /// # Errors
-/// When there is no association within a minute, or something else comes back.
+/// When there is no association within 25 s, or something else comes back.
 pub fn ask(client: &Namespace, from: IpAddr, to: SocketAddr, bytes: usize) -> Result<String> {
     let mut socket = client.enter(|| bound(SocketAddr::new(from, 0)))??;
     socket.set_read_timeout(Some(PATIENCE))?;

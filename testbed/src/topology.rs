@@ -21,6 +21,8 @@ pub const QUEUES: u32 = 2;
 /// arrived on queue 2 by queue 1: the kernel takes the queue that a veth frame was sent by for the number, from 1, of
 /// the queue that it was received by. So it takes three for replies to reach the gateway on both of its queues.
 const PORT_QUEUES: u32 = 3;
+/// The MTU of every link, where a test gives it no other.
+const MTU: u16 = 1500;
 /// How long a network card is waited for.
 const NIC_LIMIT: Duration = Duration::from_secs(10);
 /// How many backends there are.
@@ -301,7 +303,8 @@ fn move_nic(nic: u8, namespace: &Namespace, name: &str) -> Result<()> {
     let said =
         crate::run(ip.args(["link", "set", &found, "netns", namespace.name(), "name", name]), NIC_LIMIT)?;
     ensure!(said.status.success(), "moving {found} to {}: {}", namespace.name(), said.err);
-    namespace.ip(&format!("link set {name} up\n"))
+    // A card keeps the MTU that an earlier test gave it.
+    namespace.ip(&format!("link set {name} mtu {MTU} up\n"))
 }
 
 /// Connects two namespaces by a veth pair with so many queues at both ends, both up.
