@@ -122,7 +122,7 @@ pub fn nic(nic: &Nic, wish: &Wish, machine: &Machine) -> Vec<Finding> {
     offloads(nic, &mut findings);
     rings(nic, &mut findings);
     cores(nic, wish, machine, &mut findings);
-    napis(nic, machine, &mut findings);
+    napis(nic, &mut findings);
     findings.done()
 }
 
@@ -510,21 +510,16 @@ fn cores(nic: &Nic, wish: &Wish, machine: &Machine, findings: &mut Findings) {
     }
 }
 
-fn napis(nic: &Nic, machine: &Machine, findings: &mut Findings) {
+fn napis(nic: &Nic, findings: &mut Findings) {
     let idle = |napi: &&Napi| napi.defer_hard_irqs == Some(0) && napi.gro_flush_timeout_ns == Some(0);
     if nic.kind.is_none() && nic.napis.iter().filter(idle).count() > 0 {
         findings.notes(
             "NAPI",
             format_args!(
-                "interrupts of {} are not deferred (napi_defer_hard_irqs and gro_flush_timeout are 0)",
+                "interrupts of {} are not deferred (napi_defer_hard_irqs and gro_flush_timeout are 0): weir run --tuning gateway \
+                 defers them while it runs",
                 nic.name
             ),
-        );
-    }
-    if nic.kind.is_none() && machine.is_before((6, 13)) {
-        findings.notes(
-            "NAPI",
-            format_args!("Linux {} has no irq_suspend_timeout, 6.13 and newer have", machine.kernel),
         );
     }
 }
