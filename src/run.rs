@@ -151,8 +151,9 @@ fn tune(profile: Profile, settings: &Settings) -> anyhow::Result<Option<Tuned>> 
         return Ok(None);
     }
     let is_served = |name: &str| settings.interfaces.iter().any(|served| served.as_str() == name);
-    let wish = Wish::new(settings, &Machine::read());
-    Ok(Some(Tuned::apply(profile, &Nic::read(is_served)?, &wish.cores, record)?))
+    let nics = Nic::read(is_served)?;
+    let wish = Wish::new(settings, &Machine::read(), &nics);
+    Ok(Some(Tuned::apply(profile, &nics, &wish.cores, record)?))
 }
 
 /// Takes away what a killed Weir has left.
@@ -202,6 +203,7 @@ fn start(
         wanted: Arc::new(Wanted::new(WANTED)),
         busy_poll,
         whole_kib: report.whole_kib,
+        copied: &report.copied,
     };
     let frame_len = host.net().ports.iter().map(|port| usize::from(port.mtu)).max().unwrap_or(0) + LAYER_2;
     let exchanges =
@@ -281,6 +283,7 @@ struct Shared<'a> {
     wanted: Arc<Wanted>,
     busy_poll: bool,
     whole_kib: bool,
+    copied: &'a [String],
 }
 
 impl Shared<'_> {
@@ -341,12 +344,14 @@ impl Shared<'_> {
             config::ZeroCopy::Require => ZeroCopy::Require,
         };
         let served = self.settings.interfaces.len();
+        // The kernel path, which comes behind the served ones, is a veth pair, which can only copy.
+        let is_copied =
+            |index: usize, name: &str| index >= served || self.copied.iter().any(|copied| copied == name);
         let port = |(index, port): (usize, &dataplane::snapshot::net::Port)| PortConfig {
             name: Arc::clone(&port.name),
             ifindex: port.ifindex,
             mtu: port.mtu,
-            // The kernel path is a veth pair, which can only copy.
-            zero_copy: if index < served { zero_copy } else { ZeroCopy::Never },
+            zero_copy: if is_copied(index, &port.name) { ZeroCopy::Never } else { zero_copy },
         };
         XskConfig {
             queue: id.0.into(),

@@ -106,13 +106,16 @@ fn wanted(args: &Args, config: Option<&Config>) -> Vec<String> {
 impl Report {
     fn new(nics: Vec<Nic>, all_are_needed: bool, args: &Args, config: Option<&Config>) -> Self {
         let machine = Machine::read();
+        // Without names each interface is told of as if it were served alone.
+        let together = if all_are_needed { nics.as_slice() } else { &[] };
         let wish = match config {
-            Some(config) => Wish::new(&config.settings, &machine),
+            Some(config) => Wish::new(&config.settings, &machine, together),
             None => Wish {
                 workers: args.workers,
                 cores: machine.cores.iter().map(|(core, _)| *core).take(args.workers.into()).collect(),
                 allow_generic: false,
                 zero_copy: ZeroCopy::Auto,
+                largest_mtu: judge::largest_mtu(together),
             },
         };
         let judged = |nic: Nic| {

@@ -16,6 +16,8 @@ pub struct HostReport {
     pub large_frames: bool,
     /// Whether a served interface has [buffers of whole KiB](Nic::has_whole_kib_buffers).
     pub whole_kib: bool,
+    /// Served interfaces of which a driver that has zero-copy [lacks buffers](judge::lacks_buffers) for it.
+    pub copied: Vec<String>,
 }
 
 /// What the machine has.
@@ -47,12 +49,15 @@ impl Host {
                     warnings: warnings.into_faults(),
                     large_frames: false,
                     whole_kib: false,
+                    copied: Vec::new(),
                 };
             }
         };
         let large_frames = nics.iter().any(|nic| nic.mtu > judge::NATIVE_MTU);
         let whole_kib = nics.iter().any(Nic::has_whole_kib_buffers);
-        let wish = Wish::new(&config.settings, &self.machine);
+        let wish = Wish::new(&config.settings, &self.machine, nics);
+        let copied =
+            nics.iter().filter(|nic| judge::lacks_buffers(nic, &wish)).map(|nic| nic.name.clone()).collect();
         let interfaces = config.settings.interfaces.iter().zip(&config.interface_marks);
         for (index, (name, at)) in interfaces.enumerate() {
             let (name, at, path) = (name.as_str(), Some(*at), format!("interfaces[{index}].name"));
@@ -68,7 +73,8 @@ impl Host {
                 }
             }
         }
-        HostReport { faults: faults.into_faults(), warnings: warnings.into_faults(), large_frames, whole_kib }
+        let (faults, warnings) = (faults.into_faults(), warnings.into_faults());
+        HostReport { faults, warnings, large_frames, whole_kib, copied }
     }
 
     fn check_cores(&self, config: &Config, faults: &Sink) {
@@ -94,7 +100,7 @@ impl Host {
 mod tests {
     use super::*;
     use crate::config::parse;
-    use crate::nic::Queues;
+    use crate::nic::{Queues, XdpFeatures};
 
     /// A machine with interfaces of so many RX queues and with cores.
     fn host(interfaces: &[(&str, u32)], cores: &[u16]) -> Host {
@@ -139,6 +145,43 @@ mod tests {
             "{}",
             report.faults
         );
+    }
+
+    #[test]
+    fn zero_copy_that_is_required_is_refused_for_frames_of_more_buffers_than_it_has() {
+        let mut host = host(&[("large", 1), ("small", 1)], &[0]);
+        host.machine.kernel = "6.18".to_owned();
+        if let Ok([large, small]) = host.nics.as_deref_mut() {
+            let xdp = |segments| {
+                let (native, redirect, zero_copy, multi_buffer) = (true, true, true, true);
+                let zero_copy_segments = Some(segments);
+                Some(XdpFeatures {
+                    native,
+                    redirect,
+                    zero_copy,
+                    multi_buffer,
+                    zero_copy_segments,
+                    tx_checksum: false,
+                })
+            };
+            large.mtu = 9000;
+            (large.xdp, small.xdp) = (xdp(8), xdp(1));
+        }
+        for (mode, faults, warnings) in [("require", 1, 1), ("auto", 0, 2), ("never", 0, 1)] {
+            let text =
+                format!("interfaces: [{{name: large}}, {{name: small}}]\nxdp: {{zero_copy: {mode}}}\n");
+            let report = host.check(&parse("f", &text).unwrap());
+            let of_small = "f:1:36: interfaces[1].name: frames of an MTU of 9000 take 3 buffers, and veth has 1 for each";
+            let found = [&report.faults, &report.warnings].map(|found| found.to_string());
+            assert_eq!(
+                (report.faults.count(), report.warnings.count()),
+                (faults, warnings),
+                "{mode}: {found:?}"
+            );
+            let found = found.map(|found| found.contains(of_small));
+            assert_eq!(found, [mode == "require", mode == "auto"], "{mode}");
+            assert_eq!(report.copied, ["small"], "{mode}");
+        }
     }
 
     #[test]

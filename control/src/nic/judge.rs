@@ -6,7 +6,7 @@ use dataplane::io::xsk;
 use serde::Serialize;
 
 use super::claim::claim;
-use super::{Machine, Napi, Nic, Queues};
+use super::{Machine, Napi, Nic, Queues, XdpFeatures};
 use crate::config::{Settings, ZeroCopy};
 
 /// The oldest kernel that Weir runs on.
@@ -60,11 +60,13 @@ pub struct Wish {
     pub allow_generic: bool,
     /// Whether frames are to stay where the NIC puts them.
     pub zero_copy: ZeroCopy,
+    /// The largest MTU of the interfaces that are served together: each socket of a worker takes frames of as many buffers.
+    pub largest_mtu: u32,
 }
 
 impl Wish {
-    /// What a configuration asks for, on the cores that workers would get.
-    pub fn new(settings: &Settings, machine: &Machine) -> Self {
+    /// What a configuration asks for of `nics`, on the cores that workers would get.
+    pub fn new(settings: &Settings, machine: &Machine, nics: &[Nic]) -> Self {
         let workers = &settings.workers;
         let first = || machine.cores.iter().map(|(core, _)| *core);
         let count = usize::from(workers.count.get());
@@ -73,8 +75,22 @@ impl Wish {
             cores: workers.cores.clone().unwrap_or_else(|| first().take(count).collect()),
             allow_generic: settings.xdp.allow_generic,
             zero_copy: settings.xdp.zero_copy,
+            largest_mtu: largest_mtu(nics),
         }
     }
+}
+
+/// The largest MTU of interfaces that are served together.
+pub fn largest_mtu(nics: &[Nic]) -> u32 {
+    nics.iter().map(|nic| nic.mtu).max().unwrap_or(0)
+}
+
+/// Whether frames take more buffers than the driver has for each in zero-copy mode, so that the interface is served in copy mode.
+/// The kernel refuses zero-copy for several buffers where the driver has one, but not to a socket that shares its memory with one
+/// that has it (`xp_assign_dev`, `xp_assign_dev_shared` of net/xdp/xsk_buff_pool.c).
+pub fn lacks_buffers(nic: &Nic, wish: &Wish) -> bool {
+    let told = nic.xdp.and_then(|xdp| xdp.zero_copy_segments);
+    told.is_some_and(|told| told < xsk::chunks_of_frame(wish.largest_mtu.max(nic.mtu)))
 }
 
 /// The findings in the making.
@@ -286,6 +302,19 @@ fn modes(nic: &Nic, wish: &Wish, machine: &Machine, findings: &mut Findings) {
             findings.refuses("XDP", format_args!("{text}: {instead}, or allow generic mode (xdp.mode)"));
         }
     }
+    zero_copy(nic, xdp, wish, machine, findings);
+}
+
+fn zero_copy(nic: &Nic, xdp: XdpFeatures, wish: &Wish, machine: &Machine, findings: &mut Findings) {
+    let (name, driver) = (&nic.name, nic.driver_or_kind());
+    let one_buffer = u32::from(xsk::CHUNK_MTU_MAX);
+    let why_copied = || {
+        let mtu = wish.largest_mtu.max(nic.mtu);
+        let (takes, has) = (xsk::chunks_of_frame(mtu), xdp.zero_copy_segments.unwrap_or(1));
+        format!(
+            "frames of an MTU of {mtu} take {takes} buffers, and {driver} has {has} for each in zero-copy mode on {name}"
+        )
+    };
     match wish.zero_copy {
         ZeroCopy::Require if !xdp.zero_copy => findings.refuses(
             "zero-copy",
@@ -298,7 +327,21 @@ fn modes(nic: &Nic, wish: &Wish, machine: &Machine, findings: &mut Findings) {
             "zero-copy",
             format_args!("{driver} cannot do zero-copy on {name}: the kernel copies every frame, about 1 µs of CPU each"),
         ),
-        ZeroCopy::Never if xdp.zero_copy => findings.notes(
+        ZeroCopy::Require if lacks_buffers(nic, wish) => findings.refuses(
+            "zero-copy",
+            format_args!(
+                "{}: set xdp.zero_copy to auto or never, or no served interface's MTU above {one_buffer}",
+                why_copied()
+            ),
+        ),
+        ZeroCopy::Auto if lacks_buffers(nic, wish) => findings.costs(
+            "zero-copy",
+            format_args!(
+                "{}: Weir serves it in copy mode, about 1 µs of CPU a frame; set no served interface's MTU above {one_buffer}",
+                why_copied()
+            ),
+        ),
+        ZeroCopy::Never if xdp.zero_copy && !lacks_buffers(nic, wish) => findings.notes(
             "zero-copy",
             format_args!("{driver} could do zero-copy on {name}, but xdp.zero_copy says never"),
         ),

@@ -1,10 +1,10 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::nic::{Attached, Master, Peer, Rings, Rss, XdpFeatures};
+use crate::nic::{Attached, Master, Peer, Rings, Rss};
 
 fn wish() -> Wish {
-    Wish { workers: 2, cores: vec![0, 1], allow_generic: false, zero_copy: ZeroCopy::Auto }
+    Wish { workers: 2, cores: vec![0, 1], allow_generic: false, zero_copy: ZeroCopy::Auto, largest_mtu: 0 }
 }
 
 fn linux(kernel: &str) -> Machine {
@@ -306,6 +306,48 @@ fn the_modes_asked_for_decide_what_an_incapable_driver_means() {
         let found = nic(&none, &Wish { allow_generic, zero_copy, ..wish() }, &linux("6.18"));
         let about = |what| found.iter().find(|finding| finding.about == what).map(|finding| finding.weight);
         assert_eq!([about("XDP"), about("zero-copy")], want, "{allow_generic} {zero_copy:?}");
+    }
+}
+
+#[test]
+fn frames_of_more_buffers_than_zero_copy_has_are_copied_or_refused() {
+    let (one, three) = (Some(1), Some(3));
+    let why = |mtu, takes, has| {
+        format!(
+            "frames of an MTU of {mtu} take {takes} buffers, and ixgbe has {has} for each in zero-copy mode on eth1"
+        )
+    };
+    let lower = "no served interface's MTU above 3818";
+    let refused = |why| Some(format!("refuses: {why}: set xdp.zero_copy to auto or never, or {lower}"));
+    let copied = |why| {
+        Some(format!("costs: {why}: Weir serves it in copy mode, about 1 µs of CPU a frame; set {lower}"))
+    };
+    let never = || Some("notes: ixgbe could do zero-copy on eth1, but xdp.zero_copy says never".to_owned());
+    use ZeroCopy::{Auto, Never, Require};
+    for (name, zero_copy, mtu, largest_mtu, segments, want) in [
+        ("its own MTU", Require, 9000, 9000, one, refused(why(9000, 3, 1))),
+        ("its own MTU, auto", Auto, 9000, 9000, one, copied(why(9000, 3, 1))),
+        ("copied anyway", Never, 9000, 9000, one, None),
+        ("served alone", Auto, 5000, 0, one, copied(why(5000, 2, 1))),
+        ("another's MTU", Require, 1500, 9000, one, refused(why(9000, 3, 1))),
+        ("too few", Auto, 9000, 9000, Some(2), copied(why(9000, 3, 2))),
+        ("enough", Require, 9000, 9000, three, None),
+        ("enough, but not asked for", Never, 9000, 9000, three, never()),
+        ("the largest MTU of one buffer", Require, 3818, 3818, one, None),
+        ("the smallest of two", Require, 3819, 3819, one, refused(why(3819, 2, 1))),
+        ("a driver that does not tell", Require, 9000, 9000, None, None),
+    ] {
+        let subject = changed(|nic| {
+            nic.mtu = mtu;
+            let several = |xdp| XdpFeatures { multi_buffer: true, zero_copy_segments: segments, ..xdp };
+            nic.xdp = nic.xdp.map(several);
+        });
+        let wish = Wish { zero_copy, largest_mtu, ..wish() };
+        let found: Vec<_> = nic(&subject, &wish, &linux("6.18"));
+        let found: Vec<_> = found.into_iter().filter(|finding| finding.about == "zero-copy").collect();
+        assert_eq!(told(&found), Vec::from_iter(want.clone()), "{name}");
+        let is_copied = want.is_some_and(|want| want.contains("take")) || name == "copied anyway";
+        assert_eq!(lacks_buffers(&subject, &wish), is_copied, "{name}");
     }
 }
 

@@ -52,6 +52,11 @@ const _: () = assert!(
     (MTU_MAX as u32 + LAYER_2_LEN) as usize == CHUNKS_OF_FRAME * (CHUNK_SIZES[1] - XDP_HEADROOM) as usize
 );
 
+/// How many chunks the largest frame of an interface with this MTU takes.
+pub fn chunks_of_frame(mtu: u32) -> u32 {
+    mtu.saturating_add(LAYER_2_LEN).div_ceil(CHUNK_SIZES[1] - XDP_HEADROOM)
+}
+
 /// Whether frames are to stay where the NIC put them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum ZeroCopy {
