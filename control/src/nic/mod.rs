@@ -243,6 +243,11 @@ impl Nic {
     }
 }
 
+/// The NAPI instances of the interface with this index, as far as the kernel tells.
+fn napis(ifindex: u32) -> Vec<Napi> {
+    offer::Asker::default().napis(ifindex).unwrap_or_default()
+}
+
 /// How many RX queues the interface with this index uses, and how it spreads frames over them; `None` where its driver
 /// does not say.
 pub fn receives(ifindex: u32) -> (Option<u32>, Option<Rss>) {

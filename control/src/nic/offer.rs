@@ -121,7 +121,8 @@ impl Asker {
         })
     }
 
-    fn napis(&mut self, ifindex: u32) -> Option<Vec<Napi>> {
+    /// What serves the interface's queues, without these.
+    pub(super) fn napis(&mut self, ifindex: u32) -> Option<Vec<Napi>> {
         let mut request = netdev::Request::new().op_napi_get_dump();
         request.encode().push_ifindex(ifindex);
         let answer = self.kernel.ask(&request)?;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
-use super::Nic;
+use super::{Napi, Nic};
 
 /// What is set on interfaces that Weir serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,16 +79,18 @@ struct Change {
     after: String,
 }
 
-/// Where the kernel keeps settings: `/sys/class/net` and `/proc/irq`.
+/// Where the kernel keeps settings: `/sys/class/net` and `/proc/irq`; and how it tells what those of an interface's NAPI
+/// instances are.
 #[derive(Clone, Debug)]
 struct Places {
     class_net: PathBuf,
     irq: PathBuf,
+    napis: fn(u32) -> Vec<Napi>,
 }
 
 impl Default for Places {
     fn default() -> Self {
-        Self { class_net: "/sys/class/net".into(), irq: "/proc/irq".into() }
+        Self { class_net: "/sys/class/net".into(), irq: "/proc/irq".into(), napis: super::napis }
     }
 }
 
@@ -112,7 +114,8 @@ pub fn record(socket: &Path) -> PathBuf {
 
 impl Tuned {
     /// Makes the profile's settings for `nics`, whose queue *n* the worker on `cores[n]` serves, and says so in the log. A
-    /// setting that an interface does not have or does not take is passed over, with a warning.
+    /// setting that an interface does not have or does not take is passed over, with a warning, and so is one that a single
+    /// NAPI instance of it has otherwise.
     pub fn apply(
         profile: Profile,
         nics: &[Nic],
@@ -152,6 +155,10 @@ impl Tuned {
                     continue;
                 }
             };
+            if let Some(own) = tuned.places.own_value(&setting, &before) {
+                tracing::warn!("{} stays {before}: {own}, which writing it would overwrite", setting.name());
+                continue;
+            }
             let change = Change { setting, before, after };
             tuned.changes.push(change.clone());
             tuned.write_record()?;
@@ -288,6 +295,20 @@ impl Places {
         fs::write(self.file(setting)?, value)
     }
 
+    /// A NAPI instance whose value of an interface's setting is not the interface's `value` (Linux 6.13 and newer), in words.
+    /// The kernel gives all of them what is written for the interface, and what they had cannot be told from it.
+    fn own_value(&self, setting: &Setting, value: &str) -> Option<String> {
+        let (interface, of): (_, fn(&Napi) -> Option<u32>) = match setting {
+            Setting::IrqCores(_) => return None,
+            Setting::NapiDeferHardIrqs(interface) => (interface, |napi| napi.defer_hard_irqs),
+            Setting::GroFlushTimeout(interface) => (interface, |napi| napi.gro_flush_timeout_ns),
+        };
+        (self.napis)(interface.ifindex).iter().find_map(|napi| {
+            let own = of(napi)?.to_string();
+            (own != value).then(|| format!("NAPI {} has {own}", napi.id))
+        })
+    }
+
     /// The kernel's file. An interface's name is looked up anew, for another may have it now, or sysfs show another network
     /// namespace.
     fn file(&self, setting: &Setting) -> io::Result<PathBuf> {
@@ -313,7 +334,15 @@ impl Places {
     fn put_back(&self, change: &Change) {
         let (name, Change { setting, before, after }) = (change.setting.name(), change);
         let done = match self.read(setting) {
-            Ok(now) if now == *after => self.write(setting, before),
+            Ok(now) if now == *after => match self.own_value(setting, after) {
+                None => self.write(setting, before),
+                Some(own) => {
+                    tracing::warn!(
+                        "{name} stays {after}: {own}, which somebody has set since, and which {before} would overwrite"
+                    );
+                    return;
+                }
+            },
             Ok(now) if now == *before => return,
             Ok(now) => {
                 tracing::warn!(
@@ -332,15 +361,23 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
     use std::os::unix::fs::{chown, symlink};
 
     use tempfile::TempDir;
 
     use super::*;
-    use crate::nic::Napi;
-
     /// A folder in the kernel's place, with the settings of `eth1` and two interrupts.
     struct Kernel(TempDir);
+
+    thread_local! {
+        /// Polls and timers of the NAPI instances 100 and up of `eth1`.
+        static NAPIS: RefCell<Vec<(u32, u32)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    fn set_napis(values: &[(u32, u32)]) {
+        NAPIS.replace(values.to_vec());
+    }
 
     impl Kernel {
         fn new() -> Self {
@@ -363,7 +400,15 @@ mod tests {
         }
 
         fn places(&self) -> Places {
-            Places { class_net: self.0.path().join("net"), irq: self.0.path().join("irq") }
+            let napis = |ifindex| {
+                assert_eq!(ifindex, 7);
+                let napi = |(id, (polls, timeout_ns))| {
+                    let (defer_hard_irqs, gro_flush_timeout_ns) = (Some(polls), Some(timeout_ns));
+                    Napi { id, defer_hard_irqs, gro_flush_timeout_ns, ..Napi::default() }
+                };
+                NAPIS.with_borrow(|napis| (100..).zip(napis.iter().copied()).map(napi).collect())
+            };
+            Places { class_net: self.0.path().join("net"), irq: self.0.path().join("irq"), napis }
         }
 
         fn record(&self) -> PathBuf {
@@ -435,6 +480,46 @@ mod tests {
         kernel.set("irq/31/smp_affinity_list", "0");
         drop(tuned);
         assert_eq!(kernel.settings(), ["0", "7000", "0-3", "0"]);
+    }
+
+    #[test]
+    fn a_setting_that_a_napi_has_otherwise_is_left_alone() {
+        for (name, napis, want) in [
+            ("as the interface", &[(0, 0), (0, 0)][..], ["2", "50000"]),
+            ("its own polls", &[(0, 0), (7, 0)], ["0", "50000"]),
+            ("its own timer", &[(0, 9000), (0, 0)], ["2", "0"]),
+            ("both", &[(7, 9000)], ["0", "0"]),
+        ] {
+            let kernel = Kernel::new();
+            set_napis(napis);
+            let tuned = kernel.apply(Profile::Gateway);
+            assert_eq!(kernel.settings()[..2], want, "{name}");
+            assert_eq!(kernel.settings()[2..], ["2", "3"], "{name}");
+            // What is written goes to all of them.
+            set_napis(
+                &napis
+                    .iter()
+                    .map(|(polls, timeout)| {
+                        (
+                            if want[0] == "2" { 2 } else { *polls },
+                            if want[1] == "50000" { 50_000 } else { *timeout },
+                        )
+                    })
+                    .collect::<Vec<_>>(),
+            );
+            drop(tuned);
+            assert_eq!(kernel.settings(), UNTOUCHED, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_somebody_has_given_a_single_napi_since_stays() {
+        let kernel = Kernel::new();
+        set_napis(&[(0, 0), (0, 0)]);
+        let tuned = kernel.apply(Profile::Gateway);
+        set_napis(&[(2, 50_000), (2, 8000)]);
+        drop(tuned);
+        assert_eq!(kernel.settings(), ["0", "50000", "0-3", "0-3"]);
     }
 
     #[test]
