@@ -78,11 +78,13 @@ for module in "${wanted[@]}"; do
     done < <(/sbin/modprobe --dirname "$kernel" --set-version "$release" --show-depends "$module" 2>/dev/null)
 done
 {
-    echo '#!/bin/sh'
+    # By bash, whose words `%q` writes.
+    echo '#!/bin/bash'
     printf 'cd %q\n' "$PWD"
     [ -z "$nics" ] || echo "modprobe $driver && export WEIR_TEST_NICS=$card ${rss:+WEIR_TEST_RSS=1}"
     if [ -n "$rss" ]; then
-        # The emulator (QEMU 7.2) delivers nothing until the indirection table of a link that is up is set anew.
+        # QEMU 7.2 delivered nothing until the indirection table of a link that is up was set anew. The newer one that --rss takes
+        # was not tried without.
         echo "for nic in \$(grep -l '^02:77:65:69:72:' /sys/class/net/*/address | cut -d / -f 5); do"
         echo "    ip link set \$nic up && ethtool -X \$nic weight 1 1"
         echo 'done'
@@ -121,7 +123,7 @@ keep=$(cat /job/keep)
 ip link set lo up
 chroot /new /usr/bin/env -i HOME=/root TERM=dumb WEIR_VM="$release" \
     PATH=/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-    /bin/sh /run/command
+    /bin/bash /run/command
 echo "weir-vm: the command ended with $?"
 sync
 poweroff -f
