@@ -9,7 +9,9 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::answer::{DATA, DATA_ACK, FIN_ACK, SYN_ACK, Segment, answer, flag, turn};
+use crate::arguments;
 use crate::clock;
+use crate::flows::first_flow;
 use crate::latency::{Latencies, LatencyReport, Schedule};
 use crate::packet::{Packet, TCP, u16_at};
 use crate::send::{PortArgs, drain};
@@ -26,10 +28,10 @@ pub(crate) struct ConnectArgs {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
     /// Number of the first flow, as for `send`.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = first_flow())]
     first_flow: u64,
     /// Connections a second, all threads together.
-    #[arg(long)]
+    #[arg(long, value_parser = arguments::rate)]
     rate: f64,
     /// Leave them open once the handshake is done: flows for `send --protocol tcp-ack`.
     #[arg(long)]
@@ -74,7 +76,6 @@ struct Counts {
 
 /// Opens all connections and waits for their ends.
 pub(crate) fn run(args: &ConnectArgs, stop: &Stop) -> Result<serde_json::Value> {
-    ensure!(args.rate > 0.0, "a rate above 0");
     let writer = args.port.syn_writer()?;
     let flows = u64::from(args.port.queues) * u64::from(args.connections);
     ensure!(args.first_flow + flows <= writer.flow_limit(), "more flows than source addresses and ports");

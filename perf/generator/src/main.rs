@@ -92,6 +92,8 @@ mod tests {
     #[test]
     fn arguments_that_cannot_be_are_refused_with_the_reason() {
         const SEND: &str = "send --interface a --dst-mac 02:00:00:00:00:02 --src 10.0.0.1 --dst 10.0.0.2";
+        const CONNECT: &str =
+            "connect --interface a --dst-mac 02:00:00:00:00:02 --src 10.0.0.1 --dst 10.0.0.2";
         const SINK: &str = "sink --interface a";
         const FORWARD: &str = "forward --in a --out b";
         let time = "not a time in seconds above 0";
@@ -122,6 +124,15 @@ mod tests {
             (SEND, "--progress p --window 0", Some("0 is not in 1..18446744073709551615")),
             (SEND, "--ring 0", Some("a power of two of entries, 65536 at most, not 0")),
             (SEND, "--ring 2147483648", Some("a power of two of entries, 65536 at most, not 2147483648")),
+            (CONNECT, "--connections 1 --rate 10", None),
+            (CONNECT, "--connections 0 --rate 10", Some("0 is not in 1..=4294967295")),
+            (CONNECT, "--connections 1 --rate 0", Some(rate)),
+            (CONNECT, "--connections 1 --rate inf", Some(rate)),
+            (
+                CONNECT,
+                "--connections 1 --rate 1 --first-flow 18446744073709551615",
+                Some("is not in 0..281474976710656"),
+            ),
             (SINK, "--by-flow --flows 1 --streams 32768 --seconds 1 --rate 1", None),
             (SINK, "--by-flow --flows 0", Some("0 is not in 1..=4294967295")),
             (SINK, "--streams 0", Some("0 is not in 1..=32768")),
