@@ -40,9 +40,12 @@ demo: deps-build+net
 	cargo build --release --bin weir
 	$(SUDO) target/release/weir demo $(DEMO_ARGS)
 
+# The lab's tests run the generator.
 .PHONY: test
-test: deps-build+net+check
+test: deps-build+net+check+bench
+	cargo build --release --manifest-path perf/generator/Cargo.toml
 	cargo $(RUNNER) test --workspace --no-fail-fast
+	cargo $(RUNNER) test --manifest-path perf/generator/Cargo.toml
 
 # End-to-end tests that pass on the guest's network cards: what tells most of the cards, and the rest.
 VM_NIC_TESTS ?= access:: answers:: flood:: icmp:: kernel:: neighbours:: queues:: reach:: reload:: sctp:: show:: traffic::

@@ -42,7 +42,6 @@ bench  llc                    llvm
 bench  m4                     m4
 bench  nft                    nftables
 bench  valgrind               valgrind
-bench  nft                    nftables
 bench  iptables-legacy        iptables
 bench  ipvsadm                ipvsadm
 vm     qemu-system-x86_64     qemu-system-x86
