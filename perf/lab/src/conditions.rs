@@ -30,7 +30,7 @@ pub(crate) struct Conditions {
     /// Modes of the sockets of generator, sink and bare forwarder, as the kernel said. Older results have none.
     #[serde(default)]
     pub(crate) modes: BTreeMap<String, String>,
-    /// Before the first of them. Older results have none.
+    /// What the cores stood still for before the first measurement. Older results do not say.
     pub(crate) pauses: Option<Pauses>,
 }
 

@@ -134,8 +134,8 @@ pub(crate) struct Network {
 
 impl Network {
     /// Generator and sink with a place for a device of so many workers between them. Where frames come back by the generator's interface,
-    /// there are queues to send by and others to receive from: one has one socket. No more than are served, for the kernel
-    /// spreads what it sends over all that there are.
+    /// there are queues to send by and others to receive from, for a queue has one socket. There are no more than are served,
+    /// for the kernel spreads what it sends over all that there are.
     pub(crate) fn with_device(topology: &Topology, workers: usize, returns: bool) -> Result<Self> {
         match topology {
             Topology::Namespaces => {

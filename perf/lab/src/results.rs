@@ -172,6 +172,13 @@ impl Figure {
 }
 
 impl Key {
+    /// Whether this is the case that all devices have: 60 bytes, as few flows and as many services as usual, one worker.
+    pub(crate) fn is_usual(&self) -> bool {
+        (self.services, self.workers, self.size.as_str()) == (1000, 1, "60")
+            && self.flows <= 1000
+            && !self.is_of_few()
+    }
+
     /// Whether this is a cost of frames that come a few at a time: its own case beside that of a busy device.
     pub(crate) fn is_of_few(&self) -> bool {
         self.paced && self.quantity == Quantity::Cost
@@ -221,6 +228,9 @@ impl Report {
             if !self.absent.contains(&absent) {
                 self.absent.push(absent);
             }
+        }
+        for (name, mode) in before.conditions.modes {
+            self.conditions.modes.entry(name).or_insert(mode);
         }
         if self.conditions.weir_interfaces.is_null() {
             self.conditions.weir_interfaces = before.conditions.weir_interfaces;
@@ -335,10 +345,13 @@ pub(crate) mod tests {
     fn what_was_measured_again_replaces_what_is_stored() {
         let of = |device, value| figure(Quantity::Cost, device, "established", &[value]);
         let mut now = report(vec![of("weir-fullnat", 3.0)]);
+        now.conditions.modes = [("sink".to_owned(), "zero-copy".to_owned())].into();
         now.add(report(vec![of("weir-fullnat", 1.0), of("bare", 2.0)]));
         let all: Vec<_> =
             now.figures.iter().map(|figure| (figure.key.device.as_str(), figure.median())).collect();
         assert_eq!(all, [("weir-fullnat", 3.0), ("bare", 2.0)]);
+        let modes: Vec<_> = now.conditions.modes.values().map(String::as_str).collect();
+        assert_eq!(modes, ["copy", "zero-copy"], "of the bare forwarder from before, of the sink from now");
     }
 
     #[test]

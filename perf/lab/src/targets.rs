@@ -107,9 +107,7 @@ impl Wanted {
                 && key.packets == self.packets
                 && key.device == self.over
                 && key.load_percent == half
-                && (key.services, key.workers, key.size.as_str()) == (1000, 1, "60")
-                && key.flows <= 1000
-                && !key.is_of_few();
+                && key.is_usual();
             let mut other = key.clone();
             self.under.clone_into(&mut other.device);
             let under = report.figure(&other).filter(|_| fits)?;

@@ -80,13 +80,8 @@ fn plots(report: &Report, text: &mut String) -> std::fmt::Result {
         (Quantity::ThroughputLossless, "established"),
         (Quantity::Connections, "connections"),
     ] {
-        let usual = |key: &Key| {
-            (key.services, key.workers, key.size.as_str()) == (1000, 1, "60")
-                && key.flows <= 1000
-                && !key.is_of_few()
-        };
         let fits = |figure: &&Figure| {
-            figure.key.quantity == quantity && figure.key.packets == packets && usual(&figure.key)
+            figure.key.quantity == quantity && figure.key.packets == packets && figure.key.is_usual()
         };
         let rows: Vec<_> = report
             .figures
