@@ -14,6 +14,7 @@ mod results;
 mod targets;
 mod traffic;
 
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -152,8 +153,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run(&args),
         Command::Report { result, html } => Report::read(&result).and_then(|report| {
             let html = html.unwrap_or_else(|| result.with_extension("html"));
-            println!("{}", report::markdown::write(&report));
-            report::store(&report::html::write(&report), &html).map(|()| ExitCode::SUCCESS)
+            report::store(&report::html::write(&report), &html)?;
+            say(&report::markdown::write(&report)).map(|()| ExitCode::SUCCESS)
         }),
         Command::Peers { peers } => list(&peers).map(|()| ExitCode::SUCCESS),
     };
@@ -163,10 +164,18 @@ fn main() -> ExitCode {
     })
 }
 
+/// Prints a line. That nobody reads on, as behind `| head`, is no failure.
+fn say(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        done => done.context("standard output"),
+    }
+}
+
 fn list(directory: &std::path::Path) -> Result<()> {
     for peer in Peer::all(directory)? {
         let obstacle = peer.obstacle()?;
-        println!("{:20}{}", peer.name, obstacle.as_deref().unwrap_or("can be measured"));
+        say(&format!("{:20}{}", peer.name, obstacle.as_deref().unwrap_or("can be measured")))?;
     }
     Ok(())
 }

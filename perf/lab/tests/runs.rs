@@ -69,6 +69,10 @@ fn a_run_is_stored_and_the_next_one_compared_with_it() {
         let [gross_ns, ends_ns] = ["gross_ns", "ends_ns"].map(|part| sample[part].as_f64().unwrap());
         assert!(0.0 < ends_ns && ends_ns <= gross_ns, "{sample}");
     }
+    let mut again = Command::new(env!("CARGO_BIN_EXE_weir-lab"));
+    let mut again = again.arg("report").arg(json).stdout(Stdio::piped()).spawn().unwrap();
+    drop(again.stdout.take());
+    assert!(again.wait().unwrap().success(), "nobody reads what it says, but the file is written");
     let html = std::fs::read_to_string(json.with_extension("html")).unwrap();
     assert!(html.contains("ip-forward") && html.contains("<svg"));
     std::fs::remove_dir_all(results).unwrap();
