@@ -68,7 +68,7 @@ pub(crate) struct Args {
 /// What `--tuning` names.
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
 enum Tuning {
-    /// Interrupts are deferred longer, and those of each queue go to its worker's core.
+    /// Interrupts are deferred longer, those of each queue go to its worker's core, and workers poll their queues where they can.
     Gateway,
     /// Interrupts are deferred for a moment under load.
     Shared,
@@ -130,8 +130,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let settings = config.settings.clone();
     let (mut control, http) = start(config, feed, &host, args.busy_poll, proxy.listen().hard_fail)?;
-    if let Some(tuned) = tune(args.tuning.into(), &settings)? {
+    let profile = Profile::from(args.tuning);
+    if let Some(tuned) = tune(profile, &settings)? {
         control.keep(tuned);
+    }
+    if profile.polls() {
+        control.poll_by_workers();
     }
     let ending = control.run();
     drop(http);

@@ -194,6 +194,12 @@ impl<G: Gate> Control<G> {
         self.tuned = Some(tuned);
     }
 
+    /// Has workers poll their queues in place of interrupts, where that can be had, and says in the log where.
+    pub fn poll_by_workers(&mut self) {
+        let sockets = self.workers.iter().flat_map(|worker| &worker.sockets);
+        self.queues.poll_by_workers(sockets).iter().for_each(|sentence| tracing::info!("{sentence}"));
+    }
+
     /// Opens the gate and works until SIGTERM or SIGINT; SIGHUP reloads. Then the kernel gets all frames, the workers
     /// end, and what was made on the machine is taken away. Only with a host that catches signals
     /// ([`Host::open_catching`]); else it ends at once.

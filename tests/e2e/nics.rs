@@ -237,6 +237,86 @@ fn pair_the_interrupts(topology: &Topology) -> Result<Paired<'_>> {
     Ok(paired)
 }
 
+/// Packets that the kernel received while a program polled for them.
+fn polled_packets(topology: &Topology) -> Result<u64> {
+    let said = run(topology.gateway.command("cat").arg("/proc/net/netstat"), LIMIT)?;
+    let mut rows = said.out.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = rows.next().zip(rows.next()).context("no TcpExt")?;
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    Ok(pairs.find(|(name, _)| *name == "BusyPollRxPackets").context("no BusyPollRxPackets")?.1.parse()?)
+}
+
+#[test]
+fn workers_poll_queues_that_one_napi_instance_serves_both_ways_and_no_others() -> Result<()> {
+    if !can_run_here() {
+        return Ok(());
+    }
+    let topology = Topology::build()?;
+    let card = topology.card.context("no card")?;
+    let _servers = Servers::start(&topology)?;
+    let service = Service::http(Family::V4.vip());
+    let config = testbed::config(&topology, std::slice::from_ref(&service));
+    // Awake from one packet of a connection to the next; a worker that sleeps is woken up by an interrupt.
+    let config = config.replace("workers: {", "workers: {spin_us: 20000, ");
+    let weir = Weir::start_with(&topology, weir(), &config, &["--tuning", "gateway"])?;
+    let works = |when: &str| {
+        let load = load(&topology.client, service.addr(), 60, 6)?;
+        ensure!(load.failures.is_empty(), "{when}: {:?}", load.failures);
+        Ok(())
+    };
+    let polled = |weir: &Weir| -> Result<Vec<bool>> {
+        let shown: Vec<InterfaceRow> = serde_json::from_value(weir.show("interfaces")?)?;
+        let queues =
+            shown.iter().filter(|row| row.name == WAN || row.name == LAN).flat_map(|row| &row.queues);
+        Ok(queues.map(|queue| queue.polled).collect())
+    };
+    let why = if card.mode()? == "zero-copy" {
+        "sending and receiving have a NAPI instance each"
+    } else {
+        "frames are copied"
+    };
+    let told = format!("{LAN}: the kernel polls its queues, not the workers: {why}");
+    ensure!(weir.log().contains(&told), "{told}: {}", weir.log());
+    ensure!(polled(&weir)?.iter().all(|polled| !polled), "{:?}", polled(&weir)?);
+    works("not polled")?;
+    weir.stop()?;
+    if card != Card::Igb {
+        return Ok(());
+    }
+
+    let paired = pair_the_interrupts(&topology)?;
+    let told = doctor(&topology, LAN)?;
+    ensure!(finds(&told, "notes", "would have the workers poll the queues"), "{told:#}");
+    let weir = Weir::start_with(&topology, crate::weir(), &config, &["--tuning", "gateway"])?;
+    let told = format!("{LAN}: workers poll queues 0, 1 in place of interrupts");
+    ensure!(weir.log().contains(&told), "{told}: {}", weir.log());
+    ensure!(polled(&weir)? == [true; 4], "{:?}", polled(&weir)?);
+    let before = polled_packets(&topology)?;
+    eventually(LIMIT, || works("polled"))?;
+    ensure!(clients::download(&topology.client, service.addr())? == servers::blob());
+    // How many is the emulator's choice: its igb raises interrupts that the driver has not enabled again (QEMU 10), and then
+    // the kernel is often first. What is sent goes by these polls alone.
+    let count = polled_packets(&topology)? - before;
+    println!("{count} frames came while a worker polled");
+    ensure!(count > 0, "no frame came while a worker polled");
+    weir.signal(Signal::SIGSTOP)?;
+    std::thread::sleep(Duration::from_secs(1));
+    weir.signal(Signal::SIGCONT)?;
+    works("after a pause")?;
+
+    // The driver makes its queues anew, and nobody asks Weir.
+    drop(paired);
+    eventually(LIMIT * 3, || {
+        ensure!(weir.log().contains(&format!("{LAN}: the kernel polls queues 0, 1: ")), "{}", weir.log());
+        Ok(())
+    })?;
+    ensure!(polled(&weir)? == [false; 4], "{:?}", polled(&weir)?);
+    topology.wait_for_carriers()?;
+    eventually(LIMIT * 3, || works("no longer polled"))?;
+    weir.stop()?;
+    Ok(())
+}
+
 #[test]
 fn a_queue_whose_buffers_are_all_full_receives_again_after_its_worker_paused() -> Result<()> {
     if has_rss() {

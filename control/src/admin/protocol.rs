@@ -423,6 +423,8 @@ pub struct QueueRow {
     pub queue: u32,
     /// `zero-copy` or `copy`, as the kernel says.
     pub mode: String,
+    /// Whether its worker polls it in place of interrupts.
+    pub polled: bool,
     /// Frames received.
     pub rx: u64,
     /// Frames sent.

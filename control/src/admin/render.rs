@@ -287,7 +287,8 @@ fn interfaces(rows: &[InterfaceRow]) -> String {
                 queue.fill_ring_empty,
                 queue.invalid_descriptors,
             ];
-            let mut cells = vec![row.name.clone(), queue.queue.to_string(), queue.mode.clone()];
+            let mode = if queue.polled { format!("{}, polled", queue.mode) } else { queue.mode.clone() };
+            let mut cells = vec![row.name.clone(), queue.queue.to_string(), mode];
             cells.extend(counts.map(|count| count.to_string()));
             cells
         })

@@ -190,6 +190,7 @@ fn queue(socket: &PortSocket) -> QueueRow {
     QueueRow {
         queue: socket.queue,
         mode: socket.mode.name().to_owned(),
+        polled: socket.is_polled(),
         rx: socket.counters.rx.get(),
         tx: socket.counters.tx.get(),
         rx_dropped: statistics.rx_dropped,

@@ -5,11 +5,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dataplane::io::xsk::PortSocket;
 use dataplane::snapshot::net::Port;
 use tokio::sync::oneshot;
 
 use crate::nic::judge::counted;
-use crate::nic::{Rss, receives};
+use crate::nic::{self, Rss, polling, receives};
 
 /// How often the interfaces are asked.
 const LOOK: Duration = Duration::from_secs(5);
@@ -23,6 +24,10 @@ struct Seen {
     ifindex: u32,
     queues: Option<u32>,
     rss: Option<Rss>,
+    /// The sockets of those queues that workers poll where they can.
+    polled: Vec<PortSocket>,
+    /// What is new of that.
+    polling: Option<String>,
 }
 
 /// What was last seen, and what was last told.
@@ -42,7 +47,7 @@ impl Queues {
     pub(super) fn new(ports: &[Port], workers: u32) -> Self {
         let named = |port: &Port| {
             let (name, ifindex) = (Arc::clone(&port.name), port.ifindex);
-            Seen { name, ifindex, queues: None, rss: None }
+            Seen { name, ifindex, queues: None, rss: None, polled: Vec::new(), polling: None }
         };
         let named = ports.iter().map(named).collect();
         let (seen, looked_at) = (look(named), Instant::now());
@@ -54,7 +59,21 @@ impl Queues {
         self.seen.iter().map(|seen| seen.rss.clone()).collect()
     }
 
-    /// What has changed, one sentence an interface; `None` where there is no answer. Asks beside the calling thread, in a
+    /// Has workers poll their queues where they can, from now on. Returns what that comes to, a sentence an interface.
+    pub(super) fn poll_by_workers<'a>(
+        &mut self,
+        sockets: impl Iterator<Item = &'a PortSocket> + Clone,
+    ) -> Vec<String> {
+        let begin = |seen: &mut Seen| {
+            seen.polled = sockets.clone().filter(|socket| socket.interface == seen.name).cloned().collect();
+            let napis = nic::napis(seen.ifindex);
+            let begun = polling::follow(&seen.name, &napis, &seen.polled);
+            begun.or_else(|| polling::refusal(&seen.name, &napis, &seen.polled))
+        };
+        self.seen.iter_mut().filter_map(begin).collect()
+    }
+
+    /// What has changed, one sentence each; `None` where there is no answer. Asks beside the calling thread, in a
     /// tokio runtime; the answer is in a later call's result. `asks` is called when it asks.
     pub(super) fn news(&mut self, now: Instant, asks: impl FnOnce()) -> Option<Vec<String>> {
         if let Some(asked) = &mut self.asked {
@@ -62,7 +81,8 @@ impl Queues {
             self.asked = None;
             let before = std::mem::replace(&mut self.seen, seen);
             let pairs = before.iter().zip(&self.seen);
-            return Some(pairs.filter_map(|(before, after)| changed(before, after, self.workers)).collect());
+            let changed = pairs.filter_map(|(before, after)| changed(before, after, self.workers));
+            return Some(changed.chain(self.seen.iter().filter_map(|seen| seen.polling.clone())).collect());
         }
         if now.saturating_duration_since(self.looked_at) >= LOOK {
             self.looked_at = now;
@@ -96,6 +116,9 @@ impl Queues {
 fn look(mut ports: Vec<Seen>) -> Vec<Seen> {
     for port in &mut ports {
         (port.queues, port.rss) = receives(port.ifindex);
+        if !port.polled.is_empty() {
+            port.polling = polling::follow(&port.name, &nic::napis(port.ifindex), &port.polled);
+        }
     }
     ports
 }
@@ -125,7 +148,14 @@ mod tests {
 
     #[test]
     fn a_changed_number_of_queues_is_told_with_what_it_means() {
-        let seen = |queues| Seen { name: "eth1".into(), ifindex: 3, queues, rss: None };
+        let seen = |queues| Seen {
+            name: "eth1".into(),
+            ifindex: 3,
+            queues,
+            rss: None,
+            polled: Vec::new(),
+            polling: None,
+        };
         for (before, after, want) in [
             (Some(2), Some(2), None),
             (None, Some(2), None),

@@ -6,6 +6,7 @@ use dataplane::io::xsk;
 use serde::Serialize;
 
 use super::claim::claim;
+use super::polling::{self, Unpolled};
 use super::{Machine, Napi, Nic, Queues, XdpFeatures};
 use crate::config::{Settings, ZeroCopy};
 
@@ -139,6 +140,7 @@ pub fn nic(nic: &Nic, wish: &Wish, machine: &Machine) -> Vec<Finding> {
     rings(nic, &mut findings);
     cores(nic, wish, machine, &mut findings);
     napis(nic, &mut findings);
+    polling(nic, wish, &mut findings);
     findings.done()
 }
 
@@ -564,6 +566,32 @@ fn napis(nic: &Nic, findings: &mut Findings) {
                 nic.name
             ),
         );
+    }
+}
+
+/// Whether workers could poll their queues in place of interrupts.
+fn polling(nic: &Nic, wish: &Wish, findings: &mut Findings) {
+    if wish.zero_copy == ZeroCopy::Never || !nic.xdp.is_some_and(|xdp| xdp.zero_copy) {
+        return;
+    }
+    let served = (0..u32::from(wish.workers)).map(|queue| polling::instance(&nic.napis, queue));
+    let name = &nic.name;
+    match served.collect::<Result<Vec<_>, _>>() {
+        Ok(_) => findings.notes(
+            "polling",
+            format_args!(
+                "weir run --tuning gateway would have the workers poll the queues of {name} in place of interrupts"
+            ),
+        ),
+        Err(Unpolled::Apart) => findings.notes(
+            "polling",
+            format_args!(
+                "workers cannot poll the queues of {name} in place of interrupts (--tuning gateway), for sending and receiving have \
+                 a NAPI instance each: those of virtio_net always have, those of igb and igc with few queues (ethtool -L {name} \
+                 combined)"
+            ),
+        ),
+        Err(_) => {}
     }
 }
 

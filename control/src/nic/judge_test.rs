@@ -47,6 +47,10 @@ fn changed(change: impl FnOnce(&mut Nic)) -> Nic {
     nic
 }
 
+fn serves(id: u32, rx_queues: Vec<u32>, tx_queues: Vec<u32>) -> Napi {
+    Napi { id, rx_queues, tx_queues, ..Napi::default() }
+}
+
 /// The findings as lines of weight and sentence.
 fn told(findings: &[Finding]) -> Vec<String> {
     let name = |weight| match weight {
@@ -272,6 +276,24 @@ fn each_trap_is_told_with_what_to_do() {
                     vec![Napi { defer_hard_irqs: Some(0), gro_flush_timeout_ns: Some(0), ..Napi::default() }]
             }),
             "notes: interrupts of eth1 are not deferred (napi_defer_hard_irqs and gro_flush_timeout are 0): weir run --tuning gateway",
+        ),
+        (
+            "queues that workers can poll",
+            "6.18",
+            changed(|nic| {
+                nic.napis = [0, 1].map(|queue| serves(8193 + queue, vec![queue], vec![queue])).into();
+            }),
+            "notes: weir run --tuning gateway would have the workers poll the queues of eth1",
+        ),
+        (
+            "queues that they cannot",
+            "6.18",
+            changed(|nic| {
+                driver_of("virtio_net")(nic);
+                let [a, b] = [0, 1].map(|queue| serves(8193 + queue, vec![queue], vec![]));
+                nic.napis = vec![a, b, serves(8195, vec![], vec![0]), serves(8196, vec![], vec![1])];
+            }),
+            "notes: workers cannot poll the queues of eth1 in place of interrupts",
         ),
     ] {
         let told = told(&nic(&subject, &wish(), &linux(kernel)));

@@ -17,6 +17,7 @@ pub mod judge;
 mod link;
 mod machine;
 mod offer;
+pub mod polling;
 pub mod tuning;
 
 use std::collections::BTreeSet;
@@ -192,6 +193,8 @@ pub struct Napi {
     pub id: u32,
     /// The RX queues that it serves.
     pub rx_queues: Vec<u32>,
+    /// The TX queues that it serves.
+    pub tx_queues: Vec<u32>,
     /// Its interrupt.
     pub irq: Option<u32>,
     /// The cores that may take the interrupt.
@@ -243,9 +246,13 @@ impl Nic {
     }
 }
 
-/// The NAPI instances of the interface with this index, as far as the kernel tells.
-fn napis(ifindex: u32) -> Vec<Napi> {
-    offer::Asker::default().napis(ifindex).unwrap_or_default()
+/// The NAPI instances of the interface with this index, without their interrupts' cores, as far as the kernel tells.
+pub fn napis(ifindex: u32) -> Vec<Napi> {
+    let mut asker = offer::Asker::default();
+    let mut napis = asker.napis(ifindex).unwrap_or_default();
+    // Which queues are bound is of no interest here.
+    let _ = asker.queues(ifindex, &mut napis);
+    napis
 }
 
 /// How many RX queues the interface with this index uses, and how it spreads frames over them; `None` where its driver

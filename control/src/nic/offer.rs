@@ -141,22 +141,21 @@ impl Asker {
         Some(napis)
     }
 
-    /// Notes which NAPI instance serves which RX queue, and tells those that a socket is bound to.
-    fn queues(&mut self, ifindex: u32, napis: &mut [Napi]) -> Option<Vec<u32>> {
+    /// Notes which NAPI instance serves which queues, and tells the RX queues that a socket is bound to.
+    pub(super) fn queues(&mut self, ifindex: u32, napis: &mut [Napi]) -> Option<Vec<u32>> {
         let mut request = netdev::Request::new().op_queue_get_dump();
         request.encode().push_ifindex(ifindex);
         let answer = self.kernel.ask(&request)?;
         let mut bound = Vec::new();
         for queue in answer.replies() {
-            if queue.get_type().ok()? != QueueType::Rx as u32 {
-                continue;
-            }
-            let id = queue.get_id().ok()?;
-            if queue.get_xsk().is_ok() {
+            let (id, receives) = (queue.get_id().ok()?, queue.get_type().ok()? == QueueType::Rx as u32);
+            if receives && queue.get_xsk().is_ok() {
                 bound.push(id);
             }
             let Ok(served_by) = queue.get_napi_id() else { continue };
-            napis.iter_mut().filter(|napi| napi.id == served_by).for_each(|napi| napi.rx_queues.push(id));
+            for napi in napis.iter_mut().filter(|napi| napi.id == served_by) {
+                if receives { napi.rx_queues.push(id) } else { napi.tx_queues.push(id) }
+            }
         }
         Some(bound)
     }

@@ -26,6 +26,11 @@ pub enum Profile {
 }
 
 impl Profile {
+    /// Whether workers poll their queues in place of interrupts where they can ([`super::polling`]).
+    pub fn polls(self) -> bool {
+        self == Self::Gateway
+    }
+
     /// How often a queue is polled without work before its interrupt comes back, and after how many nanoseconds each time.
     pub fn deferral(self) -> Option<(u32, u32)> {
         match self {

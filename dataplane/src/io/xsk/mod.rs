@@ -22,6 +22,7 @@ mod umem;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -132,6 +133,7 @@ pub struct PortSocket {
     pub tx_checksum: bool,
     /// Frames counted by the worker.
     pub counters: Arc<PortCounters>,
+    polled: Arc<AtomicBool>,
     fd: Weak<OwnedFd>,
 }
 
@@ -176,6 +178,7 @@ impl XskIo {
                 mode: socket.mode,
                 tx_checksum,
                 counters: Arc::clone(&counters),
+                polled: Arc::clone(&socket.polled),
                 fd: Arc::downgrade(&socket.fd),
             });
             ports.push(Port::new(rings, socket.clone(), receiving, tx_checksum, counters));
@@ -241,6 +244,28 @@ impl PortSocket {
     /// The socket, while its worker lives. Not to be kept: that would keep the socket open.
     pub fn fd(&self) -> Option<Arc<OwnedFd>> {
         self.fd.upgrade()
+    }
+
+    /// The NAPI instance that the kernel would poll for the socket; `None` where it knows none, as with drivers that do not
+    /// say what serves a queue, or the worker is gone.
+    pub fn napi(&self) -> Option<u32> {
+        socket::napi(self.fd()?.as_fd())
+    }
+
+    /// Whether the worker's calls poll the queue.
+    pub fn is_polled(&self) -> bool {
+        self.polled.load(Ordering::Relaxed)
+    }
+
+    /// Has the worker's calls poll the queue in place of interrupts (`SO_PREFER_BUSY_POLL`, Linux 5.11), one call a turn, a
+    /// batch at most; or no longer. The kernel then wakes up the driver for nothing but its [NAPI instance](Self::napi), so
+    /// that one has to serve the queue in both directions. While the worker sleeps, interrupts come back.
+    pub fn set_polled(&self, polled: bool) -> io::Result<()> {
+        if let Some(fd) = self.fd() {
+            socket::prefer_busy_poll(fd.as_fd(), polled)?;
+        }
+        self.polled.store(polled, Ordering::Relaxed);
+        Ok(())
     }
 
     /// What the kernel counts on the socket; `None` where its worker is gone.

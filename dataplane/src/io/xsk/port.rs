@@ -21,6 +21,9 @@ pub(super) trait Wake {
     fn tx(&self) -> io::Result<()>;
     /// Has it take what is in the fill ring.
     fn rx(&self);
+    /// Whether the other end works only while it is called, and then does all: it takes what is in the TX and fill rings,
+    /// completes, and receives a batch at most. [`Port::poll`] calls it then, and whether it asks for wakeups does not matter.
+    fn is_polled(&self) -> bool;
 }
 
 /// The rings of a socket, seen from Weir. TX and completion ring have the same size.
@@ -209,6 +212,7 @@ impl<W: Wake> Port<W> {
     #[cold]
     fn make_room(&mut self, umem: &mut Umem) -> bool {
         self.flush(umem);
+        self.poll();
         self.complete(umem);
         self.sending < self.rings.tx.size()
     }
@@ -220,8 +224,17 @@ impl<W: Wake> Port<W> {
             self.rings.tx.publish();
             self.unannounced = false;
         }
-        if self.sending != 0 && self.rings.tx.needs_wakeup() {
+        if self.sending != 0 && self.rings.tx.needs_wakeup() && !self.wake.is_polled() {
             self.kick(umem);
+        }
+    }
+
+    /// Ends a turn where the queue is [polled](Wake::is_polled): what was published is sent, and what has come is received, if
+    /// nothing waits from before.
+    #[inline]
+    pub(super) fn poll(&mut self) {
+        if self.wake.is_polled() && (self.rings.rx.is_drained() || self.has_unsent()) {
+            self.wake.rx();
         }
     }
 
@@ -286,7 +299,7 @@ impl<W: Wake> Port<W> {
             self.receiving += 1;
         }
         self.rings.fill.publish();
-        if self.rings.fill.needs_wakeup() {
+        if self.rings.fill.needs_wakeup() && !self.wake.is_polled() {
             self.wake.rx();
         }
     }

@@ -122,6 +122,7 @@ impl<W: Wake> Ports<W> {
         for port in &mut self.ports {
             port.flush(&mut self.umem);
             port.refill(&mut self.umem);
+            port.poll();
         }
         debug_assert_eq!(self.umem.balance().held, 0, "between turns no chunk is held");
         turn

@@ -33,7 +33,12 @@ struct Kernel {
     tx_flags: Arc<Mapping>,
     /// Whether the interface takes frames.
     up: bool,
+    /// Whether it does nothing but while it is called for receiving.
+    polled: bool,
+    /// Frames that come with such calls.
+    arriving: Vec<u8>,
     wakeups: usize,
+    polls: usize,
     /// First byte and options of every chunk sent.
     sent: Vec<(u8, u32)>,
     /// The chunks sent, whole.
@@ -110,7 +115,21 @@ impl Wake for Rc<RefCell<Kernel>> {
         if kernel.transmit(32) < 32 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EAGAIN)) }
     }
 
-    fn rx(&self) {}
+    fn rx(&self) {
+        let mut kernel = self.borrow_mut();
+        kernel.polls += 1;
+        let count = kernel.arriving.len().min(BATCH);
+        for first in kernel.arriving.drain(..count).collect::<Vec<_>>() {
+            assert!(kernel.deliver(first), "a chunk for each");
+        }
+        if kernel.up {
+            kernel.transmit(BATCH);
+        }
+    }
+
+    fn is_polled(&self) -> bool {
+        self.borrow().polled
+    }
 }
 
 /// A kernel in a thread of its own needs no wakeups.
@@ -123,6 +142,10 @@ impl Wake for Awake {
 
     fn rx(&self) {
         unreachable!("not asked for")
+    }
+
+    fn is_polled(&self) -> bool {
+        false
     }
 }
 
@@ -137,7 +160,10 @@ fn socket(umem: &Umem) -> (Rings, Kernel) {
         umem: base,
         tx_flags: Arc::clone(&tx),
         up: true,
+        polled: false,
+        arriving: Vec::new(),
         wakeups: 0,
+        polls: 0,
         sent: Vec::new(),
         bytes: Vec::new(),
     };
@@ -267,6 +293,52 @@ fn copy_mode_is_woken_until_all_is_sent() {
     assert_eq!(downlink.borrow().wakeups, 2);
     ports.turn(|_, _| ());
     assert_eq!(downlink.borrow().wakeups, 2, "nothing to send, no call");
+    assert_whole(&ports);
+}
+
+#[test]
+fn a_polled_queue_sends_and_receives_by_one_call_a_turn() {
+    let (mut ports, [uplink, downlink], counters) = two_ports();
+    for kernel in [&uplink, &downlink] {
+        kernel.borrow_mut().polled = true;
+    }
+    let polls = || [&uplink, &downlink].map(|kernel| std::mem::take(&mut kernel.borrow_mut().polls));
+    uplink.borrow_mut().arriving = (0..100).collect();
+    assert_eq!(ports.turn(|_, _| panic!("nothing has come")), Turn::default());
+    assert_eq!(polls(), [1, 1]);
+    for count in [64, 36] {
+        let turn = ports.turn(|_, verdicts| verdicts.fill(Verdict::Tx(DOWNLINK)));
+        assert_eq!((turn.frames, polls()), (count, [1, 1]));
+    }
+    assert_eq!(downlink.borrow().sent.len(), 100);
+    ports.turn(|_, _| ());
+    assert_eq!((counters[0].rx.get(), counters[1].tx.get()), (100, 100));
+    polls();
+
+    // What waits from before is read first.
+    for first in 0..65 {
+        uplink.borrow_mut().deliver(first);
+    }
+    ports.turn(|_, _| ());
+    assert_eq!(polls(), [0, 1]);
+    ports.turn(|_, _| ());
+    assert_eq!(polls(), [1, 1]);
+
+    // What is not sent is tried again, and where the ring is full at once.
+    downlink.borrow_mut().up = false;
+    uplink.borrow_mut().arriving = vec![7; RING as usize + 1];
+    ports.turn(|_, _| ());
+    let lost: usize =
+        (0..3).map(|_| ports.turn(|_, verdicts| verdicts.fill(Verdict::Tx(DOWNLINK))).lost.len()).sum();
+    assert_eq!((lost, polls()), (1, [4, 5]));
+    assert!(ports.push_out(), "frames wait");
+    assert_eq!(downlink.borrow().wakeups, 0);
+    assert_whole(&ports);
+    // No longer polled: they go by a wakeup.
+    downlink.borrow_mut().polled = false;
+    downlink.borrow_mut().up = true;
+    assert!(!ports.push_out());
+    assert_eq!((downlink.borrow().sent.len(), downlink.borrow().wakeups > 0), (100 + RING as usize, true));
     assert_whole(&ports);
 }
 

@@ -199,6 +199,12 @@ impl<T: Entry> Consumer<T> {
         Some(entry)
     }
 
+    /// Whether all that the other end has published was read.
+    #[inline]
+    pub(super) fn is_drained(&self) -> bool {
+        self.next == self.ring.producer().load(Ordering::Relaxed)
+    }
+
     /// Gives the places of all entries read so far back to the other end.
     #[inline]
     pub(super) fn release(&mut self) {

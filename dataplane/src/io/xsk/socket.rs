@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::error::XskError;
@@ -66,6 +67,8 @@ pub(super) struct Socket {
     pub(super) mode: BindMode,
     /// Whether the UMEM was registered with TX metadata.
     pub(super) metadata: bool,
+    /// Whether its worker's calls poll the queue.
+    pub(super) polled: Arc<AtomicBool>,
 }
 
 /// What [`open`] makes.
@@ -86,6 +89,11 @@ impl Wake for Socket {
     #[inline]
     fn rx(&self) {
         sys::wake_rx(self.fd.as_fd());
+    }
+
+    #[inline]
+    fn is_polled(&self) -> bool {
+        self.polled.load(Ordering::Relaxed)
     }
 }
 
@@ -156,7 +164,8 @@ pub(super) fn open(umem: &mut Umem, request: &Request<'_>) -> Result<Opened, Xsk
     }
     #[expect(clippy::cast_possible_truncation, reason = "entries of a ring at most")]
     let receiving = kept as u32;
-    Ok(Opened { socket: Socket { fd: Arc::new(fd), mode: mode?, metadata }, rings, receiving })
+    let socket = Socket { fd: Arc::new(fd), mode: mode?, metadata, polled: Arc::default() };
+    Ok(Opened { socket, rings, receiving })
 }
 
 /// Lends chunks for receiving until the fill ring is full. Returns their addresses, in the order of the ring.
@@ -290,6 +299,22 @@ fn mode_in_use(fd: BorrowedFd<'_>) -> io::Result<BindMode> {
     let (options, _) = sys::option::<libc::xdp_options>(fd, libc::XDP_OPTIONS)?;
     let zero_copy = options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0;
     Ok(if zero_copy { BindMode::ZeroCopy } else { BindMode::Copy })
+}
+
+/// Has the kernel poll the socket's queue whenever its worker calls for it, and put off interrupts meanwhile, or stop that.
+/// While it does, it wakes up the driver for nothing but such a poll.
+pub(super) fn prefer_busy_poll(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    if on {
+        sys::set_socket_option(fd, libc::SO_BUSY_POLL_BUDGET, BATCH)?;
+    }
+    // Any time but 0 will do, for a call that may not wait polls once.
+    sys::set_socket_option(fd, libc::SO_BUSY_POLL, on.into())?;
+    sys::set_socket_option(fd, libc::SO_PREFER_BUSY_POLL, on.into())
+}
+
+/// The NAPI instance that the kernel would poll for the socket; `None` where it knows none.
+pub(super) fn napi(fd: BorrowedFd<'_>) -> Option<u32> {
+    sys::socket_option(fd, libc::SO_INCOMING_NAPI_ID).ok().filter(|id| *id != 0)
 }
 
 /// Reads a socket's counters.

@@ -101,21 +101,39 @@ unsafe impl OptionValue for libc::xdp_options {}
 
 /// Sets an option of level `SOL_XDP`.
 pub(super) fn set_option<T: OptionValue>(fd: BorrowedFd<'_>, name: c_int, value: &T) -> io::Result<()> {
+    set(fd, libc::SOL_XDP, name, value)
+}
+
+/// Sets an option that sockets of all kinds have (`SOL_SOCKET`).
+pub(super) fn set_socket_option(fd: BorrowedFd<'_>, name: c_int, value: u32) -> io::Result<()> {
+    set(fd, libc::SOL_SOCKET, name, &value)
+}
+
+fn set<T: OptionValue>(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: &T) -> io::Result<()> {
     // SAFETY: the kernel reads `size_of::<T>()` bytes at most from `value`.
     checked(unsafe {
-        libc::setsockopt(fd.as_raw_fd(), libc::SOL_XDP, name, ptr::from_ref(value).cast(), length_of::<T>())
+        libc::setsockopt(fd.as_raw_fd(), level, name, ptr::from_ref(value).cast(), length_of::<T>())
     })
 }
 
 /// Reads an option of level `SOL_XDP`. An older kernel that knows only the first fields of `T` leaves the others 0;
 /// the length that it wrote is returned too.
 pub(super) fn option<T: OptionValue>(fd: BorrowedFd<'_>, name: c_int) -> io::Result<(T, usize)> {
+    get(fd, libc::SOL_XDP, name)
+}
+
+/// Reads an option that sockets of all kinds have (`SOL_SOCKET`).
+pub(super) fn socket_option(fd: BorrowedFd<'_>, name: c_int) -> io::Result<u32> {
+    get(fd, libc::SOL_SOCKET, name).map(|(value, _)| value)
+}
+
+fn get<T: OptionValue>(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<(T, usize)> {
     // SAFETY: by the contract of `OptionValue` zeroes are a valid value.
     let mut value: T = unsafe { std::mem::zeroed() };
     let mut len = length_of::<T>();
     // SAFETY: the kernel writes `len` bytes at most to `value`, and any bytes are a valid value.
     checked(unsafe {
-        libc::getsockopt(fd.as_raw_fd(), libc::SOL_XDP, name, ptr::from_mut(&mut value).cast(), &mut len)
+        libc::getsockopt(fd.as_raw_fd(), level, name, ptr::from_mut(&mut value).cast(), &mut len)
     })?;
     Ok((value, len as usize))
 }
