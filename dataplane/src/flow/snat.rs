@@ -115,10 +115,33 @@ impl<'a> Candidates<'a> {
             return (number / ports, number % ports);
         }
         self.random = self.random.wrapping_add(GOLDEN_RATIO);
-        let random = mix(self.random);
-        // A half for each: 32 bits are many more than either has places.
-        (scale(random, self.addresses), scale(random << 32, ports))
+        split(mix(self.random), self.addresses, ports)
     }
+}
+
+/// The places of an address and of a port, by a half of the random number for each: 32 bits are many more than either has
+/// places.
+#[inline]
+fn split(random: u64, addresses: u64, ports: u64) -> (u64, u64) {
+    (scale(random, addresses), scale(random << 32, ports))
+}
+
+/// The first of [`Candidates`] over IPv4, without the state that further ones take. `None` where there is none, and where
+/// there are so few that all come in turn.
+#[inline]
+pub(crate) fn first(pool: &SnatPool, worker: WorkerId, workers: u8, spread: u64) -> Option<(u32, u16)> {
+    let ports = slice(pool, worker, workers);
+    let (addresses, count) = (pool.v4.len() as u64, u64::from(ports.end - ports.start));
+    if addresses * count <= u64::from(TRIES) {
+        return None;
+    }
+    let (address, port) = split(mix(spread.wrapping_add(GOLDEN_RATIO)), addresses, count);
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "places in the list, and in a slice of 65,536 ports at most"
+    )]
+    let (address, port) = (address as usize, port as u32);
+    Some((*pool.v4.get(address)?, u16::try_from(u32::from(pool.low) + ports.start + port).ok()?))
 }
 
 impl Iterator for Candidates<'_> {
@@ -225,7 +248,13 @@ pub(crate) mod tests {
                 let known = if v6 { pool.v6.contains(address) } else { pool.v4.iter().any(|a| u128::from(*a) == *address) };
                 prop_assert!(known);
             }
+            let first = first(&pool, worker, workers, spread);
+            let pair = |(address, port): &(u128, u16)| (u32::try_from(*address).unwrap(), *port);
+            if space > TRIES && !v6 {
+                prop_assert_eq!(first, candidates.first().map(pair));
+            }
             if space <= TRIES {
+                prop_assert_eq!(first, None);
                 let distinct: HashSet<_> = candidates.iter().collect();
                 prop_assert_eq!(distinct.len(), candidates.len(), "a small space is tried whole");
             }

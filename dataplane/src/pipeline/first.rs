@@ -13,7 +13,7 @@ use crate::flow::table::{Full, NewWords, Slot};
 use crate::flow::tcp::{Direction, Strictness};
 use crate::flow::{snat, templates};
 use crate::frame::Frame;
-use crate::ids::HopId;
+use crate::ids::{HopId, PoolId};
 use crate::packet::Packet;
 use crate::schedule;
 use crate::snapshot::{Backend, Mode, Service, Snapshot, SnatPool};
@@ -243,12 +243,32 @@ impl Core {
             return Some(self.untranslated(backend, key));
         }
         let id = service.pool?;
-        let mut pairs = self.pairs(tables.services.pool(id)?, hash ^ attempts);
-        let (address, port) = match self.suited(id, backend, port_of(backend, key), key.proto, tables) {
-            None => pairs.next()?,
-            suited => pairs.preferring(suited).next()?,
+        let (pool, spread) = (tables.services.pool(id)?, hash ^ attempts);
+        let first = match tables.steering {
+            None => snat::first(pool, self.setup.worker, self.setup.workers, spread),
+            Some(_) => None,
         };
-        Some(self.keyed(source(backend, key), (low(address), port), key.proto))
+        let pair = match first {
+            Some(pair) => pair,
+            None => self.first_candidate(id, pool, spread, backend, key, tables)?,
+        };
+        Some(self.keyed(source(backend, key), pair, key.proto))
+    }
+
+    /// The first of [`Self::candidates`].
+    #[inline(never)]
+    fn first_candidate(
+        &self,
+        id: PoolId,
+        pool: &SnatPool,
+        spread: u64,
+        backend: &Backend,
+        key: &FlowKey,
+        tables: &Snapshot,
+    ) -> Option<(u32, u16)> {
+        let suited = self.suited(id, backend, port_of(backend, key), key.proto, tables);
+        let (address, port) = self.pairs(pool, spread).preferring(suited).next()?;
+        Some((low(address), port))
     }
 
     /// The IPv4 addresses and ports that may stand for a client towards a backend.
