@@ -86,6 +86,8 @@ pub(crate) struct Services {
     pub(crate) count: u32,
     /// Backends of each.
     pub(crate) backends: u32,
+    /// Flows that Weir has room for.
+    pub(crate) flows: u32,
 }
 
 /// Where packets are sent to.
@@ -311,7 +313,7 @@ fn config(
     services: Services,
 ) -> String {
     let [first, second] = &middle.ports;
-    let Services { count, backends } = services;
+    let Services { count, backends, flows } = services;
     let [snat_first, snat_last] = SNAT;
     let mode = match mode {
         Mode::Nat => "mode: nat",
@@ -320,7 +322,7 @@ fn config(
     let mut text = format!(
         "interfaces: [{{name: {}}}, {{name: {}}}]\n\
          workers: {{count: {workers}, cores: [{}], spin_us: 0}}\n\
-         flows: {{limit: 1048576}}\n\
+         flows: {{limit: {flows}}}\n\
          limits: {{services: {}, backends: {}}}\n\
          admin: {{socket: \"{}\"}}\n\
          snat_pools: [{{name: pool, addresses: [{snat_first}-{snat_last}]}}]\n\

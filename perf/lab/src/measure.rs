@@ -13,14 +13,15 @@ use crate::network::{Network, Topology};
 use crate::results::Sample;
 use crate::traffic::{Connected, Cores, Load, Pace, Packets, Received, Sent, Sink, Traffic, start_in};
 
-/// Handshakes a second while flows are opened: what the slowest peer does without loss.
-const OPEN_RATE_PPS: f64 = 20_000.0;
-/// The same of Weir.
-const WEIR_OPEN_RATE_PPS: f64 = 50_000.0;
 /// How long frames may take to arrive after the last one was sent.
 const SETTLE: Duration = Duration::from_millis(150);
 /// From the start of a timed generator to its first frame.
 const LEAD: Duration = Duration::from_millis(700);
+
+/// Handshakes a second while flows are opened: what the slowest peer does without loss, and Weir.
+pub(crate) fn open_rate_pps(device: &Device) -> f64 {
+    if matches!(device, Device::Weir(..)) { 50_000.0 } else { 20_000.0 }
+}
 
 /// What all measurements of a run have in common.
 #[derive(Clone, Debug)]
@@ -84,8 +85,7 @@ impl<'a> Bench<'a> {
         let traffic = self.traffic()?;
         let sink = traffic.answering_sink()?;
         let each = flows / u32::try_from(self.workers)?;
-        let rate = if matches!(self.device, Device::Weir(..)) { WEIR_OPEN_RATE_PPS } else { OPEN_RATE_PPS };
-        let said = traffic.connect(each, rate, 0, true)?;
+        let said = traffic.connect(each, open_rate_pps(self.device), 0, true)?;
         sink.map(Sink::stop).transpose()?;
         if said.strange > 0 {
             println!("    {} answers to SYNs have wrong numbers, addresses or checksums", said.strange);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::device::{Device, Kind, Services};
-use crate::measure::{Bench, Lab};
+use crate::measure::{Bench, Lab, open_rate_pps};
 use crate::network::{Topology, Wires};
 use crate::results::{Key, Quantity, Report, Sample, number};
 use crate::traffic::{Cores, Load, Pace, Packets};
@@ -29,6 +29,10 @@ const SERVICES: u32 = 1000;
 const PEER_SERVICES: u32 = 10_000;
 /// Connections that the kernel tracks by default are not many more.
 const PEER_FLOWS: u32 = 100_000;
+/// Flows at most, but for one device: opening more takes minutes.
+const MOST_FLOWS: u32 = 1_000_000;
+/// The least that Weir has room for, and the step of its room.
+const ROOM: u32 = 1 << 20;
 
 /// Something to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -72,6 +76,13 @@ enum Job {
     Connections {
         seconds: f64,
     },
+}
+
+impl Job {
+    /// Flows that are open meanwhile.
+    fn flows(&self) -> u32 {
+        if let Self::Cost(load) = self { load.flows } else { 0 }
+    }
 }
 
 /// A device set up in one way, and what is measured of it.
@@ -145,7 +156,8 @@ impl Plan {
         let weir = matches!(device, Device::Weir(..));
         let seconds = if short { 2.0 } else { 5.0 };
         let mut step = |count: u32, workers: usize, jobs: Vec<Job>| {
-            let services = Services { count, backends: BACKENDS };
+            let flows = jobs.iter().map(Job::flows).max().unwrap_or(0).max(ROOM).next_multiple_of(ROOM);
+            let services = Services { count, backends: BACKENDS, flows };
             self.steps.push(Step { profile, device: device.clone(), services, workers, jobs });
         };
         let nothing = matches!(device, Device::Nothing);
@@ -191,8 +203,13 @@ impl Plan {
             }
             Profile::Flows if nothing => step(SERVICES, 1, vec![Job::Cost(established(1000, "60", seconds))]),
             Profile::Flows => {
-                for flows in [1000, 10_000, 100_000, 1_000_000] {
-                    if flows <= PEER_FLOWS || weir {
+                let most = match device.name() {
+                    "weir-fullnat" => u32::MAX,
+                    _ if weir => MOST_FLOWS,
+                    _ => PEER_FLOWS,
+                };
+                for flows in [1000, 10_000, 100_000, 1_000_000, 10_000_000] {
+                    if flows <= most {
                         step(SERVICES, 1, vec![Job::Cost(established(flows, "60", seconds))]);
                     }
                 }
@@ -284,7 +301,7 @@ impl Step {
                 0.0
             };
         let jobs = self.jobs.iter().map(|job| match job {
-            Job::Cost(load) => 1.0 + load.seconds + f64::from(load.flows) / 20_000.0,
+            Job::Cost(load) => 1.0 + load.seconds + f64::from(load.flows) / open_rate_pps(&self.device),
             // Some twelve trials.
             Job::Rate { seconds, loads, .. } => {
                 12.0 * (seconds + 0.7) + (1.5 + LATENCY_S) * loads.len() as f64
