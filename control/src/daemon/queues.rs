@@ -80,9 +80,11 @@ impl Queues {
             let seen = asked.try_recv().ok()?;
             self.asked = None;
             let before = std::mem::replace(&mut self.seen, seen);
-            let pairs = before.iter().zip(&self.seen);
-            let changed = pairs.filter_map(|(before, after)| changed(before, after, self.workers));
-            return Some(changed.chain(self.seen.iter().filter_map(|seen| seen.polling.clone())).collect());
+            let pairs = || before.iter().zip(&self.seen);
+            let changed = pairs().filter_map(|(before, after)| changed(before, after, self.workers));
+            // What cannot be had is tried each time, and told once.
+            let polling = pairs().filter(|(before, after)| before.polling != after.polling);
+            return Some(changed.chain(polling.filter_map(|(_, after)| after.polling.clone())).collect());
         }
         if now.saturating_duration_since(self.looked_at) >= LOOK {
             self.looked_at = now;
