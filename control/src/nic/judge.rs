@@ -583,15 +583,22 @@ fn polling(nic: &Nic, wish: &Wish, findings: &mut Findings) {
                 "weir run --tuning gateway would have the workers poll the queues of {name} in place of interrupts"
             ),
         ),
-        Err(Unpolled::Apart) => findings.notes(
-            "polling",
-            format_args!(
-                "workers cannot poll the queues of {name} in place of interrupts (--tuning gateway), for sending and receiving have \
-                 a NAPI instance each: those of virtio_net always have, those of igb and igc with few queues (ethtool -L {name} \
-                 combined)"
-            ),
-        ),
-        Err(_) => {}
+        // Of an older kernel nothing is known.
+        Err(_) if nic.napis.is_empty() => {}
+        Err(why) => {
+            let more = match (why, nic.driver.as_deref()) {
+                (Unpolled::Apart, Some("igb" | "igc")) => {
+                    format!("; with more queues they share one (ethtool -L {name} combined)")
+                }
+                _ => String::new(),
+            };
+            findings.notes(
+                "polling",
+                format_args!(
+                    "workers cannot poll the queues of {name} in place of interrupts (--tuning gateway), for {why}{more}"
+                ),
+            );
+        }
     }
 }
 

@@ -15,7 +15,7 @@ pub enum Unpolled {
     #[error("frames are copied")]
     Copied,
     /// The driver or an older kernel does not say what serves it.
-    #[error("the kernel does not tell what serves them")]
+    #[error("the kernel does not tell what serves them both ways")]
     Untold,
     /// Two instances.
     #[error("sending and receiving have a NAPI instance each")]
