@@ -586,9 +586,9 @@ fn polling(nic: &Nic, wish: &Wish, findings: &mut Findings) {
         // Of an older kernel nothing is known.
         Err(_) if nic.napis.is_empty() => {}
         Err(why) => {
-            let more = match (why, nic.driver.as_deref()) {
-                (Unpolled::Apart, Some("igb" | "igc")) => {
-                    format!("; with more queues they share one (ethtool -L {name} combined)")
+            let more = match (why, nic.driver.as_deref(), nic.queues.rx_max) {
+                (Unpolled::Apart, Some("igb" | "igc"), Some(most)) => {
+                    format!("; with more queues they share one (ethtool -L {name} combined {most})")
                 }
                 _ => String::new(),
             };

@@ -294,7 +294,7 @@ fn each_trap_is_told_with_what_to_do() {
                 nic.napis = vec![a, b, serves(8195, vec![], vec![0]), serves(8196, vec![], vec![1])];
             }),
             "notes: workers cannot poll the queues of eth1 in place of interrupts (--tuning gateway), for sending and receiving have a \
-             NAPI instance each; with more queues they share one (ethtool -L eth1 combined)",
+             NAPI instance each; with more queues they share one (ethtool -L eth1 combined 64)",
         ),
         (
             "queues of which half is told",
