@@ -212,7 +212,10 @@ impl<W: Wake> Port<W> {
     #[cold]
     fn make_room(&mut self, umem: &mut Umem) -> bool {
         self.flush(umem);
-        self.poll();
+        if self.wake.is_polled() {
+            // Also where all was taken: a poll completes.
+            self.wake.rx();
+        }
         self.complete(umem);
         self.sending < self.rings.tx.size()
     }
