@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use control::admin::protocol::InterfaceRow;
 use testbed::flood::{Outcome, under_flood};
 use testbed::topology::Family;
 use testbed::{Load, Service};
 
-use crate::Setup;
+use crate::{Setup, interfaces};
 
 const KEPT: u32 = 200;
 const LENGTH: Duration = Duration::from_secs(6);
@@ -70,8 +69,7 @@ fn flood(setup: &Setup, service: &Service) -> Result<(Outcome, String)> {
 
 /// Whether the kernel has found no room for a frame that was meant for Weir.
 fn lost_before_weir(setup: &Setup) -> Result<bool> {
-    let interfaces: Vec<InterfaceRow> = serde_json::from_value(setup.weir.show("interfaces")?)?;
-    Ok(interfaces
+    Ok(interfaces(&setup.weir)?
         .iter()
         .flat_map(|interface| &interface.queues)
         .any(|queue| queue.rx_dropped + queue.rx_ring_full > 0))

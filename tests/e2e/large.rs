@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use control::admin::protocol::{InterfaceRow, WorkerRow};
+use control::admin::protocol::WorkerRow;
 use testbed::clients::{self, Direction};
 use testbed::echo::socket;
 use testbed::servers::{self, Servers};
@@ -11,7 +11,7 @@ use testbed::topology::{ETH, Family, LAN, Topology};
 use testbed::{Service, Weir};
 
 use crate::datagrams::{LARGE, PORT, echoes, exchange, service, without_df};
-use crate::{can_run_on_veth, eventually, weir};
+use crate::{can_run_on_veth, eventually, interfaces, weir};
 
 const JUMBO: u16 = 9000;
 const NO_JUMBO: &str = "the bridges between them have an MTU of 1500";
@@ -154,7 +154,7 @@ fn what_is_the_kernels_reaches_it_in_one_frame() -> Result<()> {
             Ok(())
         })?;
     }
-    let interfaces: Vec<InterfaceRow> = serde_json::from_value(weir.show("interfaces")?)?;
+    let interfaces = interfaces(&weir)?;
     let path = interfaces.iter().find(|row| row.name == "weir1");
     let path = path.context("no kernel path")?;
     let sent: u64 = path.queues.iter().map(|queue| queue.tx).sum();

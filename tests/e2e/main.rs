@@ -36,7 +36,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use control::admin::protocol::WorkerRow;
+use control::admin::protocol::{InterfaceRow, WorkerRow};
 use testbed::topology::{Family, Topology, has_nics};
 use testbed::{Namespace, Service, Weir};
 
@@ -92,6 +92,11 @@ impl Setup {
     fn workers(&self) -> Result<Vec<WorkerRow>> {
         Ok(serde_json::from_value(self.weir.show("workers")?)?)
     }
+}
+
+/// What Weir shows of its interfaces.
+fn interfaces(weir: &Weir) -> Result<Vec<InterfaceRow>> {
+    Ok(serde_json::from_value(weir.show("interfaces")?)?)
 }
 
 /// The same service over both families.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use control::admin::protocol::{InterfaceRow, QueueRow, WorkerRow};
+use control::admin::protocol::{QueueRow, WorkerRow};
 use serde_json::Value;
 use testbed::config::GENERIC;
 use testbed::flood::Flood;
@@ -11,7 +11,7 @@ use testbed::servers::Servers;
 use testbed::topology::{BACKENDS, Family, LAN, QUEUES, Topology, WAN, has_nics};
 use testbed::{Card, Namespace, Service, Signal, Weir, clients, kernel_version, load, run, servers};
 
-use crate::{LIMIT, Setup, both, can_run, eventually, weir};
+use crate::{LIMIT, Setup, both, can_run, eventually, interfaces, weir};
 
 /// Long enough for more frames than the rings of all queues hold.
 const FLOOD_LENGTH: Duration = Duration::from_secs(5);
@@ -123,7 +123,7 @@ fn every_queue_carries_traffic_in_the_best_mode_that_the_kernel_has_and_says() -
     }
     let card = setup.topology.card.context("no card")?;
     let mode = card.mode()?;
-    let shown: Vec<InterfaceRow> = serde_json::from_value(setup.weir.show("interfaces")?)?;
+    let shown = interfaces(&setup.weir)?;
     for name in [WAN, LAN] {
         let row = shown.iter().find(|row| row.name == name).context("an interface is not shown")?;
         ensure!((row.xdp.as_str(), row.queues.len()) == (card.xdp(), card.queues() as usize), "{row:?}");
@@ -265,7 +265,7 @@ fn workers_poll_queues_that_one_napi_instance_serves_both_ways_and_no_others() -
         Ok(())
     };
     let polled = |weir: &Weir| -> Result<Vec<bool>> {
-        let shown: Vec<InterfaceRow> = serde_json::from_value(weir.show("interfaces")?)?;
+        let shown = interfaces(weir)?;
         let queues =
             shown.iter().filter(|row| row.name == WAN || row.name == LAN).flat_map(|row| &row.queues);
         Ok(queues.map(|queue| queue.polled).collect())
@@ -350,7 +350,7 @@ fn a_queue_whose_buffers_are_all_full_receives_again_after_its_worker_paused() -
     drop(flood);
     weir.signal(Signal::SIGCONT)?;
     works("after")?;
-    let shown: Vec<InterfaceRow> = serde_json::from_value(weir.show("interfaces")?)?;
+    let shown = interfaces(&weir)?;
     let wan = shown.iter().find(|row| row.name == WAN).context("an interface is not shown")?;
     println!("{}", serde_json::to_string(&wan.queues)?);
     let is_overrun = |queue: &QueueRow| queue.rx_ring_full + queue.fill_ring_empty > 0;
