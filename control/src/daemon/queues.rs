@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(5);
 const INTERVAL: Duration = Duration::from_secs(60);
 
 /// An interface with its RX queues, and how it spreads frames over them, where its driver tells.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Seen {
     name: Arc<str>,
     ifindex: u32,
@@ -47,7 +47,7 @@ impl Queues {
     pub(super) fn new(ports: &[Port], workers: u32) -> Self {
         let named = |port: &Port| {
             let (name, ifindex) = (Arc::clone(&port.name), port.ifindex);
-            Seen { name, ifindex, queues: None, rss: None, polled: Vec::new(), polling: None }
+            Seen { name, ifindex, ..Seen::default() }
         };
         let named = ports.iter().map(named).collect();
         let (seen, looked_at) = (look(named), Instant::now());
@@ -150,14 +150,7 @@ mod tests {
 
     #[test]
     fn a_changed_number_of_queues_is_told_with_what_it_means() {
-        let seen = |queues| Seen {
-            name: "eth1".into(),
-            ifindex: 3,
-            queues,
-            rss: None,
-            polled: Vec::new(),
-            polling: None,
-        };
+        let seen = |queues| Seen { name: "eth1".into(), ifindex: 3, queues, ..Seen::default() };
         for (before, after, want) in [
             (Some(2), Some(2), None),
             (None, Some(2), None),

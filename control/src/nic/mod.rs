@@ -248,11 +248,7 @@ impl Nic {
 
 /// The NAPI instances of the interface with this index, without their interrupts' cores, as far as the kernel tells.
 pub fn napis(ifindex: u32) -> Vec<Napi> {
-    let mut asker = offer::Asker::default();
-    let mut napis = asker.napis(ifindex).unwrap_or_default();
-    // Which queues are bound is of no interest here.
-    let _ = asker.queues(ifindex, &mut napis);
-    napis
+    offer::Asker::default().napis(ifindex).0
 }
 
 /// How many RX queues the interface with this index uses, and how it spreads frames over them; `None` where its driver

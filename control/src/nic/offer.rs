@@ -36,8 +36,7 @@ impl Asker {
         nic.rss = self.rss(ifindex);
         nic.offloads = self.offloads(ifindex);
         nic.xdp = self.xdp(ifindex);
-        nic.napis = self.napis(ifindex).unwrap_or_default();
-        nic.bound_queues = self.queues(ifindex, &mut nic.napis).unwrap_or_default();
+        (nic.napis, nic.bound_queues) = self.napis(ifindex);
     }
 
     /// How many queues the interface uses.
@@ -121,8 +120,15 @@ impl Asker {
         })
     }
 
-    /// What serves the interface's queues, without these.
-    pub(super) fn napis(&mut self, ifindex: u32) -> Option<Vec<Napi>> {
+    /// What serves the interface's queues, and the RX queues that a socket is bound to.
+    pub(super) fn napis(&mut self, ifindex: u32) -> (Vec<Napi>, Vec<u32>) {
+        let mut napis = self.instances(ifindex).unwrap_or_default();
+        let bound = self.queues(ifindex, &mut napis).unwrap_or_default();
+        (napis, bound)
+    }
+
+    /// The NAPI instances, without their queues.
+    fn instances(&mut self, ifindex: u32) -> Option<Vec<Napi>> {
         let mut request = netdev::Request::new().op_napi_get_dump();
         request.encode().push_ifindex(ifindex);
         let answer = self.kernel.ask(&request)?;
@@ -142,7 +148,7 @@ impl Asker {
     }
 
     /// Notes which NAPI instance serves which queues, and tells the RX queues that a socket is bound to.
-    pub(super) fn queues(&mut self, ifindex: u32, napis: &mut [Napi]) -> Option<Vec<u32>> {
+    fn queues(&mut self, ifindex: u32, napis: &mut [Napi]) -> Option<Vec<u32>> {
         let mut request = netdev::Request::new().op_queue_get_dump();
         request.encode().push_ifindex(ifindex);
         let answer = self.kernel.ask(&request)?;
