@@ -13,10 +13,10 @@ use crate::flow::table::{Full, NewWords, Slot};
 use crate::flow::tcp::{Direction, Strictness};
 use crate::flow::{snat, templates};
 use crate::frame::Frame;
-use crate::ids::{HopId, PoolId};
+use crate::ids::HopId;
 use crate::packet::Packet;
 use crate::schedule;
-use crate::snapshot::{Backend, Mode, Service, Snapshot, SnatPool};
+use crate::snapshot::{Backend, Mode, Service, Snapshot};
 use crate::time::Tick;
 use crate::trace::{Answer, Step, Trace};
 use crate::verdict::{DropReason, Verdict};
@@ -242,33 +242,30 @@ impl Core {
         if mode != Mode::FullNat {
             return Some(self.untranslated(backend, key));
         }
-        let id = service.pool?;
-        let (pool, spread) = (tables.services.pool(id)?, hash ^ attempts);
+        let pool = tables.services.pool(service.pool?)?;
         let first = match tables.steering {
-            None => snat::first(pool, self.setup.worker, self.setup.workers, spread),
+            None => snat::first(pool, self.setup.worker, self.setup.workers, hash ^ attempts),
             Some(_) => None,
         };
         let pair = match first {
             Some(pair) => pair,
-            None => self.first_candidate(id, pool, spread, backend, key, tables)?,
+            None => self.first_candidate(hash, service, backend, key, attempts, tables)?,
         };
         Some(self.keyed(source(backend, key), pair, key.proto))
     }
 
-    /// The first of [`Self::candidates`].
+    /// The first of [`Self::candidates`], apart from where they are seldom needed.
     #[inline(never)]
     fn first_candidate(
         &self,
-        id: PoolId,
-        pool: &SnatPool,
-        spread: u64,
+        hash: u64,
+        service: &Service,
         backend: &Backend,
         key: &FlowKey,
+        attempts: u64,
         tables: &Snapshot,
     ) -> Option<(u32, u16)> {
-        let suited = self.suited(id, backend, port_of(backend, key), key.proto, tables);
-        let (address, port) = self.pairs(pool, spread).preferring(suited).next()?;
-        Some((low(address), port))
+        self.candidates(hash, service, backend, key, attempts, tables)?.next()
     }
 
     /// The IPv4 addresses and ports that may stand for a client towards a backend.
@@ -283,15 +280,12 @@ impl Core {
         tables: &'t Snapshot,
     ) -> Option<impl Iterator<Item = (u32, u16)> + use<'t>> {
         let id = service.pool?;
-        let pairs = self.pairs(tables.services.pool(id)?, hash ^ attempts);
+        let pool = tables.services.pool(id)?;
+        // What this worker may take of it, whatever suits.
+        let pairs =
+            snat::Candidates::new(pool, self.setup.worker, self.setup.workers, false, hash ^ attempts);
         let suited = self.suited(id, backend, port_of(backend, key), key.proto, tables);
         Some(pairs.preferring(suited).map(|(address, port)| (low(address), port)))
-    }
-
-    /// What this worker may take of a pool, whatever suits.
-    #[inline]
-    fn pairs<'t>(&self, pool: &'t SnatPool, spread: u64) -> snat::Candidates<'t> {
-        snat::Candidates::new(pool, self.setup.worker, self.setup.workers, false, spread)
     }
 
     /// What the backend's packets carry where the client's address is kept.
